@@ -1,0 +1,140 @@
+"""What calibration measures and fits: probes, observations, law, transition, cost."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorasize.records.inputs import ModelFingerprint
+from lorasize.records.words import RECIPE, STRICT, ProbeKind
+
+
+class ProbeSpec(BaseModel):
+    """One small training run, fully described: a probe is a pure function of this and the model."""
+
+    model_config = STRICT
+    target_modules: tuple[str, ...]
+    layers_to_transform: tuple[int, ...]
+    rank: int
+    kind: ProbeKind
+    n_tokens: int
+    seed: int
+    max_steps: int
+    recipe: str = RECIPE
+
+
+class Observation(BaseModel):
+    """What a probe measured. Losses in nats per target token."""
+
+    model_config = STRICT
+    probe: ProbeSpec
+    n_parameters: int
+    base_loss: float
+    final_loss: float
+    loss_reduction: float
+    n_stubborn: int
+    threshold_met: bool
+    steps: int
+    seconds: float
+    seconds_per_step: float
+    peak_memory_bytes: int
+
+    @property
+    def nats(self) -> float:
+        """Demand of the probe's text: nats to be written."""
+        return self.base_loss * self.probe.n_tokens
+
+
+class Law(BaseModel):
+    """ΔL = coefficient · N^parameter_exponent · ℓ^−length_exponent + offset, in nats per target token.
+
+    N: effective parameters. ℓ: target tokens whose base loss is `reference_loss`; a corpus of D nats counts as
+    ℓ = D / reference_loss tokens. `covariance` follows the order of the four names above. Ranges are those of the
+    fitted observations; outside them a prediction is `extrapolated`.
+    """
+
+    model_config = STRICT
+    coefficient: float
+    parameter_exponent: float
+    length_exponent: float
+    offset: float
+    covariance: tuple[tuple[float, ...], ...]
+    r_squared: float
+    form: str
+    reference_loss: float
+    residual_stderr: float
+    n_observations: int
+    parameters_range: tuple[float, float]
+    tokens_range: tuple[float, float]
+
+
+class SiteEfficiency(BaseModel):
+    """How much one parameter at this site is worth, against one at the reference site (efficiency 1)."""
+
+    model_config = STRICT
+    target_modules: tuple[str, ...]
+    layers_to_transform: tuple[int, ...]
+    efficiency: float
+    stderr: float
+    parameters_per_rank: int
+
+
+class Transition(BaseModel):
+    """P(every token above ½) = 1 / (1 + exp(−(ln slack − location) / scale)).
+
+    `steps_coefficient` and `steps_exponent` give the steps of a successful run: coefficient · slack^−exponent, with
+    `steps_spread` the standard deviation of ln steps.
+    """
+
+    model_config = STRICT
+    location: float
+    location_stderr: float
+    scale: float
+    n_observations: int
+    n_successes: int
+    steps_coefficient: float
+    steps_exponent: float
+    steps_spread: float
+
+
+class CostModel(BaseModel):
+    """Seconds per step = overhead + tokens · (per_layer_token · layers run + per_head_token)."""
+
+    model_config = STRICT
+    seconds_overhead: float
+    seconds_per_layer_token: float
+    seconds_per_head_token: float
+    relative_spread: float
+    seconds_per_forward_token: float
+    memory_base_bytes: int
+    memory_bytes_per_token: float
+
+
+class CalibrationModel(BaseModel):
+    """The base model a calibration is for."""
+
+    model_config = STRICT
+    ref: str
+    fingerprint: ModelFingerprint
+    architecture: str
+    n_layers: int
+    max_positions: int
+
+
+class Calibration(BaseModel):
+    """A fitted law with the raw observations beside it, so that it can be refitted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    schema_: Literal["lorasize.calibration/1"] = Field(default="lorasize.calibration/1", alias="schema")
+    model: CalibrationModel
+    recipe: str
+    device: str
+    dtype: str
+    law: Law
+    sites: tuple[SiteEfficiency, ...]
+    transition: Transition
+    cost: CostModel
+    observations: tuple[Observation, ...]
+    held_out: tuple[Observation, ...] = ()
+    provenance: dict[str, str]

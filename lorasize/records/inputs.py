@@ -1,0 +1,125 @@
+"""What goes in: passages, corpora, feasibility, models, sites and adapters."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from lorasize.records.words import STRICT, PassageKind
+
+
+class Passage(BaseModel):
+    """One thing to memorise: `prompt` is given, `target` must come back.
+
+    `start` and `end` are byte offsets of the target in its file, None for structured formats. `messages` holds the
+    chat turns (role, content) before the target when the corpus is a chat; the prompt is then empty and rendered later
+    by the model's chat template. A passage of `kind` "text" has no prompt of its own: its prompt is empty until
+    `tokens` packs or splits it and gives it an address. `gap` is the file's text between the text block before and
+    this one.
+    """
+
+    model_config = STRICT
+    id: str
+    file: str
+    line: int = Field(ge=1)
+    prompt: str
+    target: str
+    start: int | None = None
+    end: int | None = None
+    messages: tuple[tuple[str, str], ...] = ()
+    kind: PassageKind = "record"
+    gap: str = ""
+
+
+class CorpusFile(BaseModel):
+    """One corpus file as it was read."""
+
+    model_config = STRICT
+    path: str
+    sha256: str
+
+
+class Reading(BaseModel):
+    """How corpus files become passages; part of a plan so that apply reads them in the same way."""
+
+    model_config = STRICT
+    format: Literal["auto", "text", "markdown", "jsonl", "csv", "tsv", "parquet"] = "auto"
+    fields: dict[str, str] = {}
+    prompt_template: str | None = None
+    passage_tokens: int = Field(default=512, ge=8)
+
+
+class CorpusSummary(BaseModel):
+    """What was planned for. `n_tokens` counts target tokens, stop tokens included."""
+
+    model_config = STRICT
+    n_passages: int
+    n_tokens: int
+    sha256: str
+    files: tuple[CorpusFile, ...]
+    reading: Reading = Reading()
+
+
+class FeasibilityIssue(BaseModel):
+    """Two passages that no rank can hold both.
+
+    `passages` are their indices, `position` the target token at which they part, `file` and `line` the later one's.
+    """
+
+    model_config = STRICT
+    kind: Literal["same_prompt", "same_prefix"]
+    passages: tuple[int, int]
+    position: int
+    file: str
+    line: int
+    message: str
+
+
+class Feasibility(BaseModel):
+    """The lint's verdict."""
+
+    model_config = STRICT
+    feasible: bool
+    issues: tuple[FeasibilityIssue, ...] = ()
+
+
+class ModelFingerprint(BaseModel):
+    """Digests (sha256, hex) of what decides a base model's output."""
+
+    model_config = STRICT
+    weights: str
+    config: str
+    tokenizer: str
+
+    @property
+    def digest(self) -> str:
+        """One digest of all three."""
+        return hashlib.sha256(f"{self.weights}{self.config}{self.tokenizer}".encode()).hexdigest()
+
+
+class Site(BaseModel):
+    """Where an adapter sits: module set × layer set, rank left open."""
+
+    model_config = STRICT
+    target_modules: tuple[str, ...]
+    layers_to_transform: tuple[int, ...]
+
+
+class AdapterSpec(BaseModel):
+    """A site with a rank. `lora_alpha` always equals `rank`, so the scaling is 1 in every runtime."""
+
+    model_config = STRICT
+    rank: int = Field(ge=1)
+    lora_alpha: int = Field(ge=1)
+    target_modules: tuple[str, ...]
+    layers_to_transform: tuple[int, ...]
+    n_parameters: int
+    bytes: int
+    bits_per_parameter: float
+
+    @property
+    def site(self) -> Site:
+        """The same without its rank."""
+        return Site(target_modules=self.target_modules, layers_to_transform=self.layers_to_transform)

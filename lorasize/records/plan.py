@@ -1,0 +1,129 @@
+"""The plan and everything in it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorasize.records.inputs import AdapterSpec, CorpusSummary, Feasibility
+from lorasize.records.words import STRICT
+
+
+class Demand(BaseModel):
+    """What the corpus needs written. `base_loss`: nats per target token; `nats`, `bits`: of the whole corpus."""
+
+    model_config = STRICT
+    base_loss: float
+    nats: float
+    bits: float
+
+
+class Estimate(BaseModel):
+    """A point and its interval."""
+
+    model_config = STRICT
+    point: float
+    lo: float
+    hi: float
+
+
+class Prediction(BaseModel):
+    """What the law says of the chosen adapter."""
+
+    model_config = STRICT
+    final_loss: float
+    loss_reduction: float
+    capacity_slack: float
+    success_probability: float
+    confidence: float
+    rank_interval: tuple[int, int]
+    steps: Estimate
+    seconds: Estimate
+    peak_memory_bytes: int
+    extrapolated: bool
+
+
+class Alternative(BaseModel):
+    """Another adapter that would also do, with what it costs."""
+
+    model_config = STRICT
+    rank: int
+    lora_alpha: int
+    target_modules: tuple[str, ...]
+    layers_to_transform: tuple[int, ...]
+    n_parameters: int
+    bytes: int
+    bits_per_parameter: float
+    success_probability: float
+    seconds: float
+
+
+class RulesOfThumb(BaseModel):
+    """What people use today, on all linear layers: the rank at which parameters ≥ target tokens, and one flat rank."""
+
+    model_config = STRICT
+    parameters_ge_tokens_rank: int
+    flat_rank: int
+
+
+class Budget(BaseModel):
+    """One limit and how the plan stands against it."""
+
+    model_config = STRICT
+    id: str
+    limit: float
+    actual: float
+    level: Literal["error", "warn"]
+    result: Literal["pass", "fail", "warn"]
+
+
+class Serving(BaseModel):
+    """What an inference engine needs to be told."""
+
+    model_config = STRICT
+    vllm_max_lora_rank: int | None
+    llama_cpp: bool
+    notes: tuple[str, ...] = ()
+
+
+class PlanModel(BaseModel):
+    """The base model of a plan. `fingerprint` is the digest of weights, config and tokenizer."""
+
+    model_config = STRICT
+    ref: str
+    revision: str | None = None
+    fingerprint: str
+    dtype: str
+    n_layers: int
+
+
+class PlanInputs(BaseModel):
+    """Digests of everything the plan was computed from."""
+
+    model_config = STRICT
+    corpus_sha256: str
+    model_fingerprint: str
+    tokenizer_sha256: str
+    calibration_sha256: str
+    recipe: str
+
+
+class Plan(BaseModel):
+    """The recommendation: `lorasize.plan.json`. Without an adapter (`infeasible`) adapter and prediction are None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    schema_: Literal["lorasize.plan/1"] = Field(default="lorasize.plan/1", alias="schema")
+    status: Literal["ok", "over_budget", "infeasible"]
+    model: PlanModel
+    corpus: CorpusSummary
+    demand: Demand | None
+    feasibility: Feasibility
+    adapter: AdapterSpec | None
+    prediction: Prediction | None
+    alternatives: tuple[Alternative, ...] = ()
+    rules_of_thumb: RulesOfThumb | None = None
+    budgets: tuple[Budget, ...] = ()
+    serving: Serving | None = None
+    inputs: PlanInputs
+    warnings: tuple[str, ...] = ()

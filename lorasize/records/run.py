@@ -1,0 +1,186 @@
+"""What happens to a plan: training steps, escalations, recall, memorization."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorasize.records.inputs import AdapterSpec, ModelFingerprint
+from lorasize.records.plan import Plan
+from lorasize.records.words import STRICT
+
+
+class StepReport(BaseModel):
+    """One optimiser step. `n_stubborn`: target tokens with p ≤ ½; `loss`: mean over all target tokens, nats."""
+
+    model_config = STRICT
+    step: int
+    loss: float
+    n_tokens: int
+    n_stubborn: int
+    n_active: int
+    min_probability: float
+    seconds: float
+    evaluated: bool
+
+
+class Outcome(StrEnum):
+    """How a run ended; `sentence` is what the user reads."""
+
+    MEMORIZED = "memorized"
+    STEP_BUDGET_EXHAUSTED = "step_budget_exhausted"
+    TIME_LIMIT = "time_limit"
+    STALLED = "stalled"
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in words."""
+        return {
+            "memorized": "Every target token is above the threshold.",
+            "step_budget_exhausted": "The step budget ended before every token was above the threshold.",
+            "time_limit": "The time limit ended before every token was above the threshold.",
+            "stalled": "Training stalled: the adapter is too small and may not grow further.",
+        }[self.value]
+
+
+class Escalation(BaseModel):
+    """One growth of the adapter: a larger rank or more layers, from a training step on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    from_: str = Field(alias="from")
+    to: str
+    step: int
+
+
+class RecallFailure(BaseModel):
+    """The first target token at which greedy decoding left the target."""
+
+    model_config = STRICT
+    passage: str
+    position: int
+    expected: str
+    got: str
+    probability: float | None
+
+
+class PassageAddress(BaseModel):
+    """One line of `passages.jsonl` in an adapter folder: enough to check recall, and no target text.
+
+    `start` and `end`: byte offsets of the target in its file. `n_tokens` counts the stop token.
+    """
+
+    model_config = STRICT
+    id: str
+    file: str
+    start: int | None
+    end: int | None
+    line: int
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    n_tokens: int
+    target_sha256: str
+
+
+class DecodeJob(BaseModel):
+    """Told to the fresh process: decode these prompts greedily. `targets` is empty where the text is not at hand."""
+
+    model_config = STRICT
+    base: str
+    adapter: str
+    device: str
+    dtype: str
+    prompts: tuple[tuple[int, ...], ...]
+    targets: tuple[tuple[int, ...], ...]
+    n_tokens: tuple[int, ...]
+
+
+class Decoded(BaseModel):
+    """What the fresh process says of one passage.
+
+    `probabilities` are teacher-forced, in float32: of the target's tokens, or of the decoded ones where the target is
+    not at hand.
+    """
+
+    model_config = STRICT
+    ids: tuple[int, ...]
+    probabilities: tuple[float, ...]
+    attn_implementation: str
+
+
+class PassageRecall(BaseModel):
+    """One passage decoded: did the target come back, and what came."""
+
+    model_config = STRICT
+    passage: str
+    recalled: bool
+    n_tokens: int
+    min_probability: float | None
+    text: str
+
+
+class RecallReport(BaseModel):
+    """Greedy decoding against the target, from the adapter on disk: `lorasize verify`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    schema_: Literal["lorasize.recall/1"] = Field(default="lorasize.recall/1", alias="schema")
+    recalled: bool
+    n_passages: int
+    n_recalled: int
+    threshold_met: bool
+    min_probability: float | None
+    failures: tuple[RecallFailure, ...]
+    passages: tuple[PassageRecall, ...] = ()
+    changed_files: tuple[str, ...] = ()
+    dtype: str
+    device: str
+    attn_implementation: str
+    batch_size: int
+    fresh_process: bool
+
+
+class RecallSummary(BaseModel):
+    """The recall part of a memorization record: no corpus text but the failures' tokens."""
+
+    model_config = STRICT
+    n_passages: int
+    n_recalled: int
+    failures: tuple[RecallFailure, ...]
+    dtype: str
+    device: str
+    attn_implementation: str
+    batch_size: int
+    fresh_process: bool
+
+
+class Drift(BaseModel):
+    """Loss on text that must not suffer, nats per token."""
+
+    model_config = STRICT
+    before: float
+    after: float
+    nats: float
+
+
+class Memorization(BaseModel):
+    """What apply did: `lorasize.json` in the adapter folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    schema_: Literal["lorasize.memorization/1"] = Field(default="lorasize.memorization/1", alias="schema")
+    outcome: Outcome
+    threshold: float
+    threshold_met: bool
+    min_probability: float
+    n_tokens: int
+    n_stubborn: int
+    recalled: bool
+    steps: int
+    seconds: float
+    tokens_per_second: float
+    adapter: AdapterSpec
+    escalations: tuple[Escalation, ...]
+    recall: RecallSummary
+    drift: Drift | None
+    model_fingerprint: ModelFingerprint
+    plan: Plan

@@ -1,0 +1,17 @@
+"""Words that several records share: the recipe's version, and closed sets of values."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict
+
+STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+RECIPE = "memft/1"  # the training recipe that probes and apply share; a change of it makes calibrations stale
+
+Method = Literal["memft", "memft-ot", "memft-sw", "sft"]
+PassageKind = Literal["record", "text"]
+ProbeKind = Literal["random", "text"]
+Minimize = Literal["parameters", "bytes", "seconds"]
+Serve = Literal["peft", "vllm", "llama.cpp", "merged"]
