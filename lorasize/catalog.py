@@ -1,0 +1,221 @@
+"""Calibrations and plans on disk: where they lie, how they are read and written, and which one fits a model.
+
+A calibration belongs to the model's weights, configuration and tokenizer, to a dtype and to a training recipe. The kind
+of device is matched too when searching, because its times would be wrong elsewhere; a file named outright is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lorasize.errors import CalibrationError, LorasizeError
+from lorasize.records import Calibration, ModelFingerprint, Plan, to_json
+
+MAX_BYTES = 50_000_000
+FOLDER = "calibrations"
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+# ---------------------------------------------------------------- places
+def calibration_path(model_ref: str, device: str, dtype: str, directory: Path) -> Path:
+    """Where the calibration of this model belongs: `<model>.<device>.<dtype>.json` in `directory`."""
+    return directory / f"{_file_name(model_ref)}.{_safe(device)}.{_safe(dtype)}.json"
+
+
+def _file_name(model_ref: str) -> str:
+    """A model reference as part of a file name.
+
+    `owner/name` becomes `owner--name`. Of a local path only the last part is kept, with a digest of the whole that
+    tells namesakes apart: a committed file should not show where its author keeps models.
+    """
+    path_like = model_ref.startswith((".", "/", "~")) or "\\" in model_ref or model_ref.count("/") > 1
+    if not path_like and len(model_ref) <= 120:
+        return _safe(model_ref.replace("/", "--"))
+    last = re.split(r"[/\\]", model_ref.rstrip("/\\"))[-1]
+    return f"{_safe(last)[:100]}-{hashlib.sha256(model_ref.encode()).hexdigest()[:8]}"
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".") or "model"
+
+
+def search_path() -> list[Path]:
+    """Folders that may hold calibrations, nearest first: the project's, the user's, the shipped ones.
+
+    The user's lies in `LORASIZE_CACHE`, else in `$XDG_CACHE_HOME/lorasize`, else in `~/.cache/lorasize`.
+    """
+    own = os.environ.get("LORASIZE_CACHE")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorasize"
+    found: dict[Path, Path] = {}
+    for folder in (Path(FOLDER), (Path(own) if own else cache) / FOLDER, _shipped()):
+        found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def _shipped() -> Path:
+    """The calibrations inside the wheel; in a source checkout, those beside the package."""
+    inside = Path(str(files("lorasize") / FOLDER))
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[1] / FOLDER
+
+
+# ---------------------------------------------------------------- calibrations
+def read_calibration(path: Path) -> Calibration:
+    """The calibration in this file.
+
+    Raises:
+        CalibrationError: missing, over 50 MB, not JSON, of another schema, or with values that are none.
+    """
+    return _read(path, Calibration, "lorasize.calibration", CalibrationError)
+
+
+def write_calibration(calibration: Calibration, path: Path) -> None:
+    """Put the calibration at `path` whole or not at all, folders included."""
+    _write(to_json(calibration), path)
+
+
+def find_calibration(
+    fingerprint: ModelFingerprint, ref: str, device_type: str, dtype: str, recipe: str, explicit: Path | None = None
+) -> tuple[Calibration, Path]:
+    """The first calibration that fits, with its file. Looks for `ref`'s own file name first, then at every other.
+
+    `device_type` is "cpu", "cuda", "mps" or "xpu"; which device of that kind is left to the caller, who should call
+    times rough where `calibration.device` is another. An `explicit` file is the only one looked at and may come from
+    any device.
+
+    Raises:
+        CalibrationError: none fits; the message lists what was found and why each did not match.
+    """
+    places = [explicit] if explicit is not None else list(_found(ref, device_type, dtype))
+    reasons = []
+    for path in places:
+        try:
+            calibration = read_calibration(path)
+        except CalibrationError as error:
+            reasons.append(str(error))
+            continue
+        wrong = _mismatch(calibration, fingerprint, dtype, recipe)
+        if explicit is None and _device_type(calibration.device) != device_type:
+            wrong.append(f"made on {calibration.device}, not {device_type}")
+        if not wrong:
+            return calibration, path
+        reasons.append(f"{path}: {'; '.join(wrong)}")
+    _refuse(ref, device_type, dtype, reasons)
+
+
+def _found(ref: str, device_type: str, dtype: str) -> Iterator[Path]:
+    for folder in search_path():
+        own = calibration_path(ref, device_type, dtype, folder)
+        yield from sorted(folder.glob("*.json"), key=lambda p: (p.name != own.name, p.name))
+
+
+def _device_type(device: str) -> str:
+    """The kind alone: "cuda" of "cuda:0" and of "cuda (NVIDIA A100)"."""
+    return re.split(r"[^a-z]", device.strip().lower(), maxsplit=1)[0]
+
+
+def _mismatch(calibration: Calibration, fingerprint: ModelFingerprint, dtype: str, recipe: str) -> list[str]:
+    """Why this calibration may not be used, empty when it may."""
+    made = calibration.model
+    parts = [p for p in ("weights", "config", "tokenizer") if getattr(made.fingerprint, p) != getattr(fingerprint, p)]
+    wrong = [f"made for {made.ref}, whose {' and '.join(parts)} {'differ' if len(parts) > 1 else 'differs'}"] * bool(
+        parts
+    )
+    wrong += [f"dtype {calibration.dtype}, not {dtype}"] * (calibration.dtype != dtype)
+    return wrong + [f"recipe {calibration.recipe}, not {recipe}"] * (calibration.recipe != recipe)
+
+
+def _refuse(ref: str, device_type: str, dtype: str, reasons: list[str]) -> NoReturn:
+    wanted = f"No calibration fits {ref} in {dtype} on {device_type}"
+    if not reasons:
+        looked = ", ".join(str(p) for p in search_path())
+        raise CalibrationError(f"{wanted}: none found in {looked}. Run a calibration of this model first.")
+    listed = "".join(f"\n  {reason}" for reason in reasons)
+    raise CalibrationError(f"{wanted}. Run a calibration of this model first. Found:{listed}")
+
+
+# ---------------------------------------------------------------- plans
+def read_plan(path: Path) -> Plan:
+    """The plan in this file.
+
+    Raises:
+        LorasizeError: missing, over 50 MB, not JSON, of another schema, or with values that are none. The root class,
+            as an unreadable plan is an input error and neither stale nor a calibration's fault.
+    """
+    return _read(path, Plan, "lorasize.plan", LorasizeError)
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Put the plan at `path` whole or not at all, folders included."""
+    _write(to_json(plan), path)
+
+
+# ---------------------------------------------------------------- reading and writing
+def _read(path: Path, kind: type[Record], name: str, error: Callable[[str], LorasizeError]) -> Record:
+    try:
+        text = _text(path)
+        _check_schema(json.loads(text, parse_constant=_no_constant), name)
+        return kind.model_validate_json(text)
+    except ValidationError as problem:
+        raise error(f"{path}: not a valid {name}: {_first(problem)}") from None
+    except json.JSONDecodeError as problem:
+        raise error(f"{path}: not JSON (line {problem.lineno}: {problem.msg})") from None
+    except RecursionError:
+        raise error(f"{path}: not a {name}: nested too deeply") from None
+    except (OSError, ValueError) as problem:  # a UnicodeDecodeError is a ValueError
+        reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
+        raise error(f"{path}: {reason}") from None
+
+
+def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+    with path.open("rb") as stream:
+        data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"larger than {MAX_BYTES // 10**6} MB")
+    return data.decode("utf-8")
+
+
+def _no_constant(constant: str) -> NoReturn:
+    raise ValueError(f"holds {constant}, which is no number")
+
+
+def _check_schema(data: Any, name: str) -> None:
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, str) or not schema.startswith(f"{name}/"):
+        raise ValueError(f"not a {name}: its schema is {schema!r}")
+    if schema != f"{name}/1":
+        raise ValueError(f"schema {schema}, while this version reads {name}/1: update lorasize or make the file anew")
+
+
+def _first(problem: ValidationError) -> str:
+    errors = problem.errors(include_url=False, include_input=False, include_context=False)
+    place = ".".join(str(part) for part in errors[0]["loc"]) or "top level"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{place}: {errors[0]['msg']}{more}"
+
+
+def _write(text: str, path: Path) -> None:
+    """Write beside the target, flush to disk, then rename: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            part.unlink()

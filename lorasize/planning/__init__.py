@@ -1,0 +1,56 @@
+"""From law, transition, demand and budget to a plan. Pure arithmetic: no model, no files, no clock.
+
+`choice` finds the adapter; `plan` says what it is predicted to do, what else would do, and where the limits stand.
+"""
+
+from lorasize.planning.choice import (
+    RANKS,
+    Assessment,
+    Candidate,
+    assess,
+    assess_all,
+    candidates,
+    capacity_slack,
+    cautious_transition,
+    choose,
+    equivalent_tokens,
+    outside,
+    step_seconds,
+)
+from lorasize.planning.plan import (
+    FLAT_RANK,
+    VLLM_RANKS,
+    Limits,
+    alternatives,
+    budgets,
+    make_plan,
+    predicted,
+    rank_interval,
+    rules_of_thumb,
+    serving,
+)
+
+__all__ = [
+    "FLAT_RANK",
+    "RANKS",
+    "VLLM_RANKS",
+    "Assessment",
+    "Candidate",
+    "Limits",
+    "alternatives",
+    "assess",
+    "assess_all",
+    "budgets",
+    "candidates",
+    "capacity_slack",
+    "cautious_transition",
+    "choose",
+    "equivalent_tokens",
+    "make_plan",
+    "outside",
+    "predicted",
+    "rank_interval",
+    "rules_of_thumb",
+    "serving",
+    "step_seconds",
+]

@@ -1,0 +1,197 @@
+"""Which adapter: every calibrated site with every rank, assessed against one corpus, and the cheapest that will do.
+
+A corpus of D nats counts as ℓ = D / reference_loss tokens of the calibration's random text, so that text of any kind
+is measured by what has to be written and not by its token count. Capacity slack is the law's loss reduction at (N, ℓ)
+over `reference_loss`: predicted over required. 1 means that the law just reaches the ceiling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lorasize.errors import CalibrationError
+from lorasize.law import RANGE_TOLERANCE, predict, required_parameters
+from lorasize.records import AdapterSpec, Calibration, Demand, Estimate, Law, Minimize, SiteEfficiency, Transition
+from lorasize.transition import expected_steps, success_probability
+
+RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_DISTANCE_SD = 0.05  # sd of the location, in ln slack, added for every e-fold outside the calibrated range
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A calibrated site with a rank."""
+
+    site: SiteEfficiency
+    rank: int
+    bytes_per_parameter: int = 4
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable adapter parameters."""
+        return self.rank * self.site.parameters_per_rank
+
+    @property
+    def effective_parameters(self) -> float:
+        """The same in parameters of the reference site."""
+        return self.n_parameters * self.site.efficiency
+
+    def spec(self, demand: Demand) -> AdapterSpec:
+        """The record of this adapter; `bits_per_parameter` is what this corpus asks of it."""
+        return AdapterSpec(
+            rank=self.rank,
+            lora_alpha=self.rank,
+            target_modules=self.site.target_modules,
+            layers_to_transform=self.site.layers_to_transform,
+            n_parameters=self.n_parameters,
+            bytes=self.n_parameters * self.bytes_per_parameter,
+            bits_per_parameter=demand.bits / self.n_parameters,
+        )
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """A candidate and what it is expected to do with one corpus."""
+
+    candidate: Candidate
+    slack: float
+    success_probability: float
+    steps: Estimate
+    seconds: Estimate
+
+
+# ---------------------------------------------------------------- one candidate
+def equivalent_tokens(law: Law, demand: Demand) -> float:
+    """Tokens of the calibration's random text that need as much writing as this corpus; at least one."""
+    return max(1.0, demand.nats / law.reference_loss)
+
+
+def capacity_slack(law: Law, effective_parameters: float, demand: Demand) -> float:
+    """Predicted reduction ÷ required reduction, unclipped.
+
+    A corpus with base loss L0 is then predicted to lose L0 · min(1, slack) nats per token and to end at L0 minus that.
+    """
+    return predict(law, effective_parameters, equivalent_tokens(law, demand)) / law.reference_loss
+
+
+def candidates(
+    calibration: Calibration,
+    bytes_per_parameter: int = 4,
+    *,
+    rank: int | None = None,
+    target_modules: Sequence[str] | None = None,
+) -> Iterator[Candidate]:
+    """Every calibrated site with every rank of the ladder; an explicit rank or module set leaves only itself.
+
+    Raises:
+        CalibrationError: the module set was not calibrated, so nothing can be predicted for it.
+    """
+    sites = [s for s in calibration.sites if target_modules is None or set(s.target_modules) == set(target_modules)]
+    if not sites:
+        known = sorted({"+".join(s.target_modules) for s in calibration.sites})
+        raise CalibrationError(
+            f"The calibration holds no site with modules {'+'.join(target_modules or ())}; it has {', '.join(known)}."
+        )
+    for site in sites:
+        for r in RANKS if rank is None else (rank,):
+            yield Candidate(site, r, bytes_per_parameter)
+
+
+def outside(calibration: Calibration, demand: Demand) -> float:
+    """How far, in e-folds, this corpus asks beyond the calibrated range; 0 inside.
+
+    Adds the distance of the corpus above the longest calibrated one and of the parameters it needs for an even chance
+    above the largest. Only the far side counts: it grows with demand, so a larger corpus never gets a bolder plan.
+    """
+    law = calibration.law
+    tokens = equivalent_tokens(law, demand)
+    needed = required_parameters(law, law.reference_loss * math.exp(calibration.transition.location), tokens)
+    asked = ((tokens, law.tokens_range[1]), (needed, law.parameters_range[1]))
+    return sum(max(0.0, math.log(max(v, 1e-9) / (hi * RANGE_TOLERANCE))) for v, hi in asked)
+
+
+def cautious_transition(calibration: Calibration, demand: Demand) -> Transition:
+    """The calibration's transition, its location less certain the further the corpus lies out of range."""
+    transition, distance = calibration.transition, outside(calibration, demand)
+    stderr = transition.location_stderr * (1.0 + distance) + _DISTANCE_SD * distance
+    return transition.model_copy(update={"location_stderr": stderr})
+
+
+def step_seconds(calibration: Calibration, layers_to_transform: Sequence[int], n_sequence_tokens: int) -> float:
+    """Seconds of one step over all passages, prompts included. Layers before the first adapted one run only once."""
+    cost = calibration.cost
+    layers = calibration.model.n_layers - min(layers_to_transform)
+    per_token = cost.seconds_per_layer_token * layers + cost.seconds_per_head_token
+    return cost.seconds_overhead + n_sequence_tokens * per_token
+
+
+def assess(
+    candidate: Candidate, calibration: Calibration, transition: Transition, demand: Demand, n_sequence_tokens: int
+) -> Assessment:
+    """Slack, chance and cost of one candidate; the interval of seconds joins that of steps and of the step time."""
+    slack = capacity_slack(calibration.law, candidate.effective_parameters, demand)
+    steps = expected_steps(transition, slack)
+    each = step_seconds(calibration, candidate.site.layers_to_transform, n_sequence_tokens)
+    spread = 1.0 + calibration.cost.relative_spread
+    seconds = Estimate(point=steps.point * each, lo=steps.lo * each / spread, hi=steps.hi * each * spread)
+    return Assessment(candidate, slack, success_probability(transition, slack), steps, seconds)
+
+
+# ---------------------------------------------------------------- choosing
+def choose(
+    calibration: Calibration,
+    demand: Demand,
+    n_sequence_tokens: int,
+    *,
+    confidence: float = 0.9,
+    minimize: Minimize = "parameters",
+    rank: int | None = None,
+    target_modules: Sequence[str] | None = None,
+) -> Assessment:
+    """The cheapest candidate whose success probability reaches `confidence`; the largest if none does.
+
+    Cheapest means fewest parameters (bytes are proportional to them), then fewest seconds, or the other way round. An
+    explicit rank or module set restricts the search and wins even where it falls short.
+
+    Raises:
+        CalibrationError: the module set was not calibrated.
+        ValueError: confidence does not lie strictly between 0 and 1.
+    """
+    options = assess_all(calibration, demand, n_sequence_tokens, rank=rank, target_modules=target_modules)
+    return cheapest(options, confidence, minimize)
+
+
+def assess_all(
+    calibration: Calibration,
+    demand: Demand,
+    n_sequence_tokens: int,
+    *,
+    rank: int | None = None,
+    target_modules: Sequence[str] | None = None,
+) -> list[Assessment]:
+    """Every candidate assessed, by the transition as cautious as this corpus calls for.
+
+    Raises:
+        CalibrationError: the module set was not calibrated.
+    """
+    transition = cautious_transition(calibration, demand)
+    found = candidates(calibration, rank=rank, target_modules=target_modules)
+    return [assess(c, calibration, transition, demand, n_sequence_tokens) for c in found]
+
+
+def cheapest(options: Sequence[Assessment], confidence: float, minimize: Minimize) -> Assessment:
+    """The cheapest of these that reaches the confidence; the one with the most capacity if none does.
+
+    Raises:
+        ValueError: confidence does not lie strictly between 0 and 1.
+    """
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence {confidence} does not lie strictly between 0 and 1")
+    enough = [a for a in options if a.success_probability >= confidence]
+    if not enough:
+        return max(options, key=lambda a: (a.candidate.effective_parameters, -a.candidate.n_parameters))
+    if minimize == "seconds":
+        return min(enough, key=lambda a: (a.seconds.point, a.candidate.n_parameters))
+    return min(enough, key=lambda a: (a.candidate.n_parameters, a.seconds.point))

@@ -1,0 +1,291 @@
+"""The plan around the choice: prediction, alternatives, budgets, serving, and every warning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorasize.law import RANGE_TOLERANCE, in_range, predict
+from lorasize.planning.choice import (
+    RANKS,
+    Assessment,
+    Candidate,
+    assess_all,
+    capacity_slack,
+    cautious_transition,
+    cheapest,
+    equivalent_tokens,
+)
+from lorasize.records import (
+    AdapterSpec,
+    Alternative,
+    Budget,
+    Calibration,
+    CorpusSummary,
+    Demand,
+    Feasibility,
+    Minimize,
+    Plan,
+    PlanInputs,
+    PlanModel,
+    Prediction,
+    RulesOfThumb,
+    Serve,
+    Serving,
+    SiteEfficiency,
+)
+from lorasize.transition import success_probability
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts as max_lora_rank
+VLLM_DEFAULT_RANK = 16
+FLAT_RANK = 16
+MAX_ALTERNATIVES = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the adapter may cost; None is no limit. Bytes on disk, seconds of training, bytes of memory."""
+
+    max_rank: int | None = None
+    max_parameters: int | None = None
+    max_bytes: int | None = None
+    max_seconds: float | None = None
+    max_memory: int | None = None
+
+
+# ---------------------------------------------------------------- around one candidate
+def rank_interval(calibration: Calibration, site: SiteEfficiency, demand: Demand) -> tuple[int, int]:
+    """The smallest ranks at this site with a chance of 0.05 and of 0.95; the ladder's end where none has it."""
+    transition = cautious_transition(calibration, demand)
+
+    def chance(rank: int) -> float:
+        n = Candidate(site, rank).effective_parameters
+        return success_probability(transition, capacity_slack(calibration.law, n, demand))
+
+    lo, hi = (next((r for r in RANKS if chance(r) >= p), RANKS[-1]) for p in (0.05, 0.95))
+    return lo, max(lo, hi)
+
+
+def alternatives(
+    options: Sequence[Assessment], chosen: Assessment, demand: Demand, confidence: float
+) -> tuple[Alternative, ...]:
+    """At most eight other adapters, by parameters, that no other beats in parameters, seconds and chance at once.
+
+    Chances below half the confidence are left out, and compared in per cent: nobody trades an adapter for the third
+    decimal. A longer front is thinned evenly.
+    """
+    worth = [a for a in options if a.success_probability >= 0.5 * confidence]
+    front = [a for a in worth if a != chosen and not any(_beats(b, a) for b in worth)]
+    front.sort(key=lambda a: (a.candidate.n_parameters, a.seconds.point))
+    if len(front) > MAX_ALTERNATIVES:
+        front = [front[round(i * (len(front) - 1) / (MAX_ALTERNATIVES - 1))] for i in range(MAX_ALTERNATIVES)]
+    return tuple(
+        Alternative(
+            **a.candidate.spec(demand).model_dump(),
+            success_probability=a.success_probability,
+            seconds=a.seconds.point,
+        )
+        for a in front
+    )
+
+
+def _beats(one: Assessment, other: Assessment) -> bool:
+    mine, theirs = ((a.candidate.n_parameters, a.seconds.point, -round(a.success_probability, 2)) for a in (one, other))
+    return mine != theirs and all(m <= t for m, t in zip(mine, theirs, strict=True))
+
+
+# ---------------------------------------------------------------- what surrounds the choice
+def rules_of_thumb(linear_parameters_per_rank: int, n_tokens: int) -> RulesOfThumb:
+    """What people use today on all linear layers: the rank at which parameters ≥ target tokens, and a flat 16.
+
+    Source: Tinker's advice on LoRA (parameters ≥ target tokens); 16 is the usual recipe and vLLM's default
+    max_lora_rank, while TRL's table "LoRA Without Regret" says 256.
+    """
+    return RulesOfThumb(
+        parameters_ge_tokens_rank=max(1, math.ceil(n_tokens / linear_parameters_per_rank)), flat_rank=FLAT_RANK
+    )
+
+
+def budgets(
+    limits: Limits, adapter: AdapterSpec, prediction: Prediction, *, same_device: bool = True
+) -> tuple[Budget, ...]:
+    """Each limit against the plan; seconds by the upper end of their interval.
+
+    Seconds measured on another device only warn.
+    """
+    asked: tuple[tuple[str, float | None, float], ...] = (
+        ("rank", limits.max_rank, adapter.rank),
+        ("parameters", limits.max_parameters, adapter.n_parameters),
+        ("bytes", limits.max_bytes, adapter.bytes),
+        ("seconds", limits.max_seconds, prediction.seconds.hi),
+        ("memory", limits.max_memory, prediction.peak_memory_bytes),
+    )
+    return tuple(
+        _budget(name, limit, actual, warn_only=name == "seconds" and not same_device)
+        for name, limit, actual in asked
+        if limit is not None
+    )
+
+
+def _budget(name: str, limit: float, actual: float, *, warn_only: bool) -> Budget:
+    over = "warn" if warn_only else "fail"
+    return Budget.model_validate(
+        {
+            "id": name,
+            "limit": limit,
+            "actual": actual,
+            "level": "warn" if warn_only else "error",
+            "result": "pass" if actual <= limit else over,
+        }
+    )
+
+
+def serving(adapter: AdapterSpec, serve: Serve) -> Serving:
+    """What the inference engine must be told. vLLM takes only certain values of max_lora_rank, at most 512."""
+    bucket = next((r for r in VLLM_RANKS if r >= adapter.rank), None)
+    notes = {
+        "peft": "PEFT loads the folder as it is.",
+        "vllm": f"Start vLLM with max_lora_rank {bucket} (its default is {VLLM_DEFAULT_RANK}).",
+        "llama.cpp": "Convert with llama.cpp's convert_lora_to_gguf.py, then verify recall on the converted file.",
+        "merged": "Merging rounds the weights to the base's dtype: verify recall on the merged model.",
+    }
+    if serve == "vllm" and bucket is None:
+        return Serving(
+            vllm_max_lora_rank=None,
+            llama_cpp=True,
+            notes=(f"vLLM serves ranks up to {VLLM_RANKS[-1]}: merge the adapter or spread it over more layers.",),
+        )
+    return Serving(vllm_max_lora_rank=bucket, llama_cpp=True, notes=(notes[serve],))
+
+
+# ---------------------------------------------------------------- the plan
+def make_plan(
+    *,
+    calibration: Calibration,
+    model: PlanModel,
+    corpus: CorpusSummary,
+    demand: Demand | None,
+    feasibility: Feasibility,
+    inputs: PlanInputs,
+    n_sequence_tokens: int,
+    linear_parameters_per_rank: int,
+    confidence: float = 0.9,
+    minimize: Minimize = "parameters",
+    rank: int | None = None,
+    target_modules: Sequence[str] | None = None,
+    limits: Limits | None = None,
+    serve: Serve = "peft",
+    same_device: bool = True,
+) -> Plan:
+    """The plan: adapter, prediction, alternatives, budgets, and every warning. An infeasible corpus gets no search.
+
+    Candidates within the limits come first; when none of those reaches the confidence, the limits are broken and the
+    status says so.
+
+    Raises:
+        CalibrationError: the module set was not calibrated.
+        ValueError: a feasible corpus without demand, or a confidence outside (0, 1).
+    """
+    thumbs = rules_of_thumb(linear_parameters_per_rank, corpus.n_tokens)
+    frame: dict[str, Any] = {"model": model, "corpus": corpus, "demand": demand, "feasibility": feasibility}
+    frame |= {"inputs": inputs, "rules_of_thumb": thumbs}
+    if not feasibility.feasible:
+        return Plan.model_validate({"status": "infeasible", "adapter": None, "prediction": None, **frame})
+    if demand is None:
+        raise ValueError("a feasible corpus needs its demand measured before it can be planned for")
+    limits = limits or Limits()
+    options = assess_all(calibration, demand, n_sequence_tokens, rank=rank, target_modules=target_modules)
+    predictions = {a.candidate: predicted(calibration, demand, a, n_sequence_tokens, confidence) for a in options}
+    verdicts = {
+        c: budgets(limits, c.spec(demand), prediction, same_device=same_device) for c, prediction in predictions.items()
+    }
+    kept = [a for a in options if _kept(verdicts[a.candidate]) and a.success_probability >= confidence]
+    chosen = cheapest(kept or options, confidence, minimize)
+    adapter, verdict = chosen.candidate.spec(demand), verdicts[chosen.candidate]
+    prediction = predictions[chosen.candidate]
+    short = chosen.success_probability < confidence
+    if short and rank is None and target_modules is None:
+        prediction = prediction.model_copy(update={"extrapolated": True})
+    return Plan.model_validate(
+        {
+            **frame,
+            "status": "ok" if _kept(verdict) else "over_budget",
+            "adapter": adapter,
+            "prediction": prediction,
+            "alternatives": alternatives(options, chosen, demand, confidence),
+            "budgets": verdict,
+            "serving": serving(adapter, serve),
+            "warnings": _warnings(calibration, demand, chosen, confidence, same_device),
+        }
+    )
+
+
+def _kept(verdict: Sequence[Budget]) -> bool:
+    return all(b.result != "fail" for b in verdict)
+
+
+def predicted(
+    calibration: Calibration, demand: Demand, chosen: Assessment, n_sequence_tokens: int, confidence: float
+) -> Prediction:
+    """What the law says of this candidate. Losses in nats per target token, the reduction clipped to the base loss."""
+    reduction = demand.base_loss * min(1.0, max(0.0, chosen.slack))
+    cost = calibration.cost
+    return Prediction(
+        final_loss=demand.base_loss - reduction,
+        loss_reduction=reduction,
+        capacity_slack=chosen.slack,
+        success_probability=chosen.success_probability,
+        confidence=confidence,
+        rank_interval=rank_interval(calibration, chosen.candidate.site, demand),
+        steps=chosen.steps,
+        seconds=chosen.seconds,
+        peak_memory_bytes=round(cost.memory_base_bytes + cost.memory_bytes_per_token * n_sequence_tokens),
+        extrapolated=bool(_range_warnings(calibration, demand, chosen)),
+    )
+
+
+def _most_slack(calibration: Calibration) -> float:
+    """The largest slack any probe of the calibration had; infinite when no observation is kept."""
+    efficiency = {(s.target_modules, s.layers_to_transform): s.efficiency for s in calibration.sites}
+    law, seen = calibration.law, [math.inf] if not calibration.observations else []
+    for o in calibration.observations:
+        worth = efficiency.get((o.probe.target_modules, o.probe.layers_to_transform), 1.0)
+        tokens = max(1.0, o.nats / law.reference_loss)
+        seen.append(predict(law, o.n_parameters * worth, tokens) / law.reference_loss)
+    return max(seen)
+
+
+def _range_warnings(calibration: Calibration, demand: Demand, chosen: Assessment) -> list[str]:
+    """Why the choice is extrapolated: empty when law and transition were both calibrated around it."""
+    law, tokens = calibration.law, equivalent_tokens(calibration.law, demand)
+    found = []
+    if not in_range(law, chosen.candidate.effective_parameters, tokens):
+        (n_lo, n_hi), (l_lo, l_hi) = law.parameters_range, law.tokens_range
+        found.append(
+            f"Extrapolated: calibrated for {n_lo:,.0f} to {n_hi:,.0f} effective parameters and corpora like "
+            f"{l_lo:,.0f} to {l_hi:,.0f} random tokens; asked for {chosen.candidate.effective_parameters:,.0f} and "
+            f"{tokens:,.0f}. Calibrate with larger or smaller probes to narrow this."
+        )
+    most = _most_slack(calibration)
+    if chosen.slack > most * RANGE_TOLERANCE:
+        found.append(
+            f"Extrapolated: capacity slack {chosen.slack:.2f}, while no probe had more than {most:.2f}; "
+            "recall is likely, steps and seconds are rough."
+        )
+    return found
+
+
+def _warnings(
+    calibration: Calibration, demand: Demand, chosen: Assessment, confidence: float, same_device: bool
+) -> tuple[str, ...]:
+    found = _range_warnings(calibration, demand, chosen)
+    if chosen.success_probability < confidence:
+        found.append(
+            f"No adapter searched reaches confidence {confidence:g}: this one has the most capacity and is predicted "
+            f"to succeed with probability {chosen.success_probability:.2f}."
+        )
+    if not same_device:
+        found.append(f"Times were measured on {calibration.device}, another device than this one: read them as rough.")
+    return tuple(found)
