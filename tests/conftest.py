@@ -1,0 +1,165 @@
+"""Tiny models and a tiny tokenizer, built on the spot: no test needs a network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lorasize.corpus import read_corpus
+from lorasize.records import Reading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lorasize.tokens import EncodedPassage
+
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TRAINING_TEXT = """
+The harbour office opens at six and closes at nine. A vessel longer than forty metres must call the harbour master on
+channel twelve before it passes the outer buoy. The pilot boards between the second and the third buoy, in good weather
+only; in a storm the vessel waits outside. Fees are due on the day of arrival and are paid at the office, by card or by
+transfer. A vessel that leaves before noon pays half. Water and power are at every berth, and the meter is read in the
+morning. Waste oil goes to the tank behind the slipway, never into the basin. Nobody sails in the basin after dark.
+
+The lighthouse was built in 1871 and burned colza oil until 1904. Its light is seen for eighteen miles in clear weather.
+Jerry Becerra: 9100672710. Agnes Holm: 4400128875. The prompt is given, and the target must come back as it was written.
+"""
+
+EncodeText = Callable[..., "list[EncodedPassage]"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, so that a mistyped one is an error."""
+    config.addinivalue_line("markers", "real: uses the builtin model, and the user's own cache for it")
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keep tests out of the user's cache. Tests marked `real` share it: the builtin model is unpacked there once."""
+    if request.node.get_closest_marker("real") is None:
+        monkeypatch.setenv("LORASIZE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def torch() -> Iterator[Any]:
+    """PyTorch on two threads, imported only by the tests that ask for it."""
+    import torch as module
+
+    threads = module.get_num_threads()
+    module.set_num_threads(min(threads, 2))
+    yield module
+    module.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a byte-level BPE tokenizer of 400 tokens: ChatML, no BOS, stop token <|im_end|>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator([TRAINING_TEXT], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=256,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_tokenizer_dir: Path) -> PreTrainedTokenizerBase:
+    """The tiny tokenizer, read back from its folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_tokenizer_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(torch: Any, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama: 4 layers, 32 wide, 4 heads on 2 key-value heads, tied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return _saved(torch, LlamaForCausalLM, config, tokenizer, tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(torch: Any, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random GPT-2: 4 layers, 32 wide, 4 heads, Conv1D layers, dropout 0.1 as GPT-2 has it."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=256,
+        n_embd=32,
+        n_layer=4,
+        n_head=4,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return _saved(torch, GPT2LMHeadModel, config, tokenizer, tmp_path_factory.mktemp("tiny-gpt2"))
+
+
+def _saved(torch: Any, architecture: Any, config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """The folder, with a model of this architecture from seed 0 and the tokenizer in it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = architecture(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encode_text(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> EncodeText:
+    """`encode_text(text, name="corpus.txt", max_positions=256, **reading)` → passages of a file with this text."""
+    from lorasize.tokens import encode_corpus
+
+    def encode(text: str, name: str = "corpus.txt", max_positions: int = 256, **reading: Any) -> list[EncodedPassage]:
+        path = tmp_path_factory.mktemp("corpus") / name
+        path.write_bytes(text.encode())
+        how = Reading(**reading)
+        return encode_corpus(read_corpus([path], how)[0], tokenizer, how, max_positions)
+
+    return encode
