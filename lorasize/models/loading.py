@@ -1,0 +1,183 @@
+"""Base models in memory: device, dtype, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lorasize.errors import ModelError
+from lorasize.models.finding import fingerprint, quiet_transformers, resolve
+from lorasize.models.shapes import decoder_layers
+from lorasize.records import ModelFingerprint
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model in memory, frozen, in eval mode."""
+
+    ref: str
+    folder: Path
+    fingerprint: ModelFingerprint
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(decoder_layers(self.model))
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence the model was made for."""
+        return _positions(self.model.config)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device meant: `auto` takes CUDA, then MPS, then XPU, then the CPU (only the CPU was run by us).
+
+    Raises:
+        ModelError: the device is unknown or absent.
+    """
+    if name == "auto":
+        return torch.device(_best_device())
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "xpu" if torch.xpu.is_available() else "cpu"
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The base model's dtype: `auto` is float32 on the CPU (p is compared with ½) and bfloat16 elsewhere."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ModelError(f"dtype {name!r} is unknown: use one of auto, {', '.join(known)}")
+    return known[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The dtype as users write it: float32, bfloat16 or float16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def device_name(device: torch.device) -> str:
+    """The device and its processor, such as "cpu (AMD EPYC, 2 threads)"."""
+    if device.type == "cuda":
+        return f"{device.type} ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({_processor()}, {torch.get_num_threads()} threads)"
+    return device.type
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown processor"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else "unknown processor"
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"{folder}: the tokenizer cannot be read ({type(error).__name__}: {error})") from error
+    return tokenizer
+
+
+def load(ref: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto") -> BaseModel:
+    """The base model in memory: frozen, in eval mode, dropout off, on its device.
+
+    Raises:
+        ModelError: it cannot be found, read or is not supported (mixture of experts, encoder-decoder).
+    """
+    folder = resolve(ref, revision)
+    where = pick_device(device)
+    kind = pick_dtype(dtype, where)
+    model = load_weights(folder, where, kind)
+    return BaseModel(ref, folder, fingerprint(folder), model, load_tokenizer(folder), where, kind)
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"{folder}: the config cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _positions(config: Any) -> int:
+    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1024)
+
+
+def max_positions(folder: Path) -> int:
+    """Longest sequence the model of a folder was made for, from its config."""
+    return _positions(_config(folder))
+
+
+def n_layers(folder: Path) -> int:
+    """Decoder layers of the model of a folder, from its config."""
+    return int(_config(folder).num_hidden_layers)
+
+
+def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The causal language model of a folder, frozen and in eval mode."""
+    config = _config(folder)
+    _refuse_unsupported(config)
+    with quiet_transformers():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
+            )
+        except Exception as error:
+            raise ModelError(f"{folder}: the model cannot be loaded ({type(error).__name__}: {error})") from error
+    model.requires_grad_(False)
+    _refuse_experts(model)
+    moved: PreTrainedModel = cast(Any, model).to(device)
+    moved.eval()
+    return moved
+
+
+def _refuse_unsupported(config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{config.model_type}: encoder-decoder models are not supported")
+    for key in ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"):
+        if (getattr(config, key, 0) or 0) > 1:
+            raise ModelError(
+                f"{config.model_type} is a mixture of experts ({key} = {getattr(config, key)}): its experts are not "
+                "linear layers that a plain LoRA adapter can reach. Use a dense model."
+            )
+
+
+def _refuse_experts(model: nn.Module) -> None:
+    for name, parameter in decoder_layers(model).named_parameters():
+        if parameter.dim() >= 3:
+            raise ModelError(f"{name} has {parameter.dim()} dimensions: mixture-of-experts layers are not supported")

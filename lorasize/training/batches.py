@@ -1,0 +1,113 @@
+"""Passages as padded tensors, grouped by length, with the frozen layers' output kept beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorasize.losses import head_of, token_losses
+from lorasize.models import BaseModel
+from lorasize.tokens import EncodedPassage
+from lorasize.training.prefix import decoder, states_before
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Passages of similar length, padded on the right: causal attention keeps padding from earlier positions.
+
+    Attributes:
+        ids: Token ids, shape (passage, position); the last target token predicts nothing and is left out.
+        stored: Hidden states entering the first adapted layer, shape (passage, position, width).
+        rows: Row in `ids` of each target token, shape (token,).
+        columns: Position whose output predicts each target token, shape (token,).
+        targets: Token ids to be predicted, shape (token,).
+        passages: Index in the corpus of each row's passage.
+        lengths: Target tokens of each row's passage.
+    """
+
+    ids: Tensor
+    stored: Tensor
+    rows: Tensor
+    columns: Tensor
+    targets: Tensor
+    passages: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    def select(self, keep: Sequence[int]) -> Batch:
+        """The batch with these rows only."""
+        if len(keep) == len(self.passages):
+            return self
+        rows = torch.tensor(keep, device=self.ids.device)
+        tokens = torch.isin(self.rows, rows)
+        return Batch(
+            ids=self.ids[rows],
+            stored=self.stored[rows],
+            rows=torch.searchsorted(rows, self.rows[tokens]),
+            columns=self.columns[tokens],
+            targets=self.targets[tokens],
+            passages=tuple(self.passages[k] for k in keep),
+            lengths=tuple(self.lengths[k] for k in keep),
+        )
+
+
+def sequence_length(passage: EncodedPassage) -> int:
+    """Positions that a passage takes in training: prompt and target without the last target token."""
+    return len(passage.prompt_ids) + passage.n_tokens - 1
+
+
+def make_batches(
+    model: nn.Module, encoded: Sequence[EncodedPassage], first_layer: int, batch_tokens: int, device: torch.device
+) -> list[Batch]:
+    """Batches of at most `batch_tokens` positions, with the frozen layers below `first_layer` run once."""
+    batches = []
+    for group in _groups(encoded, batch_tokens):
+        ids, rows, columns, targets = _layout(encoded, group, device)
+        stored = states_before(model, first_layer, ids)
+        lengths = tuple(encoded[i].n_tokens for i in group)
+        batches.append(Batch(ids, stored, rows, columns, targets, tuple(group), lengths))
+    return batches
+
+
+@torch.no_grad()
+def base_losses(base: BaseModel, encoded: Sequence[EncodedPassage], batch_tokens: int = 4096) -> list[Tensor]:
+    """Token losses of each passage under the base model alone, in corpus order: one forward pass, nats."""
+    head = head_of(base.model)
+    found: dict[int, Tensor] = {}
+    for group in _groups(encoded, batch_tokens):
+        ids, rows, columns, targets = _layout(encoded, group, base.device)
+        hidden = decoder(base.model)(input_ids=ids, use_cache=False).last_hidden_state[rows, columns]
+        losses = token_losses(head, hidden, targets).loss.cpu()
+        found.update(zip(group, losses.split([encoded[i].n_tokens for i in group]), strict=True))
+    return [found[i] for i in range(len(encoded))]
+
+
+def _groups(encoded: Sequence[EncodedPassage], batch_tokens: int) -> list[list[int]]:
+    """Indices of passages that share a batch, longest first, so that little is padded."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(encoded)), key=lambda i: -sequence_length(encoded[i])):
+        if groups and (len(groups[-1]) + 1) * sequence_length(encoded[groups[-1][0]]) <= batch_tokens:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def _layout(
+    encoded: Sequence[EncodedPassage], group: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Padded ids (passage, position), and per target token its row, the column that predicts it, and its id."""
+    ids = torch.zeros((len(group), sequence_length(encoded[group[0]])), dtype=torch.long)
+    rows: list[int] = []
+    columns: list[int] = []
+    targets: list[int] = []
+    for row, passage in enumerate(encoded[i] for i in group):
+        sequence = passage.prompt_ids + passage.target_ids[:-1]
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        rows += [row] * passage.n_tokens
+        columns += range(len(passage.prompt_ids) - 1, len(sequence))
+        targets += passage.target_ids
+    on = [torch.tensor(values, device=device) for values in (rows, columns, targets)]
+    return ids.to(device), on[0], on[1], on[2]

@@ -1,0 +1,210 @@
+"""The loop: optimiser steps until one full look finds every target token above the threshold.
+
+What a step costs is kept down by what it does not do: frozen layers below the adapter are not run, mastered tokens get
+no backward pass, and mastered passages leave the batch and come back for a look at growing intervals.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lorasize.adapters import base_of, first_adapted_layer, parameters
+from lorasize.errors import ModelError, TrainingDivergedError
+from lorasize.losses import Objective, TokenLosses, curriculum_share, head_of, loss_and_gradient, token_losses
+from lorasize.records import Method, StepReport
+from lorasize.tokens import EncodedPassage
+from lorasize.training.batches import Batch, make_batches
+from lorasize.training.prefix import Suffix, decoder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_BETAS = (0.9, 0.95)
+_CLIP = 1.0  # gradient norm
+_RESTING = 0.9  # a passage rests once every token of it is above this
+_MAX_INTERVAL = 8  # looks at a resting passage are at most this many epochs apart
+_MANY = 8  # passages from which memft-sw means the paper's curriculum instead of its window
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train.
+
+    Attributes:
+        method: The objective.
+        threshold: Every target token's p must exceed this.
+        margin: Added to the threshold before a token counts as passed: decoding moves logits a little.
+        max_steps: Optimiser steps at most.
+        learning_rate: Of Adam.
+        batch_tokens: Positions in one optimiser step; a smaller corpus is one full batch.
+        seed: Order of batches and passages.
+    """
+
+    method: Method = "memft"
+    threshold: float = 0.5
+    margin: float = 0.02
+    max_steps: int = 1000
+    learning_rate: float = 0.03
+    batch_tokens: int = 4096
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One full look: loss of every target token, passage by passage, shape (token,), nats."""
+
+    losses: Tensor
+
+    @property
+    def mean_loss(self) -> float:
+        """Nats per target token."""
+        return float(self.losses.mean())
+
+    @property
+    def min_probability(self) -> float:
+        """The smallest p of any target token."""
+        return math.exp(-float(self.losses.max()))
+
+    def n_below(self, probability: float) -> int:
+        """Target tokens with p at or below `probability`."""
+        return int((self.losses >= -math.log(probability)).sum())
+
+
+class Trainer:
+    """One adapter, one corpus: holds the batches, the optimiser and what is known of each token."""
+
+    def __init__(self, adapted: PeftModel, encoded: Sequence[EncodedPassage], options: TrainingOptions) -> None:
+        """Run the frozen layers once.
+
+        Raises:
+            ModelError: entering the model above its frozen layers does not give the model's own output.
+        """
+        self.options = options
+        base = base_of(adapted)
+        first = first_adapted_layer(adapted)
+        self._parameters = list(parameters(adapted).values())
+        self._suffix = Suffix(base, first)
+        self._head = head_of(base)
+        self._batches = make_batches(base, encoded, first, options.batch_tokens, self._parameters[0].device)
+        _check_entry(base, self._suffix, self._batches[-1])
+        self._offsets = list(accumulate((passage.n_tokens for passage in encoded), initial=0))
+        self._latest = torch.full((self._offsets[-1],), math.inf)  # loss of each token when last looked at, nats
+        self._due = [0] * len(encoded)  # epoch at which each passage is looked at again
+        self._interval = [1] * len(encoded)
+        self._generator = torch.Generator().manual_seed(options.seed)
+        self._order = torch.randperm(len(encoded), generator=self._generator).tolist()
+        self._objective = Objective(options.method, options.threshold, many=len(encoded) >= _MANY)
+        self._optimizer = torch.optim.Adam(self._parameters, lr=options.learning_rate, betas=_BETAS)
+        self._epoch = 0
+        self._step = 0
+
+    def evaluate(self) -> Evaluation:
+        """A full look at every target token with the adapter as it is."""
+        with torch.no_grad(), self._suffix.entered():
+            for batch in self._batches:
+                hidden = self._suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
+                self._note(batch, token_losses(self._head, hidden, batch.targets))
+        return Evaluation(self._latest.clone())
+
+    def steps(self) -> Iterator[StepReport]:
+        """Train. The last report has `evaluated` set: either every token passed then, or the step budget had ended.
+
+        Raises:
+            TrainingDivergedError: a loss is not a number.
+        """
+        started = time.perf_counter()
+        self.evaluate()
+        while self._step < self.options.max_steps and not self._proven():
+            for index in torch.randperm(len(self._batches), generator=self._generator).tolist():
+                n_active = self._update(self._due_part(self._batches[index]))
+                if n_active:
+                    yield self._report(n_active, started, evaluated=False)
+                if self._step >= self.options.max_steps:
+                    break
+            self._epoch += 1
+        self.evaluate()
+        yield self._report(0, started, evaluated=True)
+
+    def _proven(self) -> bool:
+        """Whether all tokens passed when last looked at, and still do in one full look."""
+        return self._passed() and self.evaluate() is not None and self._passed()
+
+    def _passed(self) -> bool:
+        return float(self._latest.max()) < -math.log(self.options.threshold + self.options.margin)
+
+    def _due_part(self, batch: Batch) -> Batch | None:
+        """The rows to look at now: not resting and, for memft-sw on many records, inside the curriculum."""
+        share = 1.0
+        if self.options.method == "memft-sw" and self._objective.many:
+            share = curriculum_share(self._step / self.options.max_steps)
+        inside = [self._order[p] < share * len(self._order) for p in batch.passages]
+        keep = [k for k, p in enumerate(batch.passages) if inside[k] and self._due[p] <= self._epoch]
+        return batch.select(keep) if keep else None
+
+    def _update(self, batch: Batch | None) -> int:
+        """Look at a batch and take one optimiser step on what is not mastered; the number of tokens trained on."""
+        if batch is None:
+            return 0
+        with self._suffix.entered():
+            hidden = self._suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
+            weights = self._weigh(batch)
+            losses, weight, gradient = loss_and_gradient(self._head, hidden.detach(), batch.targets, weights)
+            self._note(batch, losses)
+            n_active = int((weight > 0).sum())
+            if n_active == 0 or self._passed():
+                return 0
+            hidden.backward(gradient)
+        torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._step += 1
+        return n_active
+
+    def _weigh(self, batch: Batch) -> Callable[[TokenLosses], Tensor]:
+        def normalised(losses: TokenLosses) -> Tensor:
+            weights = self._objective.weights(losses, batch.passages, batch.lengths)
+            return weights / weights.sum().clamp(min=1e-9)
+
+        return normalised
+
+    def _note(self, batch: Batch, losses: TokenLosses) -> None:
+        """Remember each token's loss, and let mastered passages rest."""
+        if not bool(torch.isfinite(losses.loss).all()):
+            raise TrainingDivergedError(f"the loss is not a number at step {self._step}", step=self._step)
+        for passage, piece in zip(batch.passages, losses.loss.cpu().split(list(batch.lengths)), strict=True):
+            self._latest[self._offsets[passage] : self._offsets[passage + 1]] = piece
+            mastered = float(piece.max()) < -math.log(_RESTING)
+            self._interval[passage] = min(_MAX_INTERVAL, 2 * self._interval[passage]) if mastered else 1
+            self._due[passage] = self._epoch + self._interval[passage]
+
+    def _report(self, n_active: int, started: float, *, evaluated: bool) -> StepReport:
+        seen = Evaluation(self._latest)
+        return StepReport(
+            step=self._step,
+            loss=seen.mean_loss,
+            n_tokens=len(self._latest),
+            n_stubborn=seen.n_below(self.options.threshold),
+            n_active=n_active,
+            min_probability=seen.min_probability,
+            seconds=time.perf_counter() - started,
+            evaluated=evaluated,
+        )
+
+
+@torch.no_grad()
+def _check_entry(base: nn.Module, suffix: Suffix, batch: Batch) -> None:
+    """Refuse a model whose layers cannot be entered in the middle, instead of training something else in silence."""
+    ids = batch.ids[:1, :16]
+    plain = decoder(base)(input_ids=ids, use_cache=False).last_hidden_state
+    with suffix.entered():
+        entered = suffix.run(ids, batch.stored[:1, :16])
+    if not torch.allclose(plain, entered, rtol=1e-2, atol=1e-2 * float(plain.abs().max())):
+        raise ModelError(f"{type(base).__name__}: its layers cannot be entered in the middle, so it is not supported")
