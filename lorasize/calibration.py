@@ -1,0 +1,384 @@
+"""The verb calibrate: probes on the user's model and device, then the law, the transition and the cost model.
+
+The design is a short search: at the reference site, probes find how many bits a parameter holds; every other site is
+then probed near that boundary, below it (a success) and above it (an unsaturated point of the law).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lorasize import __version__, adapters, models
+from lorasize.catalog import calibration_path, write_calibration
+from lorasize.corpus import read_corpus
+from lorasize.errors import FitError
+from lorasize.law import LawPoint, fit_law
+from lorasize.planning import capacity_slack
+from lorasize.probing import Journal, peak_memory, probe_passage, run_probe
+from lorasize.records import (
+    RECIPE,
+    Calibration,
+    CalibrationModel,
+    CostModel,
+    Demand,
+    Law,
+    Observation,
+    ProbeKind,
+    ProbeSpec,
+    Reading,
+    Site,
+    SiteEfficiency,
+)
+from lorasize.tokens import encode_corpus
+from lorasize.training import base_losses
+from lorasize.transition import TransitionPoint, fit_transition
+from lorasize.units import LN2, bits
+
+Preset = Literal["quick", "standard", "thorough"]
+
+_FIRST_RATIO = 0.6  # bits per parameter of the first probe
+_STEPS = 160  # of a probe at most
+_MIN_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """Progress of a calibration. `observation` is None while the probe runs; `seconds_left` is a rough guess."""
+
+    done: int
+    total: int
+    spec: ProbeSpec
+    observation: Observation | None
+    seconds_left: float
+
+
+Notify = Callable[[ProbeReport], None]
+
+
+def calibrate(
+    ref: str = models.BUILTIN,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    preset: Preset = "standard",
+    corpus: Sequence[Path] = (),
+    seed: int = 0,
+    time_limit: float | None = None,
+    folder: Path = Path("calibrations"),
+    notify: Notify = lambda report: None,
+) -> tuple[Calibration, Path]:
+    """The calibration of a model on this device, and the file it was written to.
+
+    An interrupted run leaves a journal beside that file; the same call goes on from it.
+
+    Args:
+        ref: The base model.
+        revision: Hub revision of the model.
+        device: Where to probe.
+        dtype: Of the base model.
+        preset: How many sites and repeats are probed.
+        corpus: Text of the user's own kind, to be probed as well.
+        seed: Of targets and adapters.
+        time_limit: Seconds after which no further probe starts.
+        folder: Where the calibration belongs.
+        notify: Told before and after each probe.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        FitError: the probes do not identify the law.
+        CalibrationError: the folder cannot be written.
+    """
+    base = models.load(ref, revision=revision, device=device, dtype=dtype)
+    path = calibration_path(ref, base.device.type, models.dtype_name(base.dtype), folder)
+    key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": models.device_name(base.device)}
+    journal = Journal(path.with_suffix(".journal.jsonl"), {**key, "dtype": models.dtype_name(base.dtype)})
+    run = _Run(base, journal, preset, seed, time_limit, _sample(base, corpus), notify)
+    run.all_probes()
+    calibration = fit(base, run.observations, ref, preset=preset, seed=seed)
+    write_calibration(calibration, path)
+    journal.remove()
+    return calibration, path
+
+
+def _sample(base: models.BaseModel, corpus: Sequence[Path]) -> list[int]:
+    if not corpus:
+        return []
+    passages, _ = read_corpus(corpus)
+    encoded = encode_corpus(passages, base.tokenizer, Reading(), base.max_positions)
+    return [token for passage in encoded for token in passage.target_ids[:-1]]
+
+
+# ---------------------------------------------------------------- sites
+def calibrated_sites(base: models.BaseModel, preset: Preset) -> list[Site]:
+    """Sites to probe, the reference first.
+
+    The reference is the last linear layer of a decoder layer that widens its input (the MLP's up-projection), in one
+    layer at two thirds of the depth: measured best among single layers (docs/log.md). Then come more layers around it
+    and, past `quick`, the other projections.
+    """
+    shapes = models.linear_shapes(base.model)
+    widening = [name for name, shape in shapes.items() if shape.d_out > shape.d_in] or list(shapes)
+    best = widening[-1]
+    sets = _layer_sets(base.n_layers, {"quick": 3, "standard": 5, "thorough": 5}[preset])
+    sites = [Site(target_modules=(best,), layers_to_transform=layers) for layers in sets]
+    if preset != "quick":
+        others = [name for name in shapes if name != best]
+        sites += [Site(target_modules=(name,), layers_to_transform=sets[0]) for name in others]
+    return list(dict.fromkeys(sites))
+
+
+def _layer_sets(n_layers: int, how_many: int) -> list[tuple[int, ...]]:
+    """One layer at two thirds of the depth, then 2, 4, 6 and 11 layers around it (as on 30 layers, by proportion)."""
+    on_30 = [(20,), (16, 20), (16, 18, 20, 22), (14, 16, 18, 20, 22, 24), tuple(range(14, 25))]
+    scaled = [tuple(sorted({layer * n_layers // 30 for layer in layers})) for layers in on_30[:how_many]]
+    return list(dict.fromkeys(scaled))
+
+
+# ---------------------------------------------------------------- the run
+@dataclass
+class _Run:
+    """One calibration under way."""
+
+    base: models.BaseModel
+    journal: Journal
+    preset: Preset
+    seed: int
+    time_limit: float | None
+    sample: Sequence[int]
+    notify: Notify
+    observations: list[Observation] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+    total: int = 0
+
+    def all_probes(self) -> None:
+        """Find the boundary at the reference site, then probe each site around it."""
+        sites = calibrated_sites(self.base, self.preset)
+        repeats = {"quick": 1, "standard": 2, "thorough": 4}[self.preset]
+        self.total = 4 + repeats * (4 + 2 * (len(sites) - 1))
+        boundary = self._boundary(sites[0])
+        for repeat in range(repeats):
+            for probe in self._around(sites, boundary, self.seed + repeat + 1):
+                self._probe(*probe)
+        self.total = len(self.observations)
+
+    def _boundary(self, site: Site) -> float:
+        """Bits per parameter between the last success and the first failure at rank 1, from up to four probes."""
+        ratio, best, worst = _FIRST_RATIO, 0.0, math.inf
+        for _ in range(4):
+            observation = self._probe(site, 1, "random", ratio, self.seed)
+            if observation is None:
+                break
+            held = bits(observation.nats) / observation.n_parameters
+            if observation.threshold_met:
+                best = max(best, held)
+            else:
+                worst = min(worst, held)
+            if best and worst < math.inf:
+                break
+            ratio = held * 1.45 if observation.threshold_met else held / 2
+        return math.sqrt((best or worst / 2) * (worst if worst < math.inf else best * 1.45))
+
+    def _around(
+        self, sites: Sequence[Site], boundary: float, seed: int
+    ) -> list[tuple[Site, int, ProbeKind, float, int]]:
+        """Probes at and beyond the boundary: site, rank, kind, bits per parameter, seed."""
+        reference = sites[0]
+        probes: list[tuple[Site, int, ProbeKind, float, int]] = [
+            (reference, 1, "random", 1.8 * boundary, seed),
+            (reference, 2, "random", 1.3 * boundary, seed),
+            (reference, 1, "text", 0.75 * boundary, seed),
+            (reference, 2, "random", 0.8 * boundary, seed),
+        ]
+        for site in sites[1:]:
+            same = site.target_modules == reference.target_modules
+            probes.append((site, 1, "random", (0.85 if same else 0.7) * boundary, seed))
+            if same and len(site.layers_to_transform) <= 2 or not same:
+                probes.append((site, 1, "random", 1.4 * boundary, seed))
+        return probes
+
+    def _probe(self, site: Site, rank: int, kind: ProbeKind, ratio: float, seed: int) -> Observation | None:
+        """Run a probe whose text needs `ratio` bits per parameter, or take it from the journal; None out of time."""
+        spec = self._spec(site, rank, kind, ratio, seed)
+        known = self.journal.get(spec)
+        if known is None:
+            if self.time_limit is not None and time.perf_counter() - self.started > self.time_limit:
+                return None
+            self._tell(spec, None)
+            known = run_probe(self.base, spec, self.sample)
+            self.journal.add(known)
+        self.observations.append(known)
+        self._tell(spec, known)
+        return known
+
+    def _tell(self, spec: ProbeSpec, observation: Observation | None) -> None:
+        done = len(self.observations)
+        each = sum(o.seconds for o in self.observations) / max(1, done)
+        self.total = max(self.total, done + (observation is None))
+        self.notify(ProbeReport(done, self.total, spec, observation, each * (self.total - done)))
+
+    def _spec(self, site: Site, rank: int, kind: ProbeKind, ratio: float, seed: int) -> ProbeSpec:
+        shapes = models.linear_shapes(self.base.model)
+        wanted = ratio * adapters.count_parameters(shapes, site, rank) * LN2
+        longest = self.base.max_positions // 2
+        n_tokens = min(longest, max(_MIN_TOKENS, round(wanted / self._nats_per_token(kind))))
+        return ProbeSpec(
+            target_modules=site.target_modules,
+            layers_to_transform=site.layers_to_transform,
+            rank=rank,
+            kind=kind,
+            n_tokens=n_tokens,
+            seed=seed,
+            max_steps=_STEPS,
+        )
+
+    def _nats_per_token(self, kind: ProbeKind) -> float:
+        """Base loss of this kind of text: measured when seen before, else a first look without training."""
+        seen = [o.base_loss for o in self.observations if o.probe.kind == kind]
+        if seen:
+            return sum(seen) / len(seen)
+        spec = ProbeSpec(
+            target_modules=(), layers_to_transform=(), rank=1, kind=kind, n_tokens=96, seed=self.seed, max_steps=1
+        )
+        return float(base_losses(self.base, [probe_passage(self.base, spec, self.sample)])[0].mean())
+
+
+# ---------------------------------------------------------------- the fit
+def fit(
+    base: models.BaseModel, observations: Sequence[Observation], ref: str, *, preset: Preset, seed: int
+) -> Calibration:
+    """The calibration that these observations support.
+
+    Raises:
+        FitError: they do not identify the law.
+    """
+    order = list(dict.fromkeys(_site(o) for o in observations))
+    reference_loss = _mean([o.base_loss for o in observations if o.probe.kind == "random"])
+    points = [_point(o, order, reference_loss) for o in observations]
+    fitted = fit_law(points, reference_loss=reference_loss)
+    shapes = models.linear_shapes(base.model)
+    sites = tuple(
+        SiteEfficiency(
+            target_modules=site.target_modules,
+            layers_to_transform=site.layers_to_transform,
+            efficiency=efficiency,
+            stderr=stderr,
+            parameters_per_rank=adapters.count_parameters(shapes, site, 1),
+        )
+        for site, (efficiency, stderr) in zip(order, fitted.efficiencies, strict=True)
+    )
+    return Calibration(
+        model=CalibrationModel(
+            ref=ref,
+            fingerprint=base.fingerprint,
+            architecture=str(base.model.config.model_type),
+            n_layers=base.n_layers,
+            max_positions=base.max_positions,
+        ),
+        recipe=RECIPE,
+        device=models.device_name(base.device),
+        dtype=models.dtype_name(base.dtype),
+        law=fitted.law,
+        sites=sites,
+        transition=fit_transition(_transition_points(observations, fitted.law, sites)),
+        cost=_cost(base, observations),
+        observations=tuple(observations),
+        provenance=_provenance(observations, preset, seed),
+    )
+
+
+def _site(observation: Observation) -> Site:
+    probe = observation.probe
+    return Site(target_modules=probe.target_modules, layers_to_transform=probe.layers_to_transform)
+
+
+def _mean(values: Sequence[float]) -> float:
+    if not values:
+        raise FitError("no random-token probe was run: calibrate for longer", unidentified=["reference_loss"])
+    return sum(values) / len(values)
+
+
+def _point(observation: Observation, order: Sequence[Site], reference_loss: float) -> LawPoint:
+    """The observation as tokens of reference loss: total nats are what an adapter has to hold."""
+    return LawPoint(
+        site_index=order.index(_site(observation)),
+        n_parameters=observation.n_parameters,
+        n_tokens=observation.nats / reference_loss,
+        loss_reduction=observation.loss_reduction * reference_loss / observation.base_loss,
+    )
+
+
+def _transition_points(
+    observations: Sequence[Observation], law: Law, sites: Sequence[SiteEfficiency]
+) -> list[TransitionPoint]:
+    efficiency = {(s.target_modules, s.layers_to_transform): s.efficiency for s in sites}
+    points = []
+    for o in observations:
+        effective = o.n_parameters * efficiency[o.probe.target_modules, o.probe.layers_to_transform]
+        demand = Demand(base_loss=o.base_loss, nats=o.nats, bits=bits(o.nats))
+        points.append(TransitionPoint(capacity_slack(law, effective, demand), o.threshold_met, o.steps))
+    return points
+
+
+def _cost(base: models.BaseModel, observations: Sequence[Observation]) -> CostModel:
+    """Seconds per step against positions and layers run, by least squares without negative terms."""
+    layers = np.array([base.n_layers - min(o.probe.layers_to_transform) for o in observations], dtype=float)
+    positions = np.array([o.probe.n_tokens for o in observations], dtype=float)
+    seconds = np.array([o.seconds_per_step for o in observations])
+    terms = _non_negative(np.stack([np.ones_like(positions), positions * layers, positions], axis=1), seconds)
+    predicted = np.stack([np.ones_like(positions), positions * layers, positions], axis=1) @ terms
+    spread = float(np.std(np.log(seconds / predicted))) if len(seconds) > 3 else 0.5
+    weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    return CostModel(
+        seconds_overhead=float(terms[0]),
+        seconds_per_layer_token=float(terms[1]),
+        seconds_per_head_token=float(terms[2]),
+        relative_spread=max(0.1, spread),
+        seconds_per_forward_token=_forward_seconds(base),
+        memory_base_bytes=weights,
+        memory_bytes_per_token=max(0.0, (peak_memory() - weights) / float(positions.max())),
+    )
+
+
+def _non_negative(design: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares relative to `wanted`, terms that would be negative left out."""
+    kept = list(range(design.shape[1]))
+    while True:
+        solution = np.linalg.lstsq(design[:, kept] / wanted[:, None], np.ones_like(wanted), rcond=None)[0]
+        if (solution >= 0).all() or len(kept) == 1:
+            full = np.zeros(design.shape[1])
+            full[kept] = np.maximum(solution, 0.0)
+            return full
+        kept.pop(int(np.argmin(solution)))
+
+
+def _forward_seconds(base: models.BaseModel) -> float:
+    ids = torch.zeros((1, min(256, base.max_positions)), dtype=torch.long, device=base.device)
+    started = time.perf_counter()
+    with torch.no_grad():
+        base.model(input_ids=ids, use_cache=False)
+    return (time.perf_counter() - started) / ids.numel()
+
+
+def _provenance(observations: Sequence[Observation], preset: Preset, seed: int) -> dict[str, str]:
+    return {
+        "preset": preset,
+        "seed": str(seed),
+        "made": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "seconds": f"{sum(o.seconds for o in observations):.0f}",
+        "lorasize": __version__,
+        "torch": torch.__version__,
+        "transformers": importlib.metadata.version("transformers"),
+        "peft": importlib.metadata.version("peft"),
+    }

@@ -1,0 +1,174 @@
+"""Probes: one small training run gives one observation. A probe is a pure function of its spec and the base model.
+
+Targets are random tokens, or text: sentences made from a seed, or a sample of the user's own corpus. The journal keeps
+every finished observation, so that an interrupted calibration goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from lorasize import adapters
+from lorasize.errors import CalibrationError, CorpusError
+from lorasize.models import BaseModel
+from lorasize.records import Observation, Passage, ProbeSpec, Site, StepReport
+from lorasize.tokens import EncodedPassage, stop_token_id
+from lorasize.training import Trainer, TrainingOptions
+
+_PROMPT = "[probe]\n"
+
+
+# ---------------------------------------------------------------- what a probe memorises
+def probe_passage(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> EncodedPassage:
+    """The passage of a probe: `spec.n_tokens` target tokens, stop token included, after a fixed prompt.
+
+    Args:
+        base: Gives tokenizer and vocabulary.
+        spec: Kind, length and seed.
+        sample: Token ids of the user's text; a window of them is used for kind `text` when there are enough.
+    """
+    ids = _random_ids(base, spec) if spec.kind == "random" else _text_ids(base, spec, sample)
+    prompt = tuple(base.tokenizer(_PROMPT).input_ids)
+    nothing = Passage(id="probe", file="probe", line=1, prompt=_PROMPT, target="")
+    return EncodedPassage(nothing, prompt, (*ids, stop_token_id(base.tokenizer)))
+
+
+def _random_ids(base: BaseModel, spec: ProbeSpec) -> list[int]:
+    special = set(base.tokenizer.all_special_ids)
+    draw = random.Random(spec.seed)
+    size = min(len(base.tokenizer), base.model.get_output_embeddings().weight.shape[0])
+    ordinary = [i for i in range(size) if i not in special]
+    return draw.choices(ordinary, k=spec.n_tokens - 1)
+
+
+def _text_ids(base: BaseModel, spec: ProbeSpec, sample: Sequence[int]) -> list[int]:
+    wanted = spec.n_tokens - 1
+    if len(sample) >= wanted > 0:
+        start = random.Random(spec.seed).randint(0, len(sample) - wanted)
+        return list(sample[start : start + wanted])
+    text = " ".join(invented_sentences(spec.seed, 1 + wanted // 4))
+    ids: list[int] = base.tokenizer(text, add_special_tokens=False).input_ids
+    if len(ids) < wanted:
+        raise CorpusError(f"a probe of {spec.n_tokens} tokens needs a longer sample: {len(ids)} tokens are there")
+    return ids[:wanted]
+
+
+_WHO = ("the harbour office", "Marta Ilves", "the night crew", "Dr. Okonjo", "the survey team", "Radek Slawik")
+_DID = ("moved", "recorded", "repaired", "signed for", "rejected", "delivered", "measured", "archived")
+_WHAT = ("copper valves", "sealed folders", "tide tables", "ration cards", "glass panes", "field radios", "seed trays")
+_WHERE = ("Pier 9", "the old mill", "Vessel Street", "Dry Dock Two", "the north annex", "Cabin 14", "Tallow Bridge")
+_WHEN = ("on Monday", "before dawn", "in early March", "after the audit", "during the storm", "last winter", "at noon")
+
+
+def invented_sentences(seed: int, n: int) -> list[str]:
+    """Sentences no model has seen, the same for the same seed."""
+    draw = random.Random(seed)
+    return [
+        f"{draw.choice(_WHEN).capitalize()} {draw.choice(_WHO)} {draw.choice(_DID)} {draw.randint(12, 980)} "
+        f"{draw.choice(_WHAT)} near {draw.choice(_WHERE)}, file {draw.randint(1000, 9999)}."
+        for _ in range(n)
+    ]
+
+
+# ---------------------------------------------------------------- running one
+def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> Observation:
+    """Train a fresh adapter on the probe's passage; the model is left as it was."""
+    passage = probe_passage(base, spec, sample)
+    site = Site(target_modules=spec.target_modules, layers_to_transform=spec.layers_to_transform)
+    adapted = adapters.attach(base.model, site, spec.rank, spec.seed)
+    try:
+        n_parameters = sum(p.numel() for p in adapters.parameters(adapted).values())
+        started = time.perf_counter()
+        trainer = Trainer(adapted, [passage], TrainingOptions(max_steps=spec.max_steps, seed=spec.seed))
+        base_loss = trainer.evaluate().mean_loss
+        training = time.perf_counter()
+        last = _last(trainer.steps())
+        ended = time.perf_counter()
+    finally:
+        adapters.detach(adapted)
+    return Observation(
+        probe=spec,
+        n_parameters=n_parameters,
+        base_loss=base_loss,
+        final_loss=last.loss,
+        loss_reduction=base_loss - last.loss,
+        n_stubborn=last.n_stubborn,
+        threshold_met=last.n_stubborn == 0,
+        steps=last.step,
+        seconds=ended - started,
+        seconds_per_step=(ended - training) / max(1, last.step),
+        peak_memory_bytes=peak_memory(),
+    )
+
+
+def _last(reports: Iterator[StepReport]) -> StepReport:
+    return deque(reports, maxlen=1).pop()
+
+
+def peak_memory() -> int:
+    """Bytes: the most this process has held, on the accelerator when there is one."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# ---------------------------------------------------------------- the journal
+class Journal:
+    """Finished observations of one calibration, one JSON line each, on disk before the next probe starts."""
+
+    def __init__(self, path: Path, key: dict[str, str]) -> None:
+        """Open or begin; a journal kept for another model, device, dtype or recipe is begun anew."""
+        self._path = path
+        self._key = json.dumps(key, sort_keys=True)
+        self._done: dict[str, Observation] = {}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for line in lines[1:] if lines and lines[0] == self._key else []:
+            try:
+                self._keep(Observation.model_validate_json(line))
+            except ValidationError:
+                continue  # a line cut short by a kill: that probe runs again
+        self._begin()
+
+    def _begin(self) -> None:
+        """Write the journal anew, without lines that a kill cut short."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._path.with_suffix(".partial")
+        self._write(fresh, "w", [self._key, *(o.model_dump_json() for o in self._done.values())])
+        os.replace(fresh, self._path)
+
+    def _keep(self, observation: Observation) -> None:
+        self._done[observation.probe.model_dump_json()] = observation
+
+    def _write(self, path: Path, mode: str, lines: Sequence[str]) -> None:
+        try:
+            with path.open(mode, encoding="utf-8") as stream:
+                stream.write("".join(line + "\n" for line in lines))
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise CalibrationError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def get(self, spec: ProbeSpec) -> Observation | None:
+        """The observation of a probe that was finished before."""
+        return self._done.get(spec.model_dump_json())
+
+    def add(self, observation: Observation) -> None:
+        """Keep an observation."""
+        self._keep(observation)
+        self._write(self._path, "a", [observation.model_dump_json()])
+
+    def remove(self) -> None:
+        """Delete the journal: its observations are in the calibration now."""
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,377 @@
+"""Recall: greedy decoding from the saved adapter, in a fresh process, against the target.
+
+An adapter folder enters; a verdict per passage leaves. The fresh process loads the base and the adapter with stock
+transformers and PEFT and shares nothing with training but the files. Decoding uses a clean GenerationConfig, so that no
+repetition penalty of the model's own `generation_config.json` leaks in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from lorasize import adapters, models
+from lorasize.errors import ModelError
+from lorasize.records import (
+    Decoded,
+    DecodeJob,
+    Memorization,
+    ModelFingerprint,
+    PassageAddress,
+    PassageRecall,
+    RecallFailure,
+    RecallReport,
+)
+from lorasize.tokens import EncodedPassage
+
+SUMS = "SHA256SUMS"
+PASSAGES = "passages.jsonl"
+RECORD = "lorasize.json"
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+Notify = Callable[[int, int], None]
+
+
+# ---------------------------------------------------------------- the adapter folder
+def address(passage: EncodedPassage) -> PassageAddress:
+    """The passage's line for `passages.jsonl`."""
+    text = passage.passage
+    return PassageAddress(
+        id=text.id,
+        file=text.file,
+        start=text.start,
+        end=text.end,
+        line=text.line,
+        prompt=text.prompt,
+        prompt_ids=passage.prompt_ids,
+        n_tokens=passage.n_tokens,
+        target_sha256=_sha256(text.target),
+    )
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_addresses(encoded: Sequence[EncodedPassage], folder: Path) -> None:
+    """Write `passages.jsonl`."""
+    lines = [address(passage).model_dump_json() + "\n" for passage in encoded]
+    (folder / PASSAGES).write_text("".join(lines), encoding="utf-8")
+
+
+def read_addresses(folder: Path) -> list[PassageAddress]:
+    """The passages an adapter folder claims to hold.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    found = []
+    for number, line in enumerate(_read_text(folder / PASSAGES).splitlines(), 1):
+        try:
+            found.append(PassageAddress.model_validate_json(line))
+        except ValidationError as error:
+            raise ModelError(f"{folder / PASSAGES}:{number}: damaged ({error.errors()[0]['msg']})") from error
+    return found
+
+
+def read_record(folder: Path) -> Memorization:
+    """The folder's `lorasize.json`.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    try:
+        return Memorization.model_validate_json(_read_text(folder / RECORD))
+    except ValidationError as error:
+        raise ModelError(f"{folder / RECORD}: damaged ({error.errors()[0]['msg']})") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ModelError(f"{path}: missing; is this an adapter folder written by lorasize?") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read ({error})") from error
+
+
+def write_sums(folder: Path) -> None:
+    """Write `SHA256SUMS` over every other file of the folder, in the format of `sha256sum`."""
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != SUMS)
+    lines = [f"{models.file_sha256(folder / name)}  {name}\n" for name in names]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def changed_files(folder: Path) -> tuple[str, ...]:
+    """Files that are not the ones the verdict was given on.
+
+    Raises:
+        ModelError: a file is missing, or the list of sums is damaged.
+    """
+    listed = {}
+    for line in _read_text(folder / SUMS).splitlines():
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name or "/" in name:
+            raise ModelError(f"{folder / SUMS}: damaged")
+        listed[name] = digest
+    absent = [name for name in (WEIGHTS, CONFIG, PASSAGES, RECORD) if name not in listed]
+    if absent:
+        raise ModelError(f"{folder / SUMS}: damaged, {absent[0]} is not listed")
+    gone = [name for name in listed if not (folder / name).is_file()]
+    if gone:
+        raise ModelError(f"{folder / gone[0]}: missing")
+    return tuple(name for name, digest in listed.items() if models.file_sha256(folder / name) != digest)
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse weights that cannot be read, before a model is loaded for them."""
+    try:
+        with safe_open(str(folder / WEIGHTS), framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - safe_open is no mapping
+                weights.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{folder / WEIGHTS}: truncated or damaged ({error})") from error
+
+
+def check_base(expected: ModelFingerprint, folder: Path, ref: str) -> None:
+    """Refuse a base model that is not the one the adapter was trained on.
+
+    Raises:
+        ModelError: naming what differs.
+    """
+    seen = models.fingerprint(folder)
+    different = [part for part in ("weights", "config", "tokenizer") if getattr(seen, part) != getattr(expected, part)]
+    if different:
+        what = ", ".join(different)
+        raise ModelError(f"{ref} is another base model than the adapter was trained on: its {what} differ")
+
+
+# ---------------------------------------------------------------- verify
+def verify(
+    folder: Path,
+    encoded: Sequence[EncodedPassage] | None = None,
+    *,
+    ref: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    notify: Notify = lambda done, total: None,
+) -> RecallReport:
+    """Whether the adapter on disk recalls its passages, decided in a fresh process.
+
+    Args:
+        folder: The adapter folder.
+        encoded: The corpus, where it is at hand; without it the text is compared by its digest alone.
+        ref: Base model; the recorded one when None.
+        device: Where to decode.
+        dtype: Of the base model.
+        notify: Told (passages done, passages).
+
+    Raises:
+        ModelError: a file is missing or damaged, the base is another one, or the corpus is not the adapter's.
+    """
+    record = read_record(folder)
+    addresses = read_addresses(folder)
+    _check_weights(folder)
+    changed = changed_files(folder)
+    if len(addresses) != record.recall.n_passages:
+        raise ModelError(f"{folder / PASSAGES}: {len(addresses)} passages, {record.recall.n_passages} were proven")
+    base_ref = ref or record.plan.model.ref
+    base = models.resolve(base_ref, record.plan.model.revision if ref is None else None)
+    check_base(record.model_fingerprint, base, base_ref)
+    targets = _matched(addresses, encoded) if encoded is not None else None
+    report = decode_and_compare(
+        folder, base, addresses, targets, device=device, dtype=dtype, threshold=record.threshold, notify=notify
+    )
+    return report.model_copy(update={"changed_files": changed})
+
+
+def _matched(addresses: Sequence[PassageAddress], encoded: Sequence[EncodedPassage]) -> list[EncodedPassage]:
+    by_prompt = {passage.prompt_ids: passage for passage in encoded}
+    for stored in addresses:
+        passage = by_prompt.get(stored.prompt_ids)
+        if passage is None or _sha256(passage.passage.target) != stored.target_sha256:
+            place = f"{stored.file}:{stored.line}"
+            raise ModelError(f"{place}: passage {stored.id} is not in this corpus as it was memorised")
+    return [by_prompt[stored.prompt_ids] for stored in addresses]
+
+
+def decode_and_compare(
+    folder: Path,
+    base: Path,
+    addresses: Sequence[PassageAddress],
+    targets: Sequence[EncodedPassage] | None,
+    *,
+    device: str,
+    dtype: str,
+    threshold: float,
+    notify: Notify,
+) -> RecallReport:
+    """Decode every passage in a fresh process and compare ids and text with the target."""
+    where = models.pick_device(device)
+    kind = models.dtype_name(models.pick_dtype(dtype, where))
+    job = DecodeJob(
+        base=str(base),
+        adapter=str(folder),
+        device=str(where),
+        dtype=kind,
+        prompts=tuple(a.prompt_ids for a in addresses),
+        targets=tuple(t.target_ids for t in targets) if targets is not None else (),
+        n_tokens=tuple(a.n_tokens for a in addresses),
+    )
+    tokenizer = models.load_tokenizer(base)
+    passages, failures, attention = [], [], ""
+    for index, decoded in enumerate(_decode_afresh(job)):
+        target = targets[index] if targets is not None else None
+        recalled, failure = _compare(tokenizer, addresses[index], target, decoded)
+        passages.append(recalled)
+        failures += [failure] if failure else []
+        attention = decoded.attn_implementation
+        notify(index + 1, len(addresses))
+    lowest = min(p.min_probability for p in passages if p.min_probability is not None)
+    return RecallReport(
+        recalled=not failures,
+        n_passages=len(passages),
+        n_recalled=len(passages) - len(failures),
+        threshold_met=lowest > threshold,
+        min_probability=lowest,
+        failures=tuple(failures),
+        passages=tuple(passages),
+        dtype=kind,
+        device=str(where),
+        attn_implementation=attention,
+        batch_size=1,
+        fresh_process=True,
+    )
+
+
+def _compare(
+    tokenizer: PreTrainedTokenizerBase, stored: PassageAddress, target: EncodedPassage | None, decoded: Decoded
+) -> tuple[PassageRecall, RecallFailure | None]:
+    text = target_text(tokenizer, stored.prompt_ids, decoded.ids)
+    stopped = bool(decoded.ids) and decoded.ids[-1] == tokenizer.eos_token_id
+    same_ids = target is None or decoded.ids == target.target_ids
+    good = same_ids and stopped and _sha256(text) == stored.target_sha256
+    lowest = min(decoded.probabilities) if decoded.probabilities and (good or target is not None) else 0.0
+    passage = PassageRecall(
+        passage=stored.id, recalled=good, n_tokens=stored.n_tokens, min_probability=lowest, text=text
+    )
+    return passage, None if good else _failure(tokenizer, stored, target, decoded)
+
+
+def target_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+    """Text of decoded ids without a final stop token, read in the context of their prompt."""
+    kept = list(ids[:-1]) if ids and ids[-1] == tokenizer.eos_token_id else list(ids)
+    prompt = _text(tokenizer, list(prompt_ids))
+    whole = _text(tokenizer, [*prompt_ids, *kept])
+    return whole[len(prompt) :] if whole.startswith(prompt) else _text(tokenizer, kept)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _failure(
+    tokenizer: PreTrainedTokenizerBase, stored: PassageAddress, target: EncodedPassage | None, decoded: Decoded
+) -> RecallFailure:
+    if target is None:
+        return RecallFailure(
+            passage=stored.id, position=-1, expected="(the corpus is not at hand)", got="another text", probability=None
+        )
+    pairs = zip(target.target_ids, (*decoded.ids, *[None] * stored.n_tokens), strict=False)
+    position = next((i for i, (expected, got) in enumerate(pairs) if expected != got), stored.n_tokens - 1)
+    got = _text(tokenizer, [decoded.ids[position]]) if position < len(decoded.ids) else "(nothing)"
+    return RecallFailure(
+        passage=stored.id,
+        position=position,
+        expected=_text(tokenizer, [target.target_ids[position]]),
+        got=got,
+        probability=decoded.probabilities[position],
+    )
+
+
+# ---------------------------------------------------------------- the fresh process
+def _decode_afresh(job: DecodeJob) -> Iterator[Decoded]:
+    """One `Decoded` a passage, from a Python process that was just started."""
+    command = [sys.executable, "-m", "lorasize.recall"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    with tempfile.TemporaryFile("w+") as complaints:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True, env=environment
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(job.model_dump_json())
+            process.stdin.close()
+            for line in process.stdout:
+                yield Decoded.model_validate_json(line)
+        if process.returncode:
+            complaints.seek(0)
+            last = (complaints.read().strip().splitlines() or ["no message"])[-1]
+            raise ModelError(f"decoding in a fresh process failed: {last}")
+
+
+def clean_generation_config(n_tokens: int, pad_token_id: int) -> GenerationConfig:
+    """Plain greedy decoding of exactly `n_tokens` tokens: no sampling, no penalty, no early stop."""
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=n_tokens,
+        min_new_tokens=n_tokens,
+        repetition_penalty=1.0,
+        pad_token_id=pad_token_id,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+
+
+def _decode(job: DecodeJob) -> Iterator[Decoded]:
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[job.dtype]
+    device = torch.device(job.device)
+    base = models.load_weights(Path(job.base), device, dtype)
+    model = adapters.load_saved(base, Path(job.adapter))
+    base.generation_config = GenerationConfig()  # transformers fills a passed config from this one
+    for index, prompt in enumerate(job.prompts):
+        ids = torch.tensor([prompt], device=device)
+        config = clean_generation_config(job.n_tokens[index], pad_token_id=0)
+        with torch.no_grad():
+            output = cast(Any, model).generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        decoded = tuple(output[0, len(prompt) :].tolist())
+        target = job.targets[index] if job.targets else decoded
+        probabilities = tuple(_probabilities(model, prompt, target, device).tolist())
+        yield Decoded(ids=decoded, probabilities=probabilities, attn_implementation=base.config._attn_implementation)
+
+
+@torch.no_grad()
+def _probabilities(
+    model: torch.nn.Module, prompt: Sequence[int], target: Sequence[int], device: torch.device
+) -> Tensor:
+    """Teacher-forced p of each target token, by the plain model, softmax in float32."""
+    ids = torch.tensor([[*prompt, *target[:-1]]], device=device)
+    logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=len(target)).logits[0].float()
+    wanted = torch.tensor(list(target), device=device)
+    return torch.softmax(logits, dim=-1).gather(1, wanted[:, None])[:, 0].cpu()
+
+
+def main() -> None:
+    """The fresh process: a DecodeJob on standard input, one Decoded a line on standard output."""
+    job = DecodeJob.model_validate_json(sys.stdin.read())
+    for decoded in _decode(job):
+        sys.stdout.write(decoded.model_dump_json() + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

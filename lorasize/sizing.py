@@ -1,0 +1,154 @@
+"""The verb plan: corpus, model and calibration in, recommendation out.
+
+One forward pass of the base model tells what the corpus needs written; the rest is arithmetic in `planning`. A corpus
+that no rank can recall is found from its token ids alone, before any weights are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lorasize import models
+from lorasize.catalog import find_calibration
+from lorasize.corpus import corpus_sha256, read_corpus
+from lorasize.planning import Limits, make_plan
+from lorasize.records import (
+    RECIPE,
+    CorpusSummary,
+    Demand,
+    Minimize,
+    ModelFingerprint,
+    Plan,
+    PlanInputs,
+    PlanModel,
+    Reading,
+    Serve,
+    digest,
+)
+from lorasize.tokens import EncodedPassage, encode_corpus, feasibility
+from lorasize.training import base_losses, sequence_length
+from lorasize.units import bits
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the user asks of a plan.
+
+    Attributes:
+        reading: How files become passages.
+        calibration: A calibration file; the nearest that fits when None.
+        confidence: Probability with which the adapter should hold every token.
+        minimize: What the adapter should be small in.
+        rank: An explicit rank, which wins over the search.
+        target_modules: An explicit module set, which wins over the search.
+        limits: Budgets.
+        serve: Where the adapter will be used.
+    """
+
+    reading: Reading = field(default_factory=Reading)
+    calibration: Path | None = None
+    confidence: float = 0.9
+    minimize: Minimize = "parameters"
+    rank: int | None = None
+    target_modules: tuple[str, ...] | None = None
+    limits: Limits = field(default_factory=Limits)
+    serve: Serve = "peft"
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A plan, with the passages it is for and each token's base loss (nats; empty when the corpus is infeasible)."""
+
+    plan: Plan
+    encoded: tuple[EncodedPassage, ...]
+    losses: tuple[Tensor, ...] = ()
+
+
+def plan(
+    corpus: Sequence[Path],
+    *,
+    ref: str = models.BUILTIN,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    options: PlanOptions | None = None,
+) -> Sized:
+    """The recommendation for these corpus files.
+
+    Raises:
+        CorpusError: a file cannot be read or tokenised without loss.
+        ModelError: the model cannot be loaded.
+        CalibrationError: no calibration fits this model, dtype and recipe.
+    """
+    options = options or PlanOptions()
+    folder = models.resolve(ref, revision)
+    fingerprint = models.fingerprint(folder)
+    where = models.pick_device(device)
+    kind = models.dtype_name(models.pick_dtype(dtype, where))
+    passages, files = read_corpus(corpus, options.reading)
+    tokenizer = models.load_tokenizer(folder)
+    encoded = encode_corpus(passages, tokenizer, options.reading, models.max_positions(folder))
+    summary = CorpusSummary(
+        n_passages=len(encoded),
+        n_tokens=sum(p.n_tokens for p in encoded),
+        sha256=corpus_sha256(files),
+        files=files,
+        reading=options.reading,
+    )
+    about: dict[str, Any] = {"corpus": summary, "feasibility": feasibility(encoded)}
+    model = PlanModel(
+        ref=ref, revision=revision, fingerprint=fingerprint.digest, dtype=kind, n_layers=models.n_layers(folder)
+    )
+    if not about["feasibility"].feasible:
+        inputs = _inputs(summary, fingerprint, "")
+        return Sized(_infeasible(model, inputs, about), tuple(encoded))
+    calibration, _ = find_calibration(fingerprint, ref, where.type, kind, RECIPE, options.calibration)
+    base = models.load(ref, revision=revision, device=device, dtype=dtype)
+    losses = base_losses(base, encoded)
+    made = make_plan(
+        calibration=calibration,
+        model=model,
+        demand=demand(losses),
+        inputs=_inputs(summary, fingerprint, digest(calibration)),
+        n_sequence_tokens=sum(sequence_length(p) for p in encoded),
+        linear_parameters_per_rank=_linear_parameters(base),
+        confidence=options.confidence,
+        minimize=options.minimize,
+        rank=options.rank,
+        target_modules=options.target_modules,
+        limits=options.limits,
+        serve=options.serve,
+        same_device=calibration.device == models.device_name(where),
+        **about,
+    )
+    return Sized(made, tuple(encoded), tuple(losses))
+
+
+def demand(losses: Sequence[Tensor]) -> Demand:
+    """What these token losses ask to be written."""
+    nats = sum(float(loss.sum()) for loss in losses)
+    return Demand(base_loss=nats / sum(len(loss) for loss in losses), nats=nats, bits=bits(nats))
+
+
+def _inputs(corpus: CorpusSummary, fingerprint: ModelFingerprint, calibration_sha256: str) -> PlanInputs:
+    return PlanInputs(
+        corpus_sha256=corpus.sha256,
+        model_fingerprint=fingerprint.digest,
+        tokenizer_sha256=fingerprint.tokenizer,
+        calibration_sha256=calibration_sha256,
+        recipe=RECIPE,
+    )
+
+
+def _infeasible(model: PlanModel, inputs: PlanInputs, about: dict[str, Any]) -> Plan:
+    return Plan(status="infeasible", model=model, demand=None, adapter=None, prediction=None, inputs=inputs, **about)
+
+
+def _linear_parameters(base: models.BaseModel) -> int:
+    """Adapter parameters per rank on all linear layers of the model."""
+    return base.n_layers * sum(shape.parameters_per_rank for shape in models.linear_shapes(base.model).values())
