@@ -96,6 +96,7 @@ def save(adapted: PeftModel, folder: Path, base_ref: str) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`; `base_ref` is recorded, never a local path."""
     adapted.peft_config["default"].base_model_name_or_path = base_ref
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card: a blank form that names the base's folder
 
 
 def load_saved(model: PreTrainedModel, folder: Path) -> PeftModel:

@@ -6,6 +6,7 @@ then probed near that boundary, below it (a success) and above it (an unsaturate
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import math
 import time
@@ -48,7 +49,7 @@ from lorasize.units import LN2, bits
 Preset = Literal["quick", "standard", "thorough"]
 
 _FIRST_RATIO = 0.6  # bits per parameter of the first probe
-_STEPS = 160  # of a probe at most
+_STEPS = 100  # of a probe at most
 _MIN_TOKENS = 12
 
 
@@ -102,9 +103,11 @@ def calibrate(
     """
     base = models.load(ref, revision=revision, device=device, dtype=dtype)
     path = calibration_path(ref, base.device.type, models.dtype_name(base.dtype), folder)
+    sample = _sample(base, corpus)
     key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": models.device_name(base.device)}
-    journal = Journal(path.with_suffix(".journal.jsonl"), {**key, "dtype": models.dtype_name(base.dtype)})
-    run = _Run(base, journal, preset, seed, time_limit, _sample(base, corpus), notify)
+    key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
+    journal = Journal(path.with_suffix(".journal.jsonl"), key)
+    run = _Run(base, journal, preset, seed, time_limit, sample, notify)
     run.all_probes()
     calibration = fit(base, run.observations, ref, preset=preset, seed=seed)
     write_calibration(calibration, path)
@@ -131,7 +134,7 @@ def calibrated_sites(base: models.BaseModel, preset: Preset) -> list[Site]:
     shapes = models.linear_shapes(base.model)
     widening = [name for name, shape in shapes.items() if shape.d_out > shape.d_in] or list(shapes)
     best = widening[-1]
-    sets = _layer_sets(base.n_layers, {"quick": 3, "standard": 5, "thorough": 5}[preset])
+    sets = _layer_sets(base.n_layers, {"quick": 2, "standard": 4, "thorough": 5}[preset])
     sites = [Site(target_modules=(best,), layers_to_transform=layers) for layers in sets]
     if preset != "quick":
         others = [name for name in shapes if name != best]
@@ -165,13 +168,9 @@ class _Run:
     def all_probes(self) -> None:
         """Find the boundary at the reference site, then probe each site around it."""
         sites = calibrated_sites(self.base, self.preset)
-        repeats = {"quick": 1, "standard": 2, "thorough": 4}[self.preset]
-        self.total = 4 + repeats * (4 + 2 * (len(sites) - 1))
-        boundary = self._boundary(sites[0])
-        for repeat in range(repeats):
-            for probe in self._around(sites, boundary, self.seed + repeat + 1):
-                self._probe(*probe)
-        self.total = len(self.observations)
+        self.total = 3 + len(self._around(sites, _FIRST_RATIO))
+        for probe in self._around(sites, self._boundary(sites[0])):
+            self._probe(*probe)
 
     def _boundary(self, site: Site) -> float:
         """Bits per parameter between the last success and the first failure at rank 1, from up to four probes."""
@@ -188,24 +187,34 @@ class _Run:
             if best and worst < math.inf:
                 break
             ratio = held * 1.45 if observation.threshold_met else held / 2
+        if not best and worst == math.inf:  # out of time before the first probe
+            return _FIRST_RATIO
         return math.sqrt((best or worst / 2) * (worst if worst < math.inf else best * 1.45))
 
-    def _around(
-        self, sites: Sequence[Site], boundary: float, seed: int
-    ) -> list[tuple[Site, int, ProbeKind, float, int]]:
-        """Probes at and beyond the boundary: site, rank, kind, bits per parameter, seed."""
-        reference = sites[0]
+    def _around(self, sites: Sequence[Site], boundary: float) -> list[tuple[Site, int, ProbeKind, float, int]]:
+        """Probes below and beyond the boundary: site, rank, kind, bits per parameter, seed.
+
+        Beyond it a probe measures the law, below it the transition; rank and length vary apart, so that both exponents
+        are identified.
+        """
+        reference, two = sites[0], sites[min(1, len(sites) - 1)]
+        seed = self.seed + 1
         probes: list[tuple[Site, int, ProbeKind, float, int]] = [
             (reference, 1, "random", 1.8 * boundary, seed),
-            (reference, 2, "random", 1.3 * boundary, seed),
+            (reference, 2, "random", 1.1 * boundary, seed),
             (reference, 1, "text", 0.75 * boundary, seed),
-            (reference, 2, "random", 0.8 * boundary, seed),
+            (two, 1, "random", 0.8 * boundary, seed),
         ]
-        for site in sites[1:]:
+        if self.preset == "quick":
+            return probes
+        for seed in range(self.seed + 2, self.seed + {"standard": 3, "thorough": 7}[self.preset]):
+            probes += [(reference, 1, "random", ratio * boundary, seed) for ratio in (0.85, 1.4)]
+            probes += [(reference, 2, "random", ratio * boundary, seed) for ratio in (0.8, 1.3)]
+            probes += [(two, 1, "random", ratio * boundary, seed) for ratio in (0.9, 1.3)]
+            probes += [(reference, 1, "text", 0.9 * boundary, seed)]
+        for site in sites[2:]:
             same = site.target_modules == reference.target_modules
-            probes.append((site, 1, "random", (0.85 if same else 0.7) * boundary, seed))
-            if same and len(site.layers_to_transform) <= 2 or not same:
-                probes.append((site, 1, "random", 1.4 * boundary, seed))
+            probes += [(site, 1, "random", ratio * boundary, seed) for ratio in ((0.85,) if same else (0.7, 1.3))]
         return probes
 
     def _probe(self, site: Site, rank: int, kind: ProbeKind, ratio: float, seed: int) -> Observation | None:
@@ -218,8 +227,9 @@ class _Run:
             self._tell(spec, None)
             known = run_probe(self.base, spec, self.sample)
             self.journal.add(known)
-        self.observations.append(known)
-        self._tell(spec, known)
+        if known not in self.observations:  # at the shortest or longest text, two ratios are one probe
+            self.observations.append(known)
+            self._tell(spec, known)
         return known
 
     def _tell(self, spec: ProbeSpec, observation: Observation | None) -> None:
@@ -266,7 +276,7 @@ def fit(
     order = list(dict.fromkeys(_site(o) for o in observations))
     reference_loss = _mean([o.base_loss for o in observations if o.probe.kind == "random"])
     points = [_point(o, order, reference_loss) for o in observations]
-    fitted = fit_law(points, reference_loss=reference_loss)
+    fitted = fit_law(points, reference_loss=reference_loss, soft_ceiling=True)
     shapes = models.linear_shapes(base.model)
     sites = tuple(
         SiteEfficiency(

@@ -23,13 +23,16 @@ from lorasize.errors import FitError
 from lorasize.records import Law
 
 FORM = "C*N^alpha*l^-beta+b"
+SOFT_FORM = FORM + ", bent under the reference loss"
 RANGE_TOLERANCE = 1.5  # a factor this far outside the fitted range still counts as inside
 SATURATED = 0.97  # a probe that removed this share of the loss only says that capacity was at least that
 FEW_POINTS = 8  # below this the priors of field practice enter
 EXPONENT_BOUNDS = (0.05, 2.5)
 PRIOR_MEAN = (0.7, 0.7, 0.0)  # α, β, b
 PRIOR_SD = (0.3, 0.3, 0.5)
+EFFICIENCY_PRIOR_SD = 0.3  # of ln efficiency, for a site whose every probe saturated: alike until measured
 PRIOR_NOISE = 0.03  # assumed noise of ΔL, as a share of its median, where too few points exist to measure it
+SHARPNESS = 5.0  # of the soft ceiling; 4.9 fits the paper's own points
 _LN_EFFICIENCY_LIMIT = 7.0
 _GRID = np.linspace(0.1, 2.2, 12)
 _STARTS = 3
@@ -67,6 +70,11 @@ class Fit:
 def predict(law: Law, effective_parameters: float, n_tokens: float) -> float:
     """Loss reduction in nats per token, unclipped: it may exceed the base loss or lie below 0."""
     return law.offset + law.coefficient * _power(law, effective_parameters, n_tokens)
+
+
+def bent(share: float) -> float:
+    """The share of the base loss that is really lost when the law promises `share` of it; at most 1."""
+    return float(_bend(np.array([share]), 1.0)[0])
 
 
 def predict_stderr(law: Law, effective_parameters: float, n_tokens: float) -> float:
@@ -108,6 +116,8 @@ class _Data:
     saturated: NDArray[np.bool_]
     centre: tuple[float, float]
     noise: float  # scale of the prior rows, nats; 0 switches the priors off
+    unit: float  # assumed noise of ΔL, nats; scale of the prior on efficiencies that no open point measures
+    ceiling: float  # nats per token under which ΔL bends; infinite for the paper's form
 
     @property
     def n_open(self) -> int:
@@ -119,20 +129,32 @@ class _Data:
         """How many sites the indices span."""
         return int(self.site.max()) + 1
 
+    @property
+    def unmeasured(self) -> NDArray[np.bool_]:
+        """Which of the sites after the reference have only saturated points, shape (n_sites − 1,)."""
+        return ~np.isin(np.arange(1, self.n_sites), self.site[~self.saturated])
 
-def fit_law(points: Sequence[LawPoint], *, reference_loss: float) -> Fit:
+
+def fit_law(points: Sequence[LawPoint], *, reference_loss: float, soft_ceiling: bool = False) -> Fit:
     """The law that fits all sites jointly by least squares in ΔL, site 0 being the reference (efficiency 1).
 
     A site's parameters count as N = efficiency · n_parameters. Points within 3 % of the ceiling `reference_loss` (nats
     per token) are censored: they pull only when the law predicts less than they reached. With fewer than 8 open points
-    (or fewer than 2 to spare) weak priors on α, β and b enter, since so few cannot hold the exponents.
+    (or fewer than 2 to spare) weak priors on α, β and b enter, since so few cannot hold the exponents. A site whose
+    every point is censored is taken to be like the reference, ln efficiency 0 ± 0.3, unless it reached more.
+
+    Args:
+        points: What was measured.
+        reference_loss: Base loss of the text they were measured on.
+        soft_ceiling: Let ΔL bend under the reference loss, so that points near it inform the law instead of flattening
+            its exponents; False fits the paper's form.
 
     Raises:
         FitError: values that are no measurements, or a design that leaves something open; `unidentified` names it.
 
     Source: arXiv 2605.30260; priors and censoring as in the literature on fitting from few probes.
     """
-    data = _prepare(points, reference_loss)
+    data = _prepare(points, reference_loss, reference_loss if soft_ceiling else math.inf)
     _require_identified(data)
     best = min((_refine(data, start) for start in _starts(data)), key=lambda theta: _rss(data, theta))
     covariance, sigma = _covariance(data, best)
@@ -145,7 +167,7 @@ def fit_law(points: Sequence[LawPoint], *, reference_loss: float) -> Fit:
     )
 
 
-def _prepare(points: Sequence[LawPoint], reference_loss: float) -> _Data:
+def _prepare(points: Sequence[LawPoint], reference_loss: float, ceiling: float) -> _Data:
     rows = np.array([(p.n_parameters, p.n_tokens, p.loss_reduction) for p in points], dtype=float).reshape(-1, 3)
     if not np.isfinite(rows).all() or (rows[:, :2] <= 0).any() or not reference_loss > 0:
         raise FitError("An observation is not finite, or counts no parameters or no tokens: measure it again.")
@@ -160,9 +182,10 @@ def _prepare(points: Sequence[LawPoint], reference_loss: float) -> _Data:
     centre = logs[~saturated].mean(axis=0)
     site = np.array([p.site_index for p in points], dtype=np.int64)
     few = n_open < max(FEW_POINTS, 4 + int(site.max()) + 2)
-    noise = PRIOR_NOISE * max(float(np.median(np.abs(rows[:, 2]))), 1e-3) if few else 0.0
+    unit = PRIOR_NOISE * max(float(np.median(np.abs(rows[:, 2]))), 1e-3)
     x, y = (logs - centre).T
-    return _Data(x, y, rows[:, 2], site, saturated, (float(centre[0]), float(centre[1])), noise)
+    middle = (float(centre[0]), float(centre[1]))
+    return _Data(x, y, rows[:, 2], site, saturated, middle, unit if few else 0.0, unit, ceiling)
 
 
 def _require_identified(data: _Data) -> None:
@@ -171,10 +194,11 @@ def _require_identified(data: _Data) -> None:
     Near collinearity counts: 2 % of an e-fold of independent spread carries no information at realistic noise.
     """
     names = ["coefficient", "parameter_exponent", "length_exponent"]
-    efficiency = [f"efficiency of site {k}" for k in range(1, data.n_sites)]
     keep = ~data.saturated
     one, x, y = np.ones(data.n_open), data.x[keep], data.y[keep]
-    dummies = [(data.site[keep] == k).astype(float) for k in range(1, data.n_sites)]
+    measured = [k for k in range(1, data.n_sites) if (data.site[keep] == k).any() or not (data.site == k).any()]
+    dummies = [(data.site[keep] == k).astype(float) for k in measured]
+    efficiency = [f"efficiency of site {k}" for k in measured]
     open_names = _null_names(np.stack([one, x, y, *dummies], axis=1), [*names, *efficiency], 0.02)
     if not open_names and not data.noise:
         power = np.exp(0.7 * (x - y))
@@ -202,15 +226,18 @@ def _starts(data: _Data) -> list[Array]:
     power = np.exp(alpha * data.x[keep] - beta * data.y[keep])
     indicator = (data.site[keep][:, None] == np.arange(data.n_sites)).astype(float)
     design = np.concatenate([power[:, :, None] * indicator, np.ones((*power.shape, 1))], axis=2)
-    solution = np.linalg.pinv(design) @ data.observed[keep]
-    rss = ((np.einsum("gnk,gk->gn", design, solution) - data.observed[keep]) ** 2).sum(axis=1)
+    unbent = _unbend(data.observed[keep], data.ceiling)
+    solution = np.linalg.pinv(design) @ unbent
+    rss = ((np.einsum("gnk,gk->gn", design, solution) - unbent) ** 2).sum(axis=1)
     rss[(solution[:, :-1] <= 0).any(axis=1)] += 1e6 * (1.0 + rss.max())
-    return [_start(alpha[g, 0], beta[g, 0], solution[g]) for g in np.argsort(rss, kind="stable")[:_STARTS]]
+    best = np.argsort(rss, kind="stable")[:_STARTS]
+    return [_start(alpha[g, 0], beta[g, 0], solution[g], data.unmeasured) for g in best]
 
 
-def _start(alpha: float, beta: float, solution: Array) -> Array:
+def _start(alpha: float, beta: float, solution: Array, unmeasured: NDArray[np.bool_]) -> Array:
     logs = np.log(np.maximum(solution[:-1], 1e-3 * max(float(solution[:-1].max()), 1e-3)))
     efficiency = np.clip((logs[1:] - logs[0]) / alpha, 0.9 * -_LN_EFFICIENCY_LIMIT, 0.9 * _LN_EFFICIENCY_LIMIT)
+    efficiency[unmeasured] = 0.0
     return np.array([logs[0], alpha, beta, solution[-1], *efficiency])
 
 
@@ -240,25 +267,44 @@ def _slope(data: _Data, theta: Array) -> tuple[Array, Array]:
     return np.exp(np.clip(theta[0] + theta[1] * x - theta[2] * data.y, -60.0, 60.0)), x
 
 
+def _bend(reached: Array, ceiling: float) -> Array:
+    """ΔL under a soft ceiling: near the plain law far below it, never above it."""
+    return np.asarray(reached * (1.0 + np.maximum(reached / ceiling, 0.0) ** SHARPNESS) ** (-1.0 / SHARPNESS))
+
+
+def _bend_slope(reached: Array, ceiling: float) -> Array:
+    return np.asarray((1.0 + np.maximum(reached / ceiling, 0.0) ** SHARPNESS) ** (-1.0 / SHARPNESS - 1.0))
+
+
+def _unbend(observed: Array, ceiling: float) -> Array:
+    """The plain law's value that the soft ceiling bends to `observed`, which lies below it."""
+    share = np.clip(observed / ceiling, 0.0, SATURATED) ** SHARPNESS
+    return np.asarray(observed * (1.0 - share) ** (-1.0 / SHARPNESS))
+
+
 def _residuals(data: _Data, theta: Array) -> Array:
     """Predicted − observed (n,), one-sided where saturated, then the prior rows if they are on."""
-    residual = _slope(data, theta)[0] + theta[3] - data.observed
+    residual = _bend(_slope(data, theta)[0] + theta[3], data.ceiling) - data.observed
     residual[data.saturated] = np.minimum(residual[data.saturated], 0.0)
-    prior = data.noise * (theta[1:4] - PRIOR_MEAN) / PRIOR_SD
-    return np.concatenate([residual, prior]) if data.noise else residual
+    unmeasured = data.unit * theta[4:][data.unmeasured] / EFFICIENCY_PRIOR_SD
+    prior = data.noise * (theta[1:4] - PRIOR_MEAN) / PRIOR_SD if data.noise else np.empty(0)
+    return np.concatenate([residual, unmeasured, prior])
 
 
 def _jacobian(data: _Data, theta: Array) -> Array:
     slope, x = _slope(data, theta)
     columns = [slope, slope * x, -slope * data.y, np.ones_like(slope)]
     columns += [theta[1] * slope * (data.site == k) for k in range(1, data.n_sites)]
-    jacobian = np.stack(columns, axis=1)
-    jacobian[data.saturated & (slope + theta[3] >= data.observed)] = 0.0
-    if not data.noise:
-        return jacobian
-    prior = np.zeros((3, len(theta)))
-    prior[[0, 1, 2], [1, 2, 3]] = data.noise / np.array(PRIOR_SD)
-    return np.concatenate([jacobian, prior])
+    reached = slope + theta[3]
+    jacobian = np.stack(columns, axis=1) * _bend_slope(reached, data.ceiling)[:, None]
+    jacobian[data.saturated & (_bend(reached, data.ceiling) >= data.observed)] = 0.0
+    columns_of = 4 + np.flatnonzero(data.unmeasured)
+    unmeasured = np.zeros((len(columns_of), len(theta)))
+    unmeasured[np.arange(len(columns_of)), columns_of] = data.unit / EFFICIENCY_PRIOR_SD
+    prior = np.zeros((3 if data.noise else 0, len(theta)))
+    if data.noise:
+        prior[[0, 1, 2], [1, 2, 3]] = data.noise / np.array(PRIOR_SD)
+    return np.concatenate([jacobian, unmeasured, prior])
 
 
 def _rss(data: _Data, theta: Array) -> float:
@@ -271,7 +317,7 @@ def _covariance(data: _Data, theta: Array) -> tuple[Array, float]:
     With priors on, the assumed noise is a floor: few points that happen to agree do not prove small noise.
     """
     jacobian = _jacobian(data, theta)
-    spare = data.n_open - len(theta) + (len(PRIOR_SD) if data.noise else 0)
+    spare = data.n_open - len(theta) + int(data.unmeasured.sum()) + (len(PRIOR_SD) if data.noise else 0)
     residual = _residuals(data, theta)[: len(data.x)]
     sigma = max(math.sqrt(float((residual**2).sum()) / max(spare, 1)), data.noise)
     inverse = np.asarray(np.linalg.pinv(jacobian.T @ jacobian, hermitian=True), dtype=np.float64)
@@ -296,7 +342,7 @@ def _law(data: _Data, theta: Array, covariance: Array, sigma: float, reference_l
         offset=offset,
         covariance=tuple(tuple(float(v) for v in row) for row in move @ covariance[:4, :4] @ move.T),
         r_squared=1.0 - float((residual**2).sum()) / total if total > 0 else 0.0,
-        form=FORM,
+        form=FORM if math.isinf(data.ceiling) else SOFT_FORM,
         reference_loss=reference_loss,
         residual_stderr=sigma,
         n_observations=len(keep),

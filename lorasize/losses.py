@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorasize.errors import ModelError
 from lorasize.records import Method
@@ -25,30 +25,53 @@ RELEASE = 0.7  # MemFT: a token leaves the loss only once p exceeds this; releas
 
 @dataclass(frozen=True)
 class Head:
-    """The LM head: final hidden state to logits. `softcap` as in Gemma 2, `scale` as in Cohere and Granite."""
+    """The LM head: final hidden state to logits. `softcap` as in Gemma 2, `scale` as in Cohere and Granite.
+
+    Logits are written vocabulary-first into one buffer that every call reuses: fresh pages for a few hundred megabytes
+    cost as much as the product itself (docs/log.md).
+    """
 
     weight: Tensor  # (vocabulary, width)
     bias: Tensor | None
     softcap: float | None
     scale: float
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits in float32, shape (token, vocabulary)."""
-        raw = nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
-        raw = raw if self.scale == 1.0 else raw * self.scale
-        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
-
-    def pull_back(self, logit_gradient: Tensor, logits: Tensor) -> Tensor:
-        """Gradient on the hidden state, shape (token, width), from that on the logits; may overwrite its input."""
-        if self.softcap is not None:
-            logit_gradient = logit_gradient * (1.0 - (logits / self.softcap) ** 2)
-        gradient = logit_gradient.to(self.weight.dtype) @ self.weight
-        return gradient if self.scale == 1.0 else gradient * self.scale
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def chunk(self) -> int:
         """Tokens whose logits are held at once."""
         return max(16, _CHUNK_BYTES // (4 * self.weight.shape[0]))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits in float32, shape (vocabulary, token); valid until the next call."""
+        out = self._buffer("logits", len(hidden))
+        if self.weight.dtype == torch.float32:
+            torch.mm(self.weight, hidden.t(), out=out)
+        else:
+            out.copy_(self.weight @ hidden.to(self.weight.dtype).t())
+        if self.bias is not None:
+            out.add_(self.bias[:, None])
+        if self.scale != 1.0:
+            out.mul_(self.scale)
+        return out if self.softcap is None else out.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def pull_back(self, logit_gradient: Tensor) -> Tensor:
+        """Gradient on the hidden states, shape (token, width), from that on the uncapped logits (vocabulary, token)."""
+        gradient = logit_gradient.to(self.weight.dtype).t() @ self.weight
+        return gradient if self.scale == 1.0 else gradient * self.scale
+
+    def columns(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """The logits of some tokens, shape (vocabulary, token); valid until the next call."""
+        if len(tokens) == logits.shape[1]:
+            return logits
+        return torch.index_select(logits, 1, tokens, out=self._buffer("columns", len(tokens)))
+
+    def _buffer(self, name: str, n_tokens: int) -> Tensor:
+        size = self.weight.shape[0] * n_tokens
+        held = self.buffers.get(name)
+        if held is None or held.numel() < size:
+            self.buffers[name] = held = torch.empty(size, dtype=torch.float32, device=self.weight.device)
+        return held[:size].view(self.weight.shape[0], n_tokens)
 
 
 def head_of(model: Any) -> Head:
@@ -62,7 +85,8 @@ def head_of(model: Any) -> Head:
         raise ModelError(f"{type(model).__name__} has no linear LM head")
     config = model.config
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    return Head(layer.weight, getattr(layer, "bias", None), getattr(config, "final_logit_softcapping", None), scale)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(layer.weight.detach(), getattr(layer, "bias", None), softcap, scale)
 
 
 @dataclass(frozen=True)
@@ -85,25 +109,27 @@ def token_losses(head: Head, hidden: Tensor, targets: Tensor) -> TokenLosses:
         hidden: Final hidden states that predict the targets, shape (token, width).
         targets: Token ids, shape (token,).
     """
-    parts = [
-        _losses_of(head.logits(hidden[i : i + head.chunk]), targets[i : i + head.chunk])[:2]
-        for i in range(0, len(targets), head.chunk)
-    ]
-    return TokenLosses(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+    parts = []
+    for begin in range(0, len(targets), head.chunk):
+        piece = slice(begin, begin + head.chunk)
+        parts.append(_exponentiate(head.logits(hidden[piece]), targets[piece])[0])
+    return TokenLosses(torch.cat([p.loss for p in parts]), torch.cat([p.correct for p in parts]))
 
 
-def _losses_of(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    at_target = logits.gather(1, targets[:, None])[:, 0]
-    normaliser = torch.logsumexp(logits, dim=1)
-    return normaliser - at_target, logits.argmax(dim=1) == targets, normaliser
+def _exponentiate(logits: Tensor, targets: Tensor) -> tuple[TokenLosses, Tensor]:
+    """Token losses, and each token's Σ exp; leaves exp(logit − max) in place of the logits."""
+    at_target = logits.gather(0, targets[None, :])[0]
+    largest = logits.amax(dim=0)
+    total = logits.sub_(largest).exp_().sum(dim=0)
+    return TokenLosses(total.log() + (largest - at_target), at_target == largest), total
 
 
 @torch.no_grad()
 def loss_and_gradient(head: Head, hidden: Tensor, targets: Tensor, weigh: Weigh) -> tuple[TokenLosses, Tensor, Tensor]:
     """Token losses, their weights, and the gradient of Σ weight·loss on the hidden states.
 
-    Tokens of weight zero cost no backward product. Logits of the last chunk are reused, earlier ones are computed again
-    for the tokens that need a gradient.
+    Tokens of weight zero cost no backward product. What fits one chunk is exponentiated once; beyond that the logits of
+    weighted tokens are computed again.
 
     Args:
         head: The LM head.
@@ -114,32 +140,34 @@ def loss_and_gradient(head: Head, hidden: Tensor, targets: Tensor, weigh: Weigh)
     Returns:
         Losses, weights of shape (token,), and the gradient of shape (token, width) in the hidden states' dtype.
     """
-    if len(targets) <= head.chunk:
-        logits = head.logits(hidden)
-        loss, correct, normaliser = _losses_of(logits, targets)
-        losses = TokenLosses(loss, correct)
+    gradient = torch.zeros_like(hidden)
+    if len(targets) <= head.chunk and head.softcap is None:
+        exponentials = head.logits(hidden)
+        losses, total = _exponentiate(exponentials, targets)
         weights = weigh(losses)
         rows = weights.nonzero()[:, 0]
-        gradient = torch.zeros_like(hidden)
         if len(rows):
-            part = _gradient(head, logits[rows], normaliser[rows], targets[rows], weights[rows])
-            gradient[rows] = part.to(hidden.dtype)
+            part = head.columns(exponentials, rows)
+            gradient[rows] = _gradient(head, part, total[rows], targets[rows], weights[rows]).to(hidden.dtype)
         return losses, weights, gradient
     losses = token_losses(head, hidden, targets)
     weights = weigh(losses)
-    gradient = torch.zeros_like(hidden)
-    active = weights.nonzero()[:, 0]
-    for rows in active.split(head.chunk):
+    for rows in weights.nonzero()[:, 0].split(head.chunk):
         logits = head.logits(hidden[rows])
-        normaliser = torch.logsumexp(logits, dim=1)
-        gradient[rows] = _gradient(head, logits, normaliser, targets[rows], weights[rows]).to(hidden.dtype)
+        slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
+        _, total = _exponentiate(logits, targets[rows])
+        part = _gradient(head, logits, total, targets[rows], weights[rows], slope)
+        gradient[rows] = part.to(hidden.dtype)
     return losses, weights, gradient
 
 
-def _gradient(head: Head, logits: Tensor, normaliser: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    probabilities = torch.exp(logits - normaliser[:, None])
-    probabilities[torch.arange(len(targets)), targets] -= 1.0
-    return head.pull_back(probabilities.mul_(weights[:, None]), logits)
+def _gradient(
+    head: Head, exponentials: Tensor, total: Tensor, targets: Tensor, weights: Tensor, slope: Tensor | None = None
+) -> Tensor:
+    """Weight · (softmax − one-hot), pulled back through the head; `slope` is the derivative of a soft cap."""
+    exponentials.mul_(weights / total)
+    exponentials[targets, torch.arange(len(targets), device=targets.device)] -= weights
+    return head.pull_back(exponentials if slope is None else exponentials.mul_(slope))
 
 
 # ---------------------------------------------------------------- objectives
@@ -191,7 +219,7 @@ def curriculum_share(progress: float) -> float:
     Args:
         progress: Steps done ÷ step budget.
     """
-    return min(1.0, 0.2 * (1 + int(progress * 10)))
+    return min(1.0, (1 + int(progress * 10)) / 5)
 
 
 @dataclass

@@ -244,7 +244,7 @@ class _Session:
                 ended = Outcome.MEMORIZED if passed else Outcome.STEP_BUDGET_EXHAUSTED
             elif options.time_limit is not None and time.perf_counter() - started > options.time_limit:
                 ended = Outcome.TIME_LIMIT
-            elif stall.seen(report.step, report):
+            elif self.steps < options.max_steps and stall.seen(report.step, report):
                 ended = Outcome.STALLED
             if ended:
                 break
@@ -257,7 +257,7 @@ class _Session:
         return max(200, round(3 * predicted.steps.hi)) if predicted is not None else self.options.max_steps
 
     def _grow(self) -> None:
-        rank = self.spec.rank + max(1, self.spec.rank // 2)
+        rank = min(_MAX_RANK, self.spec.rank + max(1, self.spec.rank // 2))
         site = self.spec.site
         self.adapted = adapters.grow(self.adapted, site, rank, self.options.seed + len(self.escalations) + 1)
         n_parameters = adapters.count_parameters(models.linear_shapes(self.base.model), site, rank)

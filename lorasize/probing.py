@@ -58,7 +58,7 @@ def _text_ids(base: BaseModel, spec: ProbeSpec, sample: Sequence[int]) -> list[i
         start = random.Random(spec.seed).randint(0, len(sample) - wanted)
         return list(sample[start : start + wanted])
     text = " ".join(invented_sentences(spec.seed, 1 + wanted // 4))
-    ids: list[int] = base.tokenizer(text, add_special_tokens=False).input_ids
+    ids: list[int] = base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if len(ids) < wanted:
         raise CorpusError(f"a probe of {spec.n_tokens} tokens needs a longer sample: {len(ids)} tokens are there")
     return ids[:wanted]

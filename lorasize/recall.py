@@ -7,6 +7,7 @@ repetition penalty of the model's own `generation_config.json` leaks in.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -79,7 +80,8 @@ def read_addresses(folder: Path) -> list[PassageAddress]:
         ModelError: the file is missing or damaged.
     """
     found = []
-    for number, line in enumerate(_read_text(folder / PASSAGES).splitlines(), 1):
+    lines = _read_text(folder / PASSAGES).removesuffix("\n").split("\n")  # a prompt may hold other line separators
+    for number, line in enumerate(lines, 1):
         try:
             found.append(PassageAddress.model_validate_json(line))
         except ValidationError as error:
@@ -205,6 +207,10 @@ def _matched(addresses: Sequence[PassageAddress], encoded: Sequence[EncodedPassa
         if passage is None or _sha256(passage.passage.target) != stored.target_sha256:
             place = f"{stored.file}:{stored.line}"
             raise ModelError(f"{place}: passage {stored.id} is not in this corpus as it was memorised")
+    more = by_prompt.keys() - {stored.prompt_ids for stored in addresses}
+    if more:
+        text = next(p for p in encoded if p.prompt_ids in more).passage
+        raise ModelError(f"{text.file}:{text.line}: passage {text.id} of this corpus was never memorised")
     return [by_prompt[stored.prompt_ids] for stored in addresses]
 
 
@@ -240,12 +246,13 @@ def decode_and_compare(
         failures += [failure] if failure else []
         attention = decoded.attn_implementation
         notify(index + 1, len(addresses))
-    lowest = min(p.min_probability for p in passages if p.min_probability is not None)
+    measured = [p.min_probability for p in passages if p.min_probability is not None]
+    lowest = min(measured) if len(measured) == len(passages) else None
     return RecallReport(
         recalled=not failures,
         n_passages=len(passages),
         n_recalled=len(passages) - len(failures),
-        threshold_met=lowest > threshold,
+        threshold_met=lowest is not None and lowest > threshold,
         min_probability=lowest,
         failures=tuple(failures),
         passages=tuple(passages),
@@ -264,7 +271,7 @@ def _compare(
     stopped = bool(decoded.ids) and decoded.ids[-1] == tokenizer.eos_token_id
     same_ids = target is None or decoded.ids == target.target_ids
     good = same_ids and stopped and _sha256(text) == stored.target_sha256
-    lowest = min(decoded.probabilities) if decoded.probabilities and (good or target is not None) else 0.0
+    lowest = min(decoded.probabilities) if decoded.probabilities and (good or target is not None) else None
     passage = PassageRecall(
         passage=stored.id, recalled=good, n_tokens=stored.n_tokens, min_probability=lowest, text=text
     )
@@ -313,8 +320,9 @@ def _decode_afresh(job: DecodeJob) -> Iterator[Decoded]:
         ) as process:
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write(job.model_dump_json())
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it died at its start: the message below says of what
+                process.stdin.write(job.model_dump_json())
+                process.stdin.close()
             for line in process.stdout:
                 yield Decoded.model_validate_json(line)
         if process.returncode:
@@ -347,7 +355,9 @@ def _decode(job: DecodeJob) -> Iterator[Decoded]:
         ids = torch.tensor([prompt], device=device)
         config = clean_generation_config(job.n_tokens[index], pad_token_id=0)
         with torch.no_grad():
-            output = cast(Any, model).generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+            output = cast(Any, model).generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
+            )
         decoded = tuple(output[0, len(prompt) :].tolist())
         target = job.targets[index] if job.targets else decoded
         probabilities = tuple(_probabilities(model, prompt, target, device).tolist())

@@ -14,8 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lorasize.corpus import read_corpus
-from lorasize.records import Reading
+from lorasize.corpus import corpus_sha256, read_corpus
+from lorasize.records import (
+    RECIPE,
+    AdapterSpec,
+    CorpusSummary,
+    Feasibility,
+    Plan,
+    PlanInputs,
+    PlanModel,
+    Reading,
+    Site,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -139,6 +149,63 @@ def tiny_gpt2(torch: Any, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: 
         pad_token_id=tokenizer.pad_token_id,
     )
     return _saved(torch, GPT2LMHeadModel, config, tokenizer, tmp_path_factory.mktemp("tiny-gpt2"))
+
+
+@pytest.fixture(scope="session")
+def able_llama(torch: Any, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama that rank 1 on one layer teaches 24 tokens: 96 wide, large weights, MLP 384."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return _saved(torch, LlamaForCausalLM, config, tokenizer, tmp_path_factory.mktemp("able-llama"))
+
+
+def plan_by_hand(folder: Path, corpus: Path, site: Site, rank: int, **reading: Any) -> Plan:
+    """A plan for this corpus and model with the adapter given, as if a calibration had led to it."""
+    from lorasize import models
+    from lorasize.adapters import count_parameters
+    from lorasize.tokens import encode_corpus
+
+    how = Reading(**reading)
+    passages, files = read_corpus([corpus], how)
+    encoded = encode_corpus(passages, models.load_tokenizer(folder), how, 256)
+    fingerprint = models.fingerprint(folder)
+    base = models.load(str(folder), device="cpu")
+    n_parameters = count_parameters(models.linear_shapes(base.model), site, rank)
+    known: dict[str, Any] = {"layers_to_transform": site.layers_to_transform, "target_modules": site.target_modules}
+    known |= {"n_parameters": n_parameters, "bytes": 4 * n_parameters, "bits_per_parameter": 1.0}
+    about = {"ref": str(folder), "fingerprint": fingerprint.digest, "dtype": "float32", "n_layers": 4}
+    digests = {"corpus_sha256": corpus_sha256(files), "model_fingerprint": fingerprint.digest}
+    digests |= {"tokenizer_sha256": fingerprint.tokenizer, "calibration_sha256": "", "recipe": RECIPE}
+    return Plan(
+        status="ok",
+        model=PlanModel(**about),
+        corpus=CorpusSummary(
+            n_passages=len(encoded),
+            n_tokens=sum(p.n_tokens for p in encoded),
+            sha256=digests["corpus_sha256"],
+            files=files,
+            reading=how,
+        ),
+        demand=None,
+        feasibility=Feasibility(feasible=True),
+        adapter=AdapterSpec(rank=rank, lora_alpha=rank, **known),
+        prediction=None,
+        inputs=PlanInputs(**digests),
+    )
 
 
 def _saved(torch: Any, architecture: Any, config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:

@@ -71,7 +71,7 @@ def equivalent_tokens(law: Law, demand: Demand) -> float:
 def capacity_slack(law: Law, effective_parameters: float, demand: Demand) -> float:
     """Predicted reduction ÷ required reduction, unclipped.
 
-    A corpus with base loss L0 is then predicted to lose L0 · min(1, slack) nats per token and to end at L0 minus that.
+    A corpus with base loss L0 is then predicted to lose L0 · bent(slack) nats per token and to end at L0 minus that.
     """
     return predict(law, effective_parameters, equivalent_tokens(law, demand)) / law.reference_loss
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorasize.law import RANGE_TOLERANCE, in_range, predict
+from lorasize.law import RANGE_TOLERANCE, bent, in_range, predict
 from lorasize.planning.choice import (
     RANKS,
     Assessment,
@@ -230,7 +230,7 @@ def predicted(
     calibration: Calibration, demand: Demand, chosen: Assessment, n_sequence_tokens: int, confidence: float
 ) -> Prediction:
     """What the law says of this candidate. Losses in nats per target token, the reduction clipped to the base loss."""
-    reduction = demand.base_loss * min(1.0, max(0.0, chosen.slack))
+    reduction = demand.base_loss * max(0.0, bent(chosen.slack))
     cost = calibration.cost
     return Prediction(
         final_loss=demand.base_loss - reduction,

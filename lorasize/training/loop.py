@@ -52,7 +52,7 @@ class TrainingOptions:
     threshold: float = 0.5
     margin: float = 0.02
     max_steps: int = 1000
-    learning_rate: float = 0.03
+    learning_rate: float = 0.06
     batch_tokens: int = 4096
     seed: int = 0
 
@@ -101,10 +101,12 @@ class Trainer:
         self._interval = [1] * len(encoded)
         self._generator = torch.Generator().manual_seed(options.seed)
         self._order = torch.randperm(len(encoded), generator=self._generator).tolist()
-        self._objective = Objective(options.method, options.threshold, many=len(encoded) >= _MANY)
+        passing = options.threshold + options.margin  # a token released below this could never pass
+        self._objective = Objective(options.method, passing, many=len(encoded) >= _MANY)
         self._optimizer = torch.optim.Adam(self._parameters, lr=options.learning_rate, betas=_BETAS)
         self._epoch = 0
         self._step = 0
+        self._idle = 0  # epochs without a step, all that the curriculum lets in being mastered
 
     def evaluate(self) -> Evaluation:
         """A full look at every target token with the adapter as it is."""
@@ -112,6 +114,7 @@ class Trainer:
             for batch in self._batches:
                 hidden = self._suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
                 self._note(batch, token_losses(self._head, hidden, batch.targets))
+        self._epoch += 1
         return Evaluation(self._latest.clone())
 
     def steps(self) -> Iterator[StepReport]:
@@ -121,8 +124,10 @@ class Trainer:
             TrainingDivergedError: a loss is not a number.
         """
         started = time.perf_counter()
-        self.evaluate()
+        if math.isinf(float(self._latest.max())):
+            self.evaluate()
         while self._step < self.options.max_steps and not self._proven():
+            before = self._step
             for index in torch.randperm(len(self._batches), generator=self._generator).tolist():
                 n_active = self._update(self._due_part(self._batches[index]))
                 if n_active:
@@ -130,6 +135,7 @@ class Trainer:
                 if self._step >= self.options.max_steps:
                     break
             self._epoch += 1
+            self._idle += self._step == before and not self._passed()
         self.evaluate()
         yield self._report(0, started, evaluated=True)
 
@@ -144,7 +150,7 @@ class Trainer:
         """The rows to look at now: not resting and, for memft-sw on many records, inside the curriculum."""
         share = 1.0
         if self.options.method == "memft-sw" and self._objective.many:
-            share = curriculum_share(self._step / self.options.max_steps)
+            share = curriculum_share((self._step + self._idle) / self.options.max_steps)
         inside = [self._order[p] < share * len(self._order) for p in batch.passages]
         keep = [k for k, p in enumerate(batch.passages) if inside[k] and self._due[p] <= self._epoch]
         return batch.select(keep) if keep else None

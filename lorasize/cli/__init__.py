@@ -1,0 +1,127 @@
+"""The command line: parse → verb → render → exit code. The only door to click.
+
+Importing this costs click alone: the verbs, and torch beneath them, are imported inside the commands that need them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from lorasize import __version__
+from lorasize.cli import commands, demo
+from lorasize.cli.config import read_config
+from lorasize.cli.failures import BROKEN_PIPE, DONE, TERMINATED, Invocation, failed
+from lorasize.cli.output import silence_stdout
+
+_EPILOG = """\b
+Example:
+  lorasize calibrate
+  lorasize plan page.md table.jsonl
+  lorasize apply
+  lorasize verify adapter
+
+Exit codes: 0 done, 1 over budget, 2 usage or input, 3 calibration or plan does not fit, 4 not proven,
+5 no rank can recall the corpus, 70 internal error, 130 interrupted.
+"""
+
+
+@click.group(
+    invoke_without_command=True, epilog=_EPILOG,
+    context_settings={"auto_envvar_prefix": "LORASIZE", "help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+@click.version_option(__version__, prog_name="lorasize")
+@click.pass_context
+def lorasize(context: click.Context) -> int:
+    """How big must a LoRA adapter be to hold this text word for word, and did it?
+
+    Options may also be set as LORASIZE_… in the environment (LORASIZE_MODEL, LORASIZE_DEVICE), in lorasize.toml, or
+    under [tool.lorasize] in pyproject.toml. The command line wins, then the environment, then lorasize.toml.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+        return DONE
+    context.obj.command = context.invoked_subcommand
+    settings = read_config(Path())
+    context.default_map = {name: settings for name in lorasize.commands}
+    return DONE
+
+
+for _command in (*commands.COMMANDS, demo.demo):
+    _command.context_settings["auto_envvar_prefix"] = "LORASIZE"
+    lorasize.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; `lorasize` on the shell calls this."""
+    if "_LORASIZE_COMPLETE" in os.environ:
+        lorasize.main(prog_name="lorasize")
+    # Read once, when torch loads: threads that spin while they wait slow a step tenfold once the cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    invocation = Invocation()
+    try:
+        with _terminable(), _quiet_warnings():
+            code = _run(arguments, invocation)
+            sys.stdout.flush()
+        return code
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if _reader_is_gone(error):
+            silence_stdout()
+            return BROKEN_PIPE
+        return failed(error, invocation, arguments)
+
+
+def _run(arguments: Sequence[str], invocation: Invocation) -> int:
+    """The command's exit code. Not by click's own `main`, which hides where a broken pipe came from."""
+    try:
+        with lorasize.make_context("lorasize", list(arguments), obj=invocation) as context:
+            returned = lorasize.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    return returned if isinstance(returned, int) else DONE
+
+
+def _reader_is_gone(error: BaseException) -> bool:
+    """Whether it was our own output that found its pipe closed, and not, say, the input of a process we started."""
+    if isinstance(error, SystemExit):  # rich leaves with 1
+        return error.code != TERMINATED
+    writers = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return isinstance(error, BrokenPipeError) and ("echo" in writers or "_run" not in writers)
+
+
+@contextmanager
+def _quiet_warnings() -> Iterator[None]:
+    """Keep libraries' warnings from users who did not ask for them."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that half-written folders are taken away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(TERMINATED)

@@ -1,0 +1,346 @@
+"""The commands: each turns its options into one call of a verb, and the verb's record into reports and an exit code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorasize.cli import options
+from lorasize.cli.failures import DONE, INFEASIBLE, NOT_PROVEN, OVER_BUDGET, Invocation
+from lorasize.cli.output import emit, parse_reports, say
+
+if TYPE_CHECKING:
+    from lorasize.records import Memorization, Plan, RecallReport
+    from lorasize.sizing import PlanOptions
+    from lorasize.tokens import EncodedPassage
+
+PLAN_FILE = "lorasize.plan.json"
+ADAPTER_FOLDER = "adapter"
+
+
+# ---------------------------------------------------------------- calibrate
+@click.command(
+    epilog="""\b
+Example:
+  lorasize calibrate
+  lorasize calibrate owner/model --device cuda --preset thorough
+"""
+)
+@click.argument("base_model", metavar="[MODEL]", required=False)
+@options.all_of(options.model, options.revision, options.device, options.dtype, options.seed)
+@click.option(
+    "--preset", type=click.Choice(options.PRESETS), default="standard", show_default=True, help="How much is probed."
+)
+@click.option("--corpus", type=options.existing_file, multiple=True, help="Probe on text of this kind too; repeatable.")
+@click.option("--time-limit", callback=options.duration, metavar="TIME", help='No further probe after, say, "15 min".')
+@options.out("calibrations", "Folder, or a file that ends in .json.")
+@options.output
+@click.pass_obj
+def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) -> int:
+    """Measure how much an adapter of MODEL can hold, by small training runs on this device.
+
+    An interrupted calibration goes on where it stopped when the same command is run again.
+    """
+    targets = parse_reports(chosen["reports"])
+    invocation.model = _ref(base_model, chosen["model"])
+    from lorasize import calibration, models
+    from lorasize.report import Progress
+
+    out: Path = chosen["out"]
+    single = out.suffix == ".json"
+    folder = out.with_name(f".{out.name}.partial") if single else out
+    with Progress(quiet=chosen["quiet"]) as progress:
+        progress.doing("loading the model")
+        made, path = calibration.calibrate(
+            invocation.model or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
+            dtype=chosen["dtype"], preset=chosen["preset"], corpus=chosen["corpus"], seed=chosen["seed"],
+            time_limit=chosen["time_limit"], folder=folder, notify=progress.probe,
+        )  # fmt: skip
+        if single:
+            path = _moved(path, out)
+        progress.note(f"wrote {path}")
+    emit(made, targets)
+    return DONE
+
+
+def _ref(argument: str | None, option: str | None) -> str | None:
+    """The model named as an argument or as an option; the option may also come from a configuration."""
+    source = click.get_current_context().get_parameter_source("model")
+    if argument and option and argument != option and source is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError(f"two models are named: {argument} and --model {option}")
+    return argument or option
+
+
+def _moved(path: Path, out: Path) -> Path:
+    os.replace(path, out)
+    if not any(path.parent.iterdir()):
+        path.parent.rmdir()
+    return out
+
+
+# ---------------------------------------------------------------- plan
+@click.command(
+    epilog="""\b
+Example:
+  lorasize plan page.md table.jsonl
+  lorasize plan facts.csv --field prompt=question --max-bytes "4 MB"
+"""
+)
+@click.argument("corpus", nargs=-1, required=True, type=options.any_path)
+@options.all_of(options.model, options.revision, options.device, options.dtype)
+@click.option("--calibration", type=options.existing_file, help="Calibration file, instead of the nearest that fits.")
+@click.option(
+    "--confidence", type=options.PROBABILITY, default=0.9, show_default=True, help="Wanted success probability."
+)
+@click.option(
+    "--minimize", type=click.Choice(options.MINIMIZE), default="parameters", show_default=True,
+    help="What the adapter should be small in.",
+)  # fmt: skip
+@click.option("--rank", type=options.AT_LEAST_ONE, help="This rank; the plan says what it predicts.")
+@click.option("--target-modules", multiple=True, help="These modules; comma-separated or repeatable.")
+@click.option(
+    "--serve", type=click.Choice(options.SERVE), default="peft", show_default=True, help="Where it will be used."
+)
+@click.option("--prompt-template", help="Address given to a text passage.")
+@click.option("--passage-tokens", type=click.IntRange(min=8), default=512, show_default=True, help="Longest passage.")
+@click.option(
+    "--field", "fields", callback=options.assignments, metavar="NAME=COLUMN", multiple=True,
+    help="Column of a role, such as prompt=question; repeatable.",
+)  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(options.FORMATS), default="auto", show_default=True)
+@click.option("--max-rank", type=options.AT_LEAST_ONE, help="Budget.")
+@click.option("--max-parameters", type=options.AT_LEAST_ONE, help="Budget.")
+@click.option("--max-bytes", callback=options.size, metavar="SIZE", help='Budget for the adapter file, such as "4 MB".')
+@click.option("--max-seconds", callback=options.duration, metavar="TIME", help='Budget for training, such as "15 min".')
+@click.option("--max-memory", callback=options.size, metavar="SIZE", help='Budget for memory, such as "8 GB".')
+@options.out(PLAN_FILE, "Plan file.")
+@options.output
+@click.pass_obj
+def plan(invocation: Invocation, /, corpus: tuple[Path, ...], **chosen: Any) -> int:
+    """Find the smallest adapter that will hold CORPUS word for word.
+
+    CORPUS is text, Markdown, JSONL, CSV, TSV or Parquet. Exits with 1 over budget and with 5 when no rank can hold it.
+    """
+    targets = parse_reports(chosen["reports"])
+    invocation.model = chosen["model"]
+    invocation.corpus = tuple(map(str, corpus))
+    from lorasize import models, sizing
+    from lorasize.catalog import write_plan
+    from lorasize.report import Progress
+
+    with Progress(quiet=chosen["quiet"]) as progress:
+        progress.doing("measuring what the corpus asks of the model")
+        made = sizing.plan(
+            corpus, ref=chosen["model"] or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
+            dtype=chosen["dtype"], options=_plan_options(chosen),
+        ).plan  # fmt: skip
+        write_plan(made, chosen["out"])
+        progress.note(f"wrote {chosen['out']}")
+    emit(made, targets)
+    return {"ok": DONE, "over_budget": OVER_BUDGET, "infeasible": INFEASIBLE}[made.status]
+
+
+def _plan_options(chosen: dict[str, Any]) -> PlanOptions:
+    from lorasize.planning import Limits
+    from lorasize.records import Reading
+    from lorasize.sizing import PlanOptions
+
+    limits = ("max_rank", "max_parameters", "max_bytes", "max_seconds", "max_memory")
+    return PlanOptions(
+        reading=Reading(
+            format=chosen["format_"], fields=dict(chosen["fields"]), prompt_template=chosen["prompt_template"],
+            passage_tokens=chosen["passage_tokens"],
+        ),
+        target_modules=options.split_modules(chosen["target_modules"]),
+        limits=Limits(**{name: chosen[name] for name in limits}),
+        **{name: chosen[name] for name in ("calibration", "confidence", "minimize", "rank", "serve")},
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- apply
+@click.command(
+    epilog="""\b
+Example:
+  lorasize apply
+  lorasize apply facts.plan.json --out adapters/facts --time-limit "20 min"
+"""
+)
+@click.argument("plan_file", metavar="[PLAN]", type=options.any_path, default=PLAN_FILE)
+@options.all_of(options.device, options.seed)
+@click.option(
+    "--threshold", type=options.PROBABILITY, default=0.5, show_default=True, help="p that every token must exceed."
+)
+@click.option(
+    "--margin", type=click.FloatRange(0.0, 0.5, max_open=True), default=0.02, show_default=True,
+    help="Added to the threshold in training.",
+)  # fmt: skip
+@click.option("--max-steps", type=options.AT_LEAST_ONE, default=3000, show_default=True, help="Optimiser steps.")
+@click.option("--time-limit", callback=options.duration, metavar="TIME", help='Training at most, such as "20 min".')
+@click.option("--escalate/--no-escalate", default=True, show_default=True, help="Grow the adapter when it stalls.")
+@click.option("--method", type=click.Choice(options.METHODS), default="memft", show_default=True, help="Objective.")
+@options.out(ADAPTER_FOLDER, "Adapter folder.")
+@options.output
+@click.pass_obj
+def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
+    """Train the adapter of PLAN (lorasize.plan.json) and prove from disk that it recalls the corpus.
+
+    Exits with 4 when some passage does not come back or some token is not above the threshold.
+    """
+    targets = parse_reports(chosen["reports"])
+    if chosen["threshold"] + chosen["margin"] >= 1:
+        raise click.UsageError("--threshold and --margin together must stay below 1")
+    from lorasize.catalog import read_plan
+
+    read = read_plan(plan_file)
+    invocation.model, invocation.corpus = read.model.ref, tuple(file.path for file in read.corpus.files)
+    if read.status == "over_budget":
+        return _refuse_over_budget(read, plan_file)
+    if read.status == "infeasible":
+        _list_issues(read)
+    applied = _apply(read, chosen)
+    emit(applied, targets)
+    proven = applied.outcome.value == "memorized" and applied.recalled and applied.threshold_met
+    return DONE if proven else NOT_PROVEN
+
+
+def _apply(plan: Plan, chosen: dict[str, Any]) -> Memorization:
+    from lorasize import memorization
+    from lorasize.report import Progress
+
+    names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device")
+    how = memorization.ApplyOptions(**{name: chosen[name] for name in names})
+    with Progress(quiet=chosen["quiet"]) as progress:
+        progress.doing("loading the model")
+        applied = memorization.apply(plan, chosen["out"], how, progress.event)
+        progress.note(f"wrote {chosen['out']}")
+    return applied.memorization
+
+
+def _refuse_over_budget(plan: Plan, file: Path) -> int:
+    over = ", ".join(budget.id for budget in plan.budgets if budget.result == "fail")
+    say(f"error: {file} is over budget ({over}): it is not applied")
+    say("hint: plan again with another budget, or without one")
+    return OVER_BUDGET
+
+
+def _list_issues(plan: Plan) -> None:
+    for issue in plan.feasibility.issues:
+        say(f"{issue.file}:{issue.line}: {issue.message}")
+
+
+# ---------------------------------------------------------------- verify
+@click.command(
+    epilog="""\b
+Example:
+  lorasize verify adapter
+  lorasize verify adapter page.md table.jsonl --report json
+"""
+)
+@click.argument("adapter", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("corpus", nargs=-1, type=options.any_path)
+@options.all_of(options.model, options.device, options.dtype, options.output)
+@click.pass_obj
+def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], **chosen: Any) -> int:
+    """Check in a fresh process that ADAPTER, as it lies on disk, recalls its passages.
+
+    CORPUS defaults to the files the plan names, as long as they are unchanged; without any, digests are compared.
+    """
+    targets = parse_reports(chosen["reports"])
+    invocation.model = _asked("model", chosen["model"])
+    from lorasize import recall
+    from lorasize.report import Progress
+
+    with Progress(quiet=chosen["quiet"]) as progress:
+        progress.doing("reading the adapter")
+        record = recall.read_record(adapter)
+        encoded = _corpus_of(record, corpus, invocation.model)
+        if encoded is None:
+            progress.note("the corpus is not at hand: texts are compared by their digests")
+        progress.doing("decoding in a fresh process")
+        found = recall.verify(
+            adapter, encoded, ref=invocation.model, device=chosen["device"],
+            dtype=_dtype(chosen["dtype"], record), notify=progress.decoded,
+        )  # fmt: skip
+    emit(found, targets)
+    return verdict(found)
+
+
+def verdict(report: RecallReport) -> int:
+    """The exit code of a recall report."""
+    return DONE if report.recalled and report.threshold_met and not report.changed_files else NOT_PROVEN
+
+
+def _asked(name: str, value: str | None) -> str | None:
+    """The value unless a configuration file set it: an adapter knows its own base model better."""
+    source = click.get_current_context().get_parameter_source(name)
+    return None if source is click.core.ParameterSource.DEFAULT_MAP else value
+
+
+def _dtype(asked: str, record: Memorization) -> str:
+    """The dtype asked for; `auto` is the one the adapter was proven in."""
+    return record.recall.dtype if asked == "auto" else asked
+
+
+def _corpus_of(record: Memorization, corpus: tuple[Path, ...], ref: str | None) -> list[EncodedPassage] | None:
+    """The corpus encoded: the files named, else the plan's own while unchanged, else None."""
+    from lorasize import models
+    from lorasize.corpus import read_corpus
+    from lorasize.tokens import encode_corpus
+
+    planned = record.plan.corpus
+    if not corpus and not all(_unchanged(Path(file.path), file.sha256) for file in planned.files):
+        return None
+    passages, _ = read_corpus(corpus or [Path(file.path) for file in planned.files], planned.reading)
+    folder = models.resolve(ref or record.plan.model.ref, None if ref else record.plan.model.revision)
+    tokenizer = models.load_tokenizer(folder)
+    return encode_corpus(passages, tokenizer, planned.reading, models.max_positions(folder))
+
+
+def _unchanged(path: Path, sha256: str) -> bool:
+    from lorasize import models
+
+    return path.is_file() and models.file_sha256(path) == sha256
+
+
+# ---------------------------------------------------------------- show, base
+@click.command(
+    epilog="""\b
+Example:
+  lorasize show lorasize.plan.json
+  lorasize show adapter --report json
+"""
+)
+@click.argument("file", type=click.Path(exists=True, path_type=Path))
+@options.report
+def show(file: Path, reports: tuple[str, ...]) -> int:
+    """Show a calibration, a plan, a report, or what an adapter folder says of itself."""
+    from lorasize.cli.artifacts import read_artifact
+
+    targets = parse_reports(reports)
+    emit(read_artifact(file), targets)
+    return DONE
+
+
+@click.command(
+    epilog="""\b
+Example:
+  lorasize base
+  vllm serve "$(lorasize base)" --enable-lora --lora-modules facts=adapter
+"""
+)
+@click.argument("base_model", metavar="[MODEL]", required=False)
+@options.all_of(options.model, options.revision)
+@click.pass_obj
+def base(invocation: Invocation, /, base_model: str | None, model: str | None, revision: str | None) -> int:
+    """Print the folder that stock transformers loads as the base model."""
+    invocation.model = _ref(base_model, model)
+    from lorasize import models
+
+    click.echo(str(models.resolve(invocation.model or models.BUILTIN, revision)))
+    return DONE
+
+
+COMMANDS = (calibrate, plan, apply, verify, show, base)

@@ -1,0 +1,68 @@
+"""Configuration files: `[tool.lorasize]` in pyproject.toml and, above it, lorasize.toml, both in the current folder.
+
+What they say becomes click's defaults, so that an option on the command line or in the environment wins over it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+_STRING, _WHOLE, _NUMBER, _AMOUNT = (str,), (int,), (int, float), (str, int, float)
+KEYS: dict[str, tuple[type, ...]] = {
+    "model": _STRING, "revision": _STRING, "device": _STRING, "dtype": _STRING, "seed": _WHOLE, "confidence": _NUMBER,
+    "minimize": _STRING, "serve": _STRING, "preset": _STRING, "passage_tokens": _WHOLE, "threshold": _NUMBER,
+    "margin": _NUMBER,
+}  # fmt: skip
+BUDGET_KEYS: dict[str, tuple[type, ...]] = {
+    "rank": _WHOLE, "parameters": _WHOLE, "bytes": _AMOUNT, "seconds": _AMOUNT, "memory": _AMOUNT,
+}  # fmt: skip
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Option names and values from the folder's configuration files; empty when there are none.
+
+    Raises:
+        click.UsageError: a file is not TOML, or holds an unknown key or a value of the wrong kind.
+    """
+    project = _load(folder / "pyproject.toml").get("tool", {})
+    section = project.get("lorasize", {}) if isinstance(project, dict) else {}
+    low = _options(section, "pyproject.toml [tool.lorasize]")
+    return low | _options(_load(folder / "lorasize.toml"), "lorasize.toml")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise click.UsageError(f"{path.name}: cannot be read as TOML: {error}") from None
+
+
+def _options(section: Any, place: str) -> dict[str, Any]:
+    if not isinstance(section, Mapping):
+        raise click.UsageError(f"{place}: must be a table")
+    budget = section.get("budget", {})
+    if not isinstance(budget, Mapping):
+        raise click.UsageError(f"{place}: budget must be a table")
+    plain = {key: value for key, value in section.items() if key != "budget"}
+    _check(plain, KEYS, place)
+    _check(budget, BUDGET_KEYS, f"{place} budget")
+    return plain | {f"max_{key}": value for key, value in budget.items()}
+
+
+def _check(section: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], place: str) -> None:
+    for key, value in section.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise click.UsageError(f"{place}: unknown key {key!r}; {meant}")
+        if not isinstance(value, known[key]) or isinstance(value, bool):
+            wanted = " or ".join({str: "text", int: "a whole number", float: "a number"}[kind] for kind in known[key])
+            raise click.UsageError(f"{place}: {key} is {value!r}, not {wanted}")

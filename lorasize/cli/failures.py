@@ -1,0 +1,136 @@
+"""The one place where an exception becomes a message, a hint and an exit code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from lorasize import __version__, errors
+from lorasize.cli.output import say
+
+DONE, OVER_BUDGET, USAGE, CALIBRATION, NOT_PROVEN, INFEASIBLE, INTERNAL = 0, 1, 2, 3, 4, 5, 70
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
+
+_CODES: tuple[tuple[type[errors.LorasizeError], int], ...] = (
+    (errors.CorpusError, USAGE),
+    (errors.ModelError, USAGE),
+    (errors.CalibrationError, CALIBRATION),
+    (errors.StalePlanError, CALIBRATION),
+    (errors.FitError, CALIBRATION),
+    (errors.InfeasibleCorpusError, INFEASIBLE),
+    (errors.TrainingDivergedError, NOT_PROVEN),
+    (errors.LorasizeError, USAGE),
+)
+_LEFT = {
+    "calibrate": "interrupted: the same command goes on where it stopped",
+    "apply": "interrupted: the adapter folder was left as it was",
+    "demo": "interrupted: the same command goes on; finished probes are kept",
+}
+
+
+@dataclass
+class Invocation:
+    """What is known of the command under way, for hints."""
+
+    command: str = ""
+    model: str | None = None
+    corpus: tuple[str, ...] = ()
+
+
+def failed(error: BaseException, invocation: Invocation, arguments: Sequence[str]) -> int:
+    """Tell the user what went wrong, and return the exit code."""
+    if isinstance(error, errors.LorasizeError):
+        _tell(str(error), hint(error, invocation))
+        return next(code for kind, code in _CODES if isinstance(error, kind))
+    if isinstance(error, click.ClickException):
+        return _usage(error)
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        click.echo(err=True, nl=sys.stderr.isatty())  # ends the line on which the terminal shows ^C
+        say(_LEFT.get(invocation.command, "interrupted"))
+        return INTERRUPTED
+    if isinstance(error, SystemExit):
+        say(_LEFT.get(invocation.command, "interrupted").replace("interrupted", "terminated"))
+        return TERMINATED
+    if isinstance(error, OSError) and error.filename is not None:
+        _tell(f"{error.filename}: {error.strerror}", "")
+        return USAGE
+    return _internal(error, arguments)
+
+
+def _tell(message: str, advice: str) -> None:
+    say(f"error: {message}")
+    if advice:
+        say(f"hint: {advice}")
+
+
+def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
+    """The option or command that mends it; empty when there is none to name."""
+    model = f" {shlex.quote(invocation.model)}" if invocation.model else ""
+    corpus = " ".join(map(shlex.quote, invocation.corpus)) or "CORPUS"
+    if isinstance(error, errors.CalibrationError):
+        return f"run `lorasize calibrate{model}`, or name another file with --calibration"
+    if isinstance(error, errors.StalePlanError):
+        return f"run `lorasize plan {corpus}`"
+    if isinstance(error, errors.FitError):
+        return f"run `lorasize calibrate{model} --preset thorough` without --time-limit"
+    if isinstance(error, errors.InfeasibleCorpusError):
+        return f"mend the corpus at these lines, then run `lorasize plan {corpus}`"
+    if isinstance(error, errors.TrainingDivergedError):
+        return f"run `lorasize plan {corpus} --dtype float32`, then `lorasize apply`"
+    if isinstance(error, errors.CorpusError):
+        return "--format, --field and --prompt-template of `lorasize plan` say how a corpus is read"
+    if isinstance(error, errors.ModelError):
+        return _model_hint(invocation.command)
+    return "run `lorasize plan CORPUS` to make a plan" if invocation.command == "apply" else ""
+
+
+def _model_hint(command: str) -> str:
+    return {
+        "calibrate": "--model, --revision, --device and --dtype choose the model and where it runs",
+        "plan": "--model, --revision, --device and --dtype choose the model and where it runs",
+        "base": "--model and --revision choose the model",
+        "apply": "--out chooses another folder, --device another device; `lorasize plan` another model",
+        "verify": "--model names the base model, --device another device; `lorasize apply` makes the folder anew",
+        "show": "name a calibration, a plan, a report or an adapter folder",
+    }.get(command, "")
+
+
+def _usage(error: click.ClickException) -> int:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context is not None else "lorasize"
+    _tell(error.format_message(), f"`{command} --help` shows every option")
+    return USAGE
+
+
+# ---------------------------------------------------------------- what should not happen
+def _internal(error: BaseException, arguments: Sequence[str]) -> int:
+    path = _write_traceback(error, arguments)
+    where = f"; the traceback is in {path}" if path else ""
+    _tell(f"internal: {type(error).__name__}: {error}"[:500] + where, "please report it with that file")
+    if path is None:
+        traceback.print_exception(error)
+    return INTERNAL
+
+
+def _write_traceback(error: BaseException, arguments: Sequence[str]) -> Path | None:
+    made = f"lorasize {__version__}, Python {platform.python_version()}, {sys.platform}"
+    text = f"{made}\narguments: {list(arguments)}\n\n" + "".join(traceback.format_exception(error))
+    name = f"traceback-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for folder in (Path(".lorasize"), Path(tempfile.gettempdir())):
+        try:
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError:
+            continue
+        return folder / name
+    return None

@@ -1,0 +1,94 @@
+"""Options that several commands share, and the types of their values. Import costs click alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from lorasize.units import parse_bytes, parse_seconds
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+PRESETS = ("quick", "standard", "thorough")
+MINIMIZE = ("parameters", "bytes", "seconds")
+SERVE = ("peft", "vllm", "llama.cpp", "merged")
+METHODS = ("memft", "memft-ot", "memft-sw", "sft")
+FORMATS = ("auto", "text", "markdown", "jsonl", "csv", "tsv", "parquet")
+
+
+PROBABILITY = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
+AT_LEAST_ONE = click.IntRange(min=1)
+
+
+# ---------------------------------------------------------------- values
+def size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Bytes meant by a size such as "4 MB"."""
+    return None if value is None else round(_parsed(parse_bytes, value, context, parameter))
+
+
+def duration(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """Seconds meant by a time such as "15 min"."""
+    return None if value is None else _parsed(parse_seconds, value, context, parameter)
+
+
+def _parsed(
+    parse: Callable[[str], float], value: str, context: click.Context, parameter: click.Parameter
+) -> float:
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from None
+
+
+def assignments(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """The columns named by `name=column` values."""
+    pairs = [value.partition("=") for value in values]
+    wrong = [value for value, (name, _, column) in zip(values, pairs, strict=True) if not (name and column)]
+    if wrong:
+        raise click.BadParameter(f"{wrong[0]!r} is not of the form name=column", context, parameter)
+    return {name: column for name, _, column in pairs}
+
+
+def all_of(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order in which help shows them."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+# ---------------------------------------------------------------- shared options
+model = click.option("--model", metavar="MODEL", help="Base model: a folder, .gguf file, hub id or builtin:… name.")
+revision = click.option("--revision", help="Revision of a model on the hub.")
+device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:i], mps or xpu.")
+dtype = click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Of the base model.")
+seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all random numbers.")
+quiet = click.option("-q", "--quiet", is_flag=True, help="No progress and no messages but errors.")
+report = click.option(
+    "--report", "reports", multiple=True, metavar="FORMAT[=PATH]", allow_from_autoenv=False,
+    help="table, json or github; repeatable. Without PATH, or with -, to standard output.",
+)  # fmt: skip
+output = all_of(quiet, report)
+
+existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+any_path = click.Path(path_type=Path)
+
+
+def out(default: str, what: str) -> Callable[[Command], Command]:
+    """Where a command writes; never taken from the environment, which would mean every command's."""
+    return click.option(
+        "--out", type=any_path, default=default, show_default=True, help=what, allow_from_autoenv=False
+    )
+
+
+def split_modules(values: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Module names from repeated, comma-separated values; None when none is given."""
+    names = [name.strip() for value in values for name in value.split(",")]
+    return tuple(dict.fromkeys(name for name in names if name)) or None

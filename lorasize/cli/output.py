@@ -1,0 +1,95 @@
+"""Where results go: at most one document on standard output, the rest into files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import RenderableType
+
+FORMATS = ("table", "json", "github")
+LATER = ("junit", "markdown", "html")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One report: its format, and its file; None is standard output."""
+
+    format: str
+    path: Path | None
+
+
+def parse_reports(values: Sequence[str]) -> list[Target]:
+    """What `--report` asks for; a table on standard output when nothing else goes there.
+
+    Raises:
+        click.UsageError: an unknown format, one that this version cannot write, or two documents on standard output.
+    """
+    targets = [_target(value) for value in values]
+    on_stdout = [t.format for t in targets if t.path is None]
+    if len(on_stdout) > 1 and ("json" in on_stdout or len(set(on_stdout)) < len(on_stdout)):
+        raise click.UsageError(f"--report: {' and '.join(on_stdout)} cannot share standard output; write FORMAT=PATH")
+    return targets if on_stdout else [*targets, Target("table", None)]
+
+
+def _target(value: str) -> Target:
+    name, equals, path = value.partition("=")
+    if name in LATER:
+        raise click.UsageError(f"--report {name}: this version cannot write it; it has {', '.join(FORMATS)}")
+    if name not in FORMATS:
+        raise click.UsageError(f"--report {value}: unknown format; known are {', '.join(FORMATS)}")
+    if equals and not path:
+        raise click.UsageError(f"--report {value}: a path must follow the equals sign")
+    return Target(name, Path(path) if path not in ("", "-") else None)
+
+
+def emit(record: BaseModel, targets: Sequence[Target]) -> None:
+    """Write the record in every format asked for."""
+    for target in targets:
+        text = _written(record, target)
+        if target.path is None:
+            click.echo(text.encode() if target.format == "json" else text, nl=False)
+        else:
+            target.path.parent.mkdir(parents=True, exist_ok=True)
+            target.path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _written(record: BaseModel, target: Target) -> str:
+    from lorasize import report
+
+    if target.format == "json":
+        return report.to_json(record)
+    if target.format == "github":
+        return report.github(record)
+    return report.to_text(report.table(record), sys.stdout if target.path is None else None)
+
+
+def show(what: RenderableType) -> None:
+    """Something to look at, on standard output."""
+    from lorasize import report
+
+    click.echo(report.to_text(what, sys.stdout), nl=False)
+
+
+def say(message: str) -> None:
+    """A line on standard error, safe for a terminal and for a build log."""
+    from lorasize.report import clean
+    from lorasize.report.text import encodable, guard
+
+    lines = [clean(line) for line in message.splitlines()]
+    click.echo(encodable(guard("\n".join(lines)), sys.stderr), err=True)
+
+
+def silence_stdout() -> None:
+    """Let nothing more reach a pipe whose reader has gone, not even at exit."""
+    with contextlib.suppress(OSError, ValueError):  # no file beneath it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,110 @@
+"""Recall, passage by passage, and what apply did, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lorasize.records import Memorization, PassageRecall, RecallFailure, RecallReport, RecallSummary
+from lorasize.report.plan import adapter_line
+from lorasize.report.text import clean_lines, counted, facts, label, listing, probability, quoted
+from lorasize.units import format_seconds
+
+if TYPE_CHECKING:
+    from lorasize.tokens import EncodedPassage
+
+
+# ---------------------------------------------------------------- recall
+def recall_table(report: RecallReport) -> Group:
+    """A verdict, one line a passage, and how it was decoded."""
+    good = report.recalled and report.threshold_met and not report.changed_files
+    parts: list[RenderableType] = [label(_recall_verdict(report), "bold green" if good else "bold red")]
+    parts += [label(f"changed since it was proven: {name}", "red") for name in report.changed_files]
+    failures = {failure.passage: failure for failure in report.failures}
+    rows = [_passage_row(passage, failures.get(passage.passage)) for passage in report.passages]
+    columns = [("", False), ("passage", False), ("tokens", True), ("min p", True), ("first mismatch", False)]
+    parts += [listing(columns, rows)] if rows else [failures_list(report.failures)]
+    return Group(*parts, label(_decoded_with(report), "dim"))
+
+
+def _recall_verdict(report: RecallReport) -> str:
+    count = f"{report.n_recalled:,} of {counted(report.n_passages, 'passage')} recalled"
+    met = "every token above the threshold" if report.threshold_met else "some token is not above the threshold"
+    verdict = "RECALLED" if report.recalled and report.threshold_met else "NOT PROVEN" if report.recalled else "LOST"
+    return f"{verdict}: {count}, {met} (min p {probability(report.min_probability)})."
+
+
+def _passage_row(passage: PassageRecall, failure: RecallFailure | None) -> list[str]:
+    state = "recalled" if passage.recalled else "LOST"
+    mismatch = _mismatch(failure) if failure is not None else ""
+    return [state, passage.passage, f"{passage.n_tokens:,}", probability(passage.min_probability), mismatch]
+
+
+def _mismatch(failure: RecallFailure) -> str:
+    if failure.position < 0:
+        return "another text (no corpus at hand to compare tokens with)"
+    said = f"token {failure.position}: expected {quoted(failure.expected)}, got {quoted(failure.got)}"
+    return said if failure.probability is None else f"{said}, p {probability(failure.probability)}"
+
+
+def failures_list(failures: Sequence[RecallFailure]) -> Group:
+    """One line a lost passage."""
+    return Group(*(label(f"LOST {f.passage}: {_mismatch(f)}") for f in failures))
+
+
+def _decoded_with(report: RecallReport | RecallSummary) -> str:
+    process = "a fresh process" if report.fresh_process else "the training process"
+    how = (report.dtype, report.device, report.attn_implementation, f"batch {report.batch_size}")
+    return f"decoded greedily in {process}: {', '.join(part for part in how if part)}"
+
+
+# ---------------------------------------------------------------- memorization
+def memorization_table(memorization: Memorization) -> Group:
+    """What apply did: outcome, adapter, recall and what it took."""
+    good = memorization.recalled and memorization.threshold_met and memorization.outcome.value == "memorized"
+    recall = memorization.recall
+    verdict = f"{'MEMORIZED' if good else 'NOT MEMORIZED'}: {memorization.outcome.sentence}"
+    return Group(
+        label(verdict, "bold green" if good else "bold red"),
+        facts(_memorization_facts(memorization)),
+        failures_list(recall.failures),
+        label(_decoded_with(recall), "dim"),
+    )
+
+
+def _memorization_facts(m: Memorization) -> Iterator[tuple[str, str]]:
+    yield "recall", f"{m.recall.n_recalled:,} of {counted(m.recall.n_passages, 'passage')} come back word for word"
+    met = "met" if m.threshold_met else "NOT met"
+    yield "threshold", f"p > {m.threshold:g} {met} · min p {probability(m.min_probability)}"
+    stubborn = f"{m.n_stubborn:,} stubborn" if m.n_stubborn else "none stubborn"
+    yield "tokens", f"{counted(m.n_tokens, 'target token')}, {stubborn}"
+    yield "adapter", adapter_line(m.adapter)
+    yield "training", f"{m.steps:,} steps · {format_seconds(m.seconds)} · {m.tokens_per_second:,.0f} tokens per second"
+    predicted = m.plan.prediction
+    if predicted is not None:
+        yield "predicted", f"{predicted.steps.point:,.0f} steps · {format_seconds(predicted.seconds.point)}"
+    yield "escalations", " · ".join(f"{e.from_} → {e.to} at step {e.step:,}" for e in m.escalations)
+    if m.drift is not None:
+        yield "drift", f"{m.drift.nats:+.3f} nats per token ({m.drift.before:.3f} → {m.drift.after:.3f})"
+    yield "base model", m.plan.model.ref
+
+
+# ---------------------------------------------------------------- the texts themselves
+def side_by_side(encoded: Sequence[EncodedPassage], report: RecallReport) -> Table:
+    """The original on the left, the recalled text on the right, a row for each decoded passage."""
+    originals = {passage.passage.id: passage.passage.target for passage in encoded}
+    table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False, expand=True)
+    table.add_column("original", ratio=1, overflow="fold", header_style="bold")
+    table.add_column("recalled", ratio=1, overflow="fold", header_style="bold")
+    for passage in report.passages:
+        original = originals.get(passage.passage, "")
+        table.add_row(_text(passage.passage, original), _text("recalled" if passage.recalled else "LOST", passage.text))
+    return table
+
+
+def _text(head: str, body: str) -> Text:
+    return Text.assemble((label(head).plain + "\n", "dim"), clean_lines(body).strip("\n"))

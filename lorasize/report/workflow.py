@@ -1,0 +1,51 @@
+"""Annotations for GitHub Actions: one workflow command a line, escaped by the runner's rules."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from lorasize.records import Memorization, Plan, RecallFailure, RecallReport
+from lorasize.report.text import clean, quoted
+
+
+def github(record: BaseModel) -> str:
+    """An error or a warning for everything in the record that someone should act on; empty when all is well."""
+    lines: list[str] = []
+    if isinstance(record, Plan):
+        lines = _plan(record)
+    elif isinstance(record, RecallReport):
+        lines = [_failure(failure) for failure in record.failures]
+        lines += [_command("error", f"{name} changed since the adapter was proven") for name in record.changed_files]
+        lines += _threshold(record.threshold_met)
+    elif isinstance(record, Memorization):
+        lines = [_failure(failure) for failure in record.recall.failures] + _threshold(record.threshold_met)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _plan(plan: Plan) -> list[str]:
+    lines = [_command("error", i.message, file=i.file, line=str(i.line)) for i in plan.feasibility.issues]
+    for budget in plan.budgets:
+        if budget.result != "pass":
+            level = "error" if budget.result == "fail" else "warning"
+            lines.append(_command(level, f"{budget.id}: {budget.actual:,.6g}, the limit is {budget.limit:,.6g}"))
+    lines += [_command("warning", warning) for warning in plan.warnings]
+    return lines
+
+
+def _failure(failure: RecallFailure) -> str:
+    expected, got = quoted(failure.expected), quoted(failure.got)
+    return _command("error", f"{failure.passage} is lost at token {failure.position}: expected {expected}, got {got}")
+
+
+def _threshold(met: bool) -> list[str]:
+    return [] if met else [_command("error", "some target token is not above the threshold")]
+
+
+def _command(level: str, message: str, **properties: str) -> str:
+    """One workflow command. In properties, colons and commas are escaped as well."""
+    pairs = [f"{k}={_escaped(v).replace(':', '%3A').replace(',', '%2C')}" for k, v in properties.items()]
+    return f"::{level} {','.join(['title=lorasize', *pairs])}::{_escaped(clean(message))}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

@@ -1,0 +1,461 @@
+"""What users read: tables that fit, text that cannot act, JSON and annotations that hold the contract."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lorasize import records as r
+from lorasize import report
+from lorasize.report import progress as progress_module
+from lorasize.report import text
+
+ESCAPE = "\x1b[31mred\x1b[0m \x1b]0;title\x07\x9b2J\x08\u202e[bold]markup[/bold] [/] \x00"
+FINGERPRINT = r.ModelFingerprint(weights="w", config="c", tokenizer="t")
+
+
+# ---------------------------------------------------------------- records to show
+def adapter(**changes: Any) -> r.AdapterSpec:
+    values: dict[str, Any] = {
+        "rank": 1, "lora_alpha": 1, "target_modules": ("up_proj",), "layers_to_transform": (16, 20),
+        "n_parameters": 4224, "bytes": 16_896, "bits_per_parameter": 0.84,
+    }  # fmt: skip
+    return r.AdapterSpec(**values | changes)
+
+
+def alternative(**changes: Any) -> r.Alternative:
+    return r.Alternative(**{**adapter().model_dump(), "success_probability": 0.62, "seconds": 30.0, **changes})
+
+
+def prediction(**changes: Any) -> r.Prediction:
+    values: dict[str, Any] = {
+        "final_loss": 0.0, "loss_reduction": 3.2, "capacity_slack": 1.31, "success_probability": 0.93,
+        "confidence": 0.9, "rank_interval": (1, 3), "steps": r.Estimate(point=120, lo=80, hi=180),
+        "seconds": r.Estimate(point=95, lo=60, hi=140), "peak_memory_bytes": 1_200_000_000, "extrapolated": False,
+    }  # fmt: skip
+    return r.Prediction(**values | changes)
+
+
+def plan(**changes: Any) -> r.Plan:
+    values: dict[str, Any] = {
+        "status": "ok",
+        "model": r.PlanModel(ref="tiny", fingerprint="f", dtype="float32", n_layers=30),
+        "corpus": r.CorpusSummary(
+            n_passages=20, n_tokens=768, sha256="a", files=(r.CorpusFile(path="page.md", sha256="b"),)
+        ),
+        "demand": r.Demand(base_loss=3.2, nats=2457.6, bits=3545.6),
+        "feasibility": r.Feasibility(feasible=True),
+        "adapter": adapter(),
+        "prediction": prediction(),
+        "alternatives": (alternative(n_parameters=2112), alternative(rank=8, layers_to_transform=tuple(range(14, 25)))),
+        "rules_of_thumb": r.RulesOfThumb(parameters_ge_tokens_rank=3, flat_rank=16),
+        "budgets": (r.Budget(id="bytes", limit=4e6, actual=16_896, level="error", result="pass"),),
+        "serving": r.Serving(vllm_max_lora_rank=8, llama_cpp=True, notes=("PEFT loads the folder as it is.",)),
+        "inputs": r.PlanInputs(
+            corpus_sha256="a", model_fingerprint="f", tokenizer_sha256="t", calibration_sha256="c", recipe=r.RECIPE
+        ),
+        "warnings": ("Times were measured on another device.",),
+    }  # fmt: skip
+    return r.Plan(**values | changes)
+
+
+def issue(file: str = "b.jsonl", line: int = 9) -> r.FeasibilityIssue:
+    message = f"a.jsonl:4 and {file}:{line} have the same prompt but go on differently"
+    return r.FeasibilityIssue(
+        kind="same_prompt", passages=(0, 1), position=0, file=file, line=line, message=message
+    )
+
+
+def infeasible(*issues: r.FeasibilityIssue) -> r.Plan:
+    found = r.Feasibility(feasible=False, issues=issues or (issue(),))
+    nothing = {"demand": None, "adapter": None, "prediction": None, "serving": None, "rules_of_thumb": None}
+    return plan(status="infeasible", feasibility=found, alternatives=(), budgets=(), warnings=(), **nothing)
+
+
+def over_budget() -> r.Plan:
+    return plan(
+        status="over_budget",
+        budgets=(r.Budget(id="bytes", limit=1000, actual=16_896, level="error", result="fail"),),
+    )  # fmt: skip
+
+
+def failure(passage: str = "page.md:3") -> r.RecallFailure:
+    return r.RecallFailure(passage=passage, position=7, expected=" Oda", got="\n", probability=0.31)
+
+
+def recall(recalled: bool = True, passage: str = "page.md:3", **changes: Any) -> r.RecallReport:
+    one = r.PassageRecall(passage="page.md:1", recalled=True, n_tokens=40, min_probability=0.71, text="first")
+    two = r.PassageRecall(passage=passage, recalled=recalled, n_tokens=51, min_probability=0.49996, text="second")
+    values: dict[str, Any] = {
+        "recalled": recalled, "n_passages": 2, "n_recalled": 1 + recalled, "threshold_met": recalled,
+        "min_probability": 0.71 if recalled else 0.49996, "failures": () if recalled else (failure(passage),),
+        "passages": (one, two), "dtype": "float32", "device": "cpu", "attn_implementation": "sdpa", "batch_size": 1,
+        "fresh_process": True,
+    }  # fmt: skip
+    return r.RecallReport(**values | changes)
+
+
+def memorization(recalled: bool = True, **changes: Any) -> r.Memorization:
+    proof = recall(recalled)
+    values: dict[str, Any] = {
+        "outcome": r.Outcome.MEMORIZED if recalled else r.Outcome.STALLED, "threshold": 0.5,
+        "threshold_met": recalled, "min_probability": 0.52, "n_tokens": 768, "n_stubborn": 0 if recalled else 3,
+        "recalled": recalled, "steps": 140, "seconds": 101.0, "tokens_per_second": 1064.5, "adapter": adapter(),
+        "escalations": (r.Escalation(**{"from": "rank 1"}, to="rank 2", step=90),),
+        "recall": r.RecallSummary(**proof.model_dump(include=set(r.RecallSummary.model_fields))), "drift": None,
+        "model_fingerprint": FINGERPRINT, "plan": plan(),
+    }  # fmt: skip
+    return r.Memorization(**values | changes)
+
+
+def calibration(**changes: Any) -> r.Calibration:
+    law = r.Law(
+        coefficient=2.1, parameter_exponent=0.66, length_exponent=0.6, offset=-0.4, covariance=((0.0,) * 4,) * 4,
+        r_squared=0.987, form="power", reference_loss=14.0, residual_stderr=0.21, n_observations=12,
+        parameters_range=(2000, 17_000), tokens_range=(48, 768),
+    )  # fmt: skip
+    values: dict[str, Any] = {
+        "model": r.CalibrationModel(
+            ref="tiny", fingerprint=FINGERPRINT, architecture="llama", n_layers=30, max_positions=2048
+        ),
+        "recipe": r.RECIPE, "device": "cpu", "dtype": "float32", "law": law,
+        "sites": (
+            r.SiteEfficiency(
+                target_modules=("up_proj",), layers_to_transform=(14, 15, 16), efficiency=1.25, stderr=0.07,
+                parameters_per_rank=6336,
+            ),
+        ),
+        "transition": r.Transition(
+            location=0.05, location_stderr=0.02, scale=0.1, n_observations=12, n_successes=6, steps_coefficient=200,
+            steps_exponent=1.2, steps_spread=0.2,
+        ),
+        "cost": r.CostModel(
+            seconds_overhead=0.02, seconds_per_layer_token=1e-4, seconds_per_head_token=1e-3, relative_spread=0.25,
+            seconds_per_forward_token=1e-3, memory_base_bytes=600_000_000, memory_bytes_per_token=4e5,
+        ),
+        "observations": (), "provenance": {"preset": "quick", "made": "2026-01-02"},
+    }  # fmt: skip
+    return r.Calibration(**values | changes)
+
+
+def shown(record: Any) -> str:
+    return report.to_text(report.table(record))
+
+
+def words(record: Any) -> str:
+    """The table with its line breaks and padding folded."""
+    return " ".join(shown(record).split())
+
+
+RECORDS = {
+    "plan": plan(), "infeasible": infeasible(), "over": over_budget(), "calibration": calibration(),
+    "recall": recall(), "lost": recall(recalled=False), "memorization": memorization(),
+    "stalled": memorization(recalled=False),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- tables
+@pytest.mark.parametrize("name", RECORDS)
+def test_tables_fit_80_columns(name: str) -> None:
+    assert max(map(len, shown(RECORDS[name]).splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_tables_survive_an_ascii_terminal(name: str) -> None:
+    class Ascii(io.StringIO):
+        encoding = "ascii"
+
+    said = report.to_text(report.table(RECORDS[name]), Ascii())
+    assert said.isascii()
+    assert "?" not in said
+
+
+def test_plan_reads_from_the_top_down() -> None:
+    said = words(plan())
+    assert said.startswith("OK: rank 1 is predicted to hold 768 tokens word for word.")
+    line = "rank 1 · up_proj · layers 16, 20 · 4,224 parameters · 16.9 kB · 0.84 bits per parameter"
+    order = [
+        line, "768 target tokens in 20 passages · base loss 3.20 nats per token · 3,546 bits", "capacity slack 1.31",
+        "success probability 0.93 (asked: 0.9)", "1 to 3 at this site",
+        "120 steps (80 to 180) · 1 min 35 s (1 min 0 s to 2 min 20 s) · 1.2 GB",
+        "parameters ≥ tokens: rank 3 · flat: rank 16; both on all linear layers", "max_lora_rank 8", "kept",
+        "Alternatives", "14–24", "Times were measured on another device.", "What would change it",
+    ]  # fmt: skip
+    assert [part for part in order if part not in said] == []
+    places = [said.index(part) for part in order]
+    assert places == sorted(places)
+
+
+def test_doubtful_plan_says_so() -> None:
+    said = words(plan(prediction=prediction(success_probability=0.4, extrapolated=True)))
+    assert said.startswith("DOUBTFUL: rank 1 is predicted to hold 768 tokens only with probability 0.40, not the 0.9")
+    assert "outside what was calibrated" in said
+
+
+def test_over_budget_names_the_budget_and_what_would_do() -> None:
+    said = words(over_budget())
+    assert said.startswith("OVER BUDGET (bytes):")
+    assert "EXCEEDED" in said
+    assert "The limit for bytes would have to be 16,896." in said
+
+
+def test_infeasible_plan_names_every_place() -> None:
+    said = words(infeasible(issue(), issue("c.md", 30)))
+    assert said.startswith("INFEASIBLE: no rank can recall this corpus (2 conflicts).")
+    assert "b.jsonl:9: a.jsonl:4 and b.jsonl:9 have" in said
+    assert "c.md:30: a.jsonl:4 and c.md:30 have" in said
+
+
+def test_calibration_shows_law_sites_and_provenance() -> None:
+    said = words(calibration())
+    for part in ("2.1 · N^0.660 · tokens^-0.600 - 0.4", "r² 0.987", "residual 0.210 nats", "1.25 ± 0.07", "14–16",
+                 "6 of 12 probes held every token", "2026-01-02", r.RECIPE):  # fmt: skip
+        assert part in said
+
+
+def test_recall_has_one_line_a_passage() -> None:
+    lines = [line.split() for line in shown(recall(recalled=False)).splitlines()]
+    assert ["recalled", "page.md:1", "40", "0.7100"] in lines
+    said = words(recall(recalled=False))
+    assert said.startswith("LOST: 1 of 2 passages recalled, some token is not above the threshold")
+    assert "LOST page.md:3 51 0.4999 token 7:" in said
+    assert r'" Oda", got "\n"' in said.replace("expected ", "")
+
+
+def test_probability_below_one_half_never_looks_like_it() -> None:
+    assert text.probability(0.499999) == "0.4999"
+    assert text.probability(0.500001) == "0.5000"
+    assert text.probability(3e-7) == "3.0e-07"
+
+
+def test_changed_files_forbid_a_green_verdict() -> None:
+    assert "changed since it was proven: README.md" in words(recall(changed_files=("README.md",)))
+
+
+def test_memorization_says_how_it_ended() -> None:
+    good, bad = words(memorization()), words(memorization(recalled=False))
+    assert good.startswith("MEMORIZED: Every target token")
+    assert bad.startswith("NOT MEMORIZED: Training stalled")
+    assert "rank 1 → rank 2 at step 90" in good
+    assert "LOST page.md:3" in bad
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [((20,), "layer 20"), ((16, 20), "layers 16, 20"), ((3, 4), "layers 3, 4"),
+     ((*range(14, 25), 2), "layers 2, 14–24")],
+)  # fmt: skip
+def test_layers(numbers: tuple[int, ...], said: str) -> None:
+    assert text.layers(numbers) == said
+
+
+def test_side_by_side_shows_both_texts() -> None:
+    passage = SimpleNamespace(id="page.md:1", target="line one\n[red]two\x1b[2J")
+    one = SimpleNamespace(passage=passage)
+    said = report.to_text(report.side_by_side([one], recall()))  # type: ignore[list-item]
+    assert "line one" in said
+    assert "[red]two" in said
+    assert "first" in said
+    assert "\x1b" not in said
+
+
+# ---------------------------------------------------------------- text that cannot act
+def test_clean_drops_sequences_and_controls() -> None:
+    assert text.clean(ESCAPE) == "red [bold]markup[/bold] [/] "
+    assert text.clean("a\r\nb\tc\u2028d\ud800") == "a  b c d"
+    assert text.clean_lines("a\r\nb\tc\x07") == "a\nb    c"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        infeasible(issue(ESCAPE)),
+        recall(recalled=False, passage=ESCAPE),
+        plan(adapter=adapter(target_modules=(ESCAPE,)), warnings=(ESCAPE,)),
+        plan(model=r.PlanModel(ref=ESCAPE, fingerprint="f", dtype="float32", n_layers=30)),
+        calibration(provenance={ESCAPE: ESCAPE}, device=ESCAPE),
+        memorization(recall=r.RecallSummary(
+            n_passages=1, n_recalled=0, failures=(failure(ESCAPE),), dtype="float32", device=ESCAPE,
+            attn_implementation=ESCAPE, batch_size=1, fresh_process=True,
+        )),
+    ],
+)  # fmt: skip
+def test_foreign_text_is_literal_and_harmless(record: Any) -> None:
+    said = shown(record)
+    assert not [c for c in said if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160 or c == "\u202e")]
+    assert "[bold]markup[/bold]" in "".join(said.split())
+
+
+def command_lines(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.lstrip().startswith("::") or "##[" in line]
+
+
+def test_no_table_gives_github_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = infeasible(issue("::set-env name=A::b"), issue("##[set-env name=A]b"))
+    assert len(command_lines(shown(record))) == 2
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert command_lines(shown(record)) == []
+
+
+def test_json_in_github_holds_the_same_without_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = infeasible(issue("##[add-path]x\n::stop-commands::t"))
+    plainly = json.loads(report.to_json(record))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert command_lines(report.to_json(record)) == []
+    assert json.loads(report.to_json(record)) == plainly
+
+
+# ---------------------------------------------------------------- JSON and annotations
+@pytest.mark.parametrize("name", RECORDS)
+def test_json_reads_back(name: str) -> None:
+    record = RECORDS[name]
+    assert type(record).model_validate_json(report.to_json(record)) == record
+
+
+def test_annotations_are_escaped() -> None:
+    said = report.github(infeasible(issue("a,b:c%.md", 7)))
+    message = "a.jsonl:4 and a,b:c%25.md:7 have the same prompt but go on differently"
+    assert said == f"::error title=lorasize,file=a%2Cb%3Ac%25.md,line=7::{message}\n"
+
+
+def test_annotation_stays_on_its_line() -> None:
+    said = report.github(recall(recalled=False, passage="x\n::error::y"))
+    assert [line for line in said.splitlines() if not line.startswith("::error title=lorasize::")] == []
+
+
+def test_annotations_name_budgets_changes_and_losses() -> None:
+    assert report.github(over_budget()).startswith("::error title=lorasize::bytes: 16,896, the limit is 1,000\n")
+    assert "README.md changed" in report.github(recall(changed_files=("README.md",)))
+    assert "page.md:3 is lost at token 7" in report.github(memorization(recalled=False))
+    assert report.github(recall()) == ""
+
+
+def test_table_of_something_else_is_refused() -> None:
+    with pytest.raises(TypeError, match="Site"):
+        report.table(r.Site(target_modules=("a",), layers_to_transform=(1,)))
+
+
+# ---------------------------------------------------------------- progress
+def step(number: int, *, evaluated: bool = False) -> r.StepReport:
+    return r.StepReport(
+        step=number, loss=0.5, n_tokens=768, n_stubborn=12, n_active=40, min_probability=0.1, seconds=1.0,
+        evaluated=evaluated,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_piped_progress_is_first_now_and_then_and_last(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with report.Progress(stream=stream) as progress:
+        for number in range(1, 22):
+            progress.event(step(number))
+            clock[0] += 1.0
+    steps = [int(line.split(":")[0].split()[1]) for line in stream.getvalue().splitlines()]
+    assert steps == [1, 6, 11, 16, 21]
+
+
+def test_piped_progress_does_not_say_the_last_step_twice(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with report.Progress(stream=stream) as progress:
+        progress.event(step(1))
+        progress.event(step(2))
+        progress.event(step(3, evaluated=True))
+    said = stream.getvalue().splitlines()
+    assert [line.split(":")[0] for line in said] == ["step 1", "step 3"]
+    assert said[0] == "step 1: 12 of 768 tokens stubborn, loss 0.500, min p 0.1000, 1.0 s"
+
+
+def test_every_finished_probe_is_said(clock: list[float]) -> None:
+    spec = r.ProbeSpec(
+        target_modules=("up_proj",), layers_to_transform=(20,), rank=2, kind="random", n_tokens=300, seed=0, max_steps=9
+    )
+    seen = r.Observation(
+        probe=spec, n_parameters=9, base_loss=14, final_loss=1, loss_reduction=13, n_stubborn=41, threshold_met=False,
+        steps=9, seconds=11, seconds_per_step=1, peak_memory_bytes=1,
+    )  # fmt: skip
+    stream = io.StringIO()
+    with report.Progress(stream=stream) as progress:
+        for done in (1, 2):
+            progress.probe(SimpleNamespace(done=done - 1, total=12, spec=spec, observation=None, seconds_left=90.0))  # type: ignore[arg-type]
+            progress.probe(SimpleNamespace(done=done, total=12, spec=spec, observation=seen, seconds_left=90.0))  # type: ignore[arg-type]
+    said = stream.getvalue().splitlines()
+    what = "rank 2, up_proj, layer 20, 300 random tokens"
+    assert said == [
+        f"probe 1 of 12: {what}, about 1 min 30 s left",
+        f"probe 1 of 12: {what}: 41 stubborn tokens left after 9 steps, 11 s",
+        f"probe 2 of 12: {what}: 41 stubborn tokens left after 9 steps, 11 s",
+    ]
+
+
+def test_escalation_and_decoding_are_said(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with report.Progress(stream=stream) as progress:
+        progress.event(r.Escalation(**{"from": "rank 1"}, to="rank 2", step=90))
+        progress.event(SimpleNamespace(done=2, total=2))  # type: ignore[arg-type]
+    assert stream.getvalue().splitlines() == [
+        "step 90: training stalled, the adapter grows from rank 1 to rank 2",
+        "decoded 2 of 2 passages",
+    ]
+
+
+def test_quiet_progress_says_nothing() -> None:
+    stream = io.StringIO()
+    with report.Progress(quiet=True, stream=stream) as progress:
+        progress.event(step(1))
+        progress.note("wrote it")
+        progress.heading("stage")
+        progress.decoded(1, 1)
+    assert stream.getvalue() == ""
+
+
+def test_progress_is_guarded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    stream = io.StringIO()
+    with report.Progress(stream=stream) as progress:
+        progress.note("::error::x \x1b[2J[bold]")
+    assert stream.getvalue() == ": :error::x [bold]\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pty
+
+    monkeypatch.setenv("TERM", "xterm")
+    master, slave = pty.openpty()
+    with open(slave, "w", encoding="utf-8") as stream:
+        with report.Progress(stream=stream) as progress:
+            for number in range(1, 4):
+                progress.event(step(number))
+            progress.note("wrote [it]")
+        stream.flush()
+        said = os.read(master, 65536).decode()
+    os.close(master)
+    assert "wrote [it]" in said
+    assert "step 3:" in said
+    assert "\x1b[2K" in said  # the live line is taken away again
+
+
+def test_table_on_a_terminal_is_coloured_unless_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[1;32m" in report.to_text(report.table(plan()), Terminal())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "32m" not in report.to_text(report.table(plan()), Terminal())
+
+

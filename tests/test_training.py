@@ -1,0 +1,375 @@
+"""The fast path against the plain model; the loop's end, and what the threshold promises.
+
+Tolerances: the fast path runs the same float32 operations in another order, so losses agree to 1e-5 nats and
+gradients to 1e-4 of their largest value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorasize import adapters, models
+from lorasize.errors import ModelError, TrainingDivergedError
+from lorasize.losses import Head, head_of, loss_and_gradient, token_losses
+from lorasize.models import BaseModel
+from lorasize.records import Passage, Site, StepReport
+from lorasize.tokens import EncodedPassage
+from lorasize.training import Evaluation, Trainer, TrainingOptions, base_losses, make_batches, sequence_length
+from lorasize.training.batches import Batch
+from lorasize.training.prefix import Suffix
+
+LAYERS = {"first": (0,), "middle": (2,), "last": (3,), "two": (1, 3)}
+SHAPES = {
+    "one passage": ([(5, 12)], 4096),
+    "padded together": ([(5, 12), (1, 3), (9, 30), (2, 1)], 4096),
+    "several batches": ([(5, 12), (1, 3), (9, 30), (2, 1), (4, 30)], 40),
+}
+MLP = Site(target_modules=("gate_proj", "up_proj", "down_proj"), layers_to_transform=(1, 2, 3))
+
+
+def passage(prompt: Sequence[int], target: Sequence[int]) -> EncodedPassage:
+    """A passage of these ids; its text is of no interest to training."""
+    nothing = Passage(id="x", file="x", line=1, prompt="", target="x")
+    return EncodedPassage(nothing, tuple(prompt), tuple(target))
+
+
+def random_passages(torch: Any, sizes: Sequence[tuple[int, int]], seed: int = 0) -> list[EncodedPassage]:
+    """Passages of random ids, given (prompt, target) lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n: int) -> list[int]:
+        return torch.randint(3, 400, (n,), generator=generator).tolist()
+
+    return [passage(draw(prompt), draw(target)) for prompt, target in sizes]
+
+
+@pytest.fixture(scope="module")
+def bases(torch: Any, tiny_llama: Path, tiny_gpt2: Path, able_llama: Path) -> dict[str, BaseModel]:
+    """Tiny models in memory."""
+    folders = {"llama": tiny_llama, "gpt2": tiny_gpt2, "able": able_llama}
+    return {name: models.load(str(folder), device="cpu") for name, folder in folders.items()}
+
+
+@contextmanager
+def adapter(base: BaseModel, site: Site, rank: int, seed: int = 0) -> Iterator[Any]:
+    """The model with a fresh adapter, taken off again at the end."""
+    adapted = adapters.attach(base.model, site, rank, seed)
+    try:
+        yield adapted
+    finally:
+        adapters.detach(adapted)
+
+
+def disturb(torch: Any, adapted: Any, scale: float = 0.1) -> None:
+    """Move the adapter away from zero, so that both of its matrices have a gradient."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in adapters.parameters(adapted).values():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def plain_losses(torch: Any, model: Any, one: EncodedPassage) -> Any:
+    """Token losses of one passage by the model's own forward, no batch, no padding, no cache."""
+    ids = torch.tensor([[*one.prompt_ids, *one.target_ids]])
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(one.prompt_ids) - 1 : -1].float()
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(one.target_ids), reduction="none")
+
+
+def greedy(torch: Any, model: Any, one: EncodedPassage) -> tuple[int, ...]:
+    """What greedy decoding gives after the prompt, one argmax at a time."""
+    ids = list(one.prompt_ids)
+    for _ in one.target_ids:
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return tuple(ids[len(one.prompt_ids) :])
+
+
+# ---------------------------------------------------------------- the fast path is the plain model
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize(("name", "module"), [("llama", "up_proj"), ("gpt2", "c_fc"), ("llama", "v_proj")])
+def test_the_fast_path_gives_the_plain_model_s_losses_and_gradients(
+    torch: Any, bases: dict[str, BaseModel], name: str, module: str, layers: str, shape: str
+) -> None:
+    base, (sizes, batch_tokens) = bases[name], SHAPES[shape]
+    encoded = random_passages(torch, sizes)
+    with adapter(base, Site(target_modules=(module,), layers_to_transform=LAYERS[layers]), 2) as adapted:
+        disturb(torch, adapted)
+        expected = [plain_losses(torch, adapted, one) for one in encoded]
+        sum(loss.sum() for loss in expected).backward()
+        wanted = {n: p.grad.clone() for n, p in adapters.parameters(adapted).items()}
+        adapted.zero_grad()
+        trainer = Trainer(adapted, encoded, TrainingOptions(batch_tokens=batch_tokens))
+        assert torch.allclose(trainer.evaluate().losses, torch.cat(expected).detach(), atol=1e-5)
+        accumulate_gradients(torch, base, adapters.first_adapted_layer(adapted), encoded, batch_tokens)
+        found = {n: p.grad.clone() for n, p in adapters.parameters(adapted).items()}
+    for key, gradient in wanted.items():
+        assert gradient.any()
+        assert torch.allclose(found[key], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())), key
+
+
+def accumulate_gradients(
+    torch: Any, base: BaseModel, first: int, encoded: Sequence[EncodedPassage], batch_tokens: int
+) -> None:
+    """Gradients of the summed token losses by the fast path, as the loop takes them."""
+    suffix, head = Suffix(base.model, first), head_of(base.model)
+    batches = make_batches(base.model, encoded, first, batch_tokens, base.device)
+    assert sorted(i for batch in batches for i in batch.passages) == list(range(len(encoded)))
+    with suffix.entered():
+        for batch in batches:
+            hidden = suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
+            gradient = loss_and_gradient(head, hidden.detach(), batch.targets, lambda s: torch.ones_like(s.loss))[2]
+            hidden.backward(gradient)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_model_is_itself_again_after_the_fast_path(
+    torch: Any, bases: dict[str, BaseModel], name: str, layers: str
+) -> None:
+    base, encoded = bases[name], random_passages(torch, [(4, 6)])
+    with torch.no_grad():
+        before = plain_losses(torch, base.model, encoded[0])
+        suffix = Suffix(base.model, LAYERS[layers][0])
+        with pytest.raises(KeyError), suffix.entered():
+            raise KeyError
+        assert torch.equal(plain_losses(torch, base.model, encoded[0]), before)
+    assert not any(layer._forward_pre_hooks for layer in models.decoder_layers(base.model))
+
+
+def test_a_model_that_cannot_be_entered_is_refused(
+    torch: Any, bases: dict[str, BaseModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Suffix.run
+    monkeypatch.setattr(Suffix, "run", lambda self, ids, stored: 1.05 * run(self, ids, stored))
+    site = Site(target_modules=("up_proj",), layers_to_transform=(2,))
+    with (
+        adapter(bases["llama"], site, 1) as adapted,
+        pytest.raises(ModelError, match="cannot be entered in the middle"),
+    ):
+        Trainer(adapted, random_passages(torch, [(4, 6)]), TrainingOptions())
+
+
+def test_rows_of_a_batch(torch: Any, bases: dict[str, BaseModel]) -> None:
+    encoded = random_passages(torch, [(2, 3), (4, 5), (1, 4)])
+    (batch,) = make_batches(bases["llama"].model, encoded, 1, 4096, torch.device("cpu"))
+    assert batch.passages == (1, 0, 2)
+    assert batch.ids.shape == (3, max(map(sequence_length, encoded))) == (3, 8)
+    part: Batch = batch.select([0, 2])
+    assert (part.passages, part.lengths, part.stored.shape[0]) == ((1, 2), (5, 4), 2)
+    assert part.rows.tolist() == [0] * 5 + [1] * 4
+    assert part.columns.tolist() == [3, 4, 5, 6, 7, 0, 1, 2, 3]
+    assert part.targets.tolist() == [*encoded[1].target_ids, *encoded[2].target_ids]
+    assert torch.equal(part.stored[1], batch.stored[2])
+    assert batch.select([0, 1, 2]) is batch
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
+def test_base_losses_are_the_plain_model_s(
+    torch: Any, bases: dict[str, BaseModel], name: str, batch_tokens: int
+) -> None:
+    base, encoded = bases[name], random_passages(torch, [(5, 12), (1, 3), (9, 30), (2, 1)])
+    found = base_losses(base, encoded, batch_tokens)
+    assert [len(loss) for loss in found] == [12, 3, 30, 1]
+    with torch.no_grad():
+        for loss, one in zip(found, encoded, strict=True):
+            assert torch.allclose(loss, plain_losses(torch, base.model, one), atol=1e-5)
+
+
+# ---------------------------------------------------------------- the loop
+def test_memorised_means_every_p_above_half_and_greedy_recall(torch: Any, bases: dict[str, BaseModel]) -> None:
+    """The theorem: where every p exceeds ½, every argmax is the target, so greedy decoding cannot leave it."""
+    base, encoded = bases["able"], random_passages(torch, [(4, 9), (3, 5), (6, 12)])
+    frozen = {n: p.clone() for n, p in base.model.named_parameters()}
+    with adapter(base, MLP, 8) as adapted:
+        assert [greedy(torch, adapted, one) == one.target_ids for one in encoded] == [False] * 3
+        reports = list(Trainer(adapted, encoded, TrainingOptions(learning_rate=0.03)).steps())
+        with torch.no_grad():
+            losses = torch.cat([plain_losses(torch, adapted, one) for one in encoded])
+        assert [greedy(torch, adapted, one) for one in encoded] == [one.target_ids for one in encoded]
+    assert float(losses.max()) < math.log(2)
+    assert math.exp(-float(losses.max())) == pytest.approx(reports[-1].min_probability, abs=1e-4)
+    assert math.exp(-float(losses.max())) > 0.52 - 1e-4  # threshold and margin
+    assert float(losses.mean()) == pytest.approx(reports[-1].loss, abs=1e-4)
+    check_reports(reports, n_tokens=26)
+    assert all(torch.equal(frozen[n], p) for n, p in base.model.named_parameters())
+
+
+def check_reports(reports: list[StepReport], n_tokens: int) -> None:
+    """One report a step and a last one that looked at everything."""
+    assert [r.step for r in reports[:-1]] == list(range(1, len(reports)))
+    assert [r.evaluated for r in reports] == [False] * (len(reports) - 1) + [True]
+    assert {r.n_tokens for r in reports} == {n_tokens}
+    assert reports[-1].n_stubborn == 0
+    assert reports[-1].step == reports[-2].step < 1000
+    assert reports[0].n_stubborn == n_tokens
+    assert all(r.n_active >= 1 for r in reports[:-1])
+    assert all(a.seconds <= b.seconds for a, b in zip(reports, reports[1:], strict=False))
+
+
+def test_the_converse_does_not_hold(torch: Any, bases: dict[str, BaseModel]) -> None:
+    """Recalled though p < ½: three tokens at 0.4, 0.3, 0.3 by hand, and the untouched model's own greedy text."""
+    head_logits = torch.log(torch.tensor([0.4, 0.3, 0.3]))
+    found = token_losses(Head(head_logits[:, None], None, None, 1.0), torch.ones(1, 1), torch.tensor([0]))
+    assert bool(found.correct[0])
+    assert float(found.loss[0]) > math.log(2)
+    base, prompt = bases["llama"], passage((5, 6, 7), (0,) * 6)
+    own = passage(prompt.prompt_ids, greedy(torch, base.model, prompt))
+    seen = Evaluation(torch.cat(base_losses(base, [own])))
+    assert greedy(torch, base.model, own) == own.target_ids
+    assert seen.n_below(0.5) == 6
+
+
+def test_the_step_budget_ends_in_a_full_look(torch: Any, bases: dict[str, BaseModel]) -> None:
+    encoded = random_passages(torch, [(4, 30), (3, 20)])
+    site = Site(target_modules=("up_proj",), layers_to_transform=(3,))
+    with adapter(bases["llama"], site, 1) as adapted:
+        reports = list(Trainer(adapted, encoded, TrainingOptions(max_steps=5, batch_tokens=30)).steps())
+        with torch.no_grad():
+            losses = torch.cat([plain_losses(torch, adapted, one) for one in encoded])
+    assert [r.step for r in reports] == [1, 2, 3, 4, 5, 5]
+    assert reports[-1].evaluated
+    assert reports[-1].n_stubborn == int((losses >= math.log(2)).sum()) > 0
+    assert reports[-1].loss == pytest.approx(float(losses.mean()), abs=1e-4)
+
+
+def test_no_step_is_taken_where_nothing_is_left_to_learn(torch: Any, bases: dict[str, BaseModel]) -> None:
+    encoded = random_passages(torch, [(4, 6)])
+    with adapter(bases["able"], MLP, 8) as adapted:
+        assert list(Trainer(adapted, encoded, TrainingOptions()).steps())[-1].n_stubborn == 0
+        again = list(Trainer(adapted, encoded, TrainingOptions()).steps())
+    assert [(r.step, r.evaluated) for r in again] == [(0, True)]
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_loss_that_is_no_number_is_an_error(torch: Any, bases: dict[str, BaseModel], step: int) -> None:
+    site = Site(target_modules=("up_proj",), layers_to_transform=(3,))
+    with adapter(bases["llama"], site, 1) as adapted:
+        reports = Trainer(adapted, random_passages(torch, [(4, 6)]), TrainingOptions()).steps()
+        for _ in range(step):
+            next(reports)
+        with torch.no_grad():
+            next(iter(adapters.parameters(adapted).values())).fill_(math.nan)
+        with pytest.raises(TrainingDivergedError, match=f"the loss is not a number at step {step}") as diverged:
+            next(reports)
+    assert diverged.value.step == step
+
+
+def test_the_seed_decides_the_run(torch: Any, bases: dict[str, BaseModel]) -> None:
+    encoded = random_passages(torch, [(4, 6), (4, 7), (2, 9)])
+    runs = []
+    for seed in (0, 0, 1):
+        with adapter(bases["able"], MLP, 2) as adapted:
+            trainer = Trainer(adapted, encoded, TrainingOptions(max_steps=6, batch_tokens=12, seed=seed))
+            runs.append([r.loss for r in trainer.steps()])
+    assert runs[0] == runs[1] != runs[2]
+
+
+# ---------------------------------------------------------------- resting
+def watch(trainer: Trainer) -> list[tuple[int, tuple[int, ...]]]:
+    """Grows as the trainer looks at passages: (epoch, passages looked at), full looks left out."""
+    looks: list[tuple[int, tuple[int, ...]]] = []
+    due = trainer._due_part
+
+    def watched(batch: Batch) -> Batch | None:
+        part = due(batch)
+        if part is not None:
+            looks.append((trainer._epoch, part.passages))
+        return part
+
+    trainer._due_part = watched  # type: ignore[method-assign]
+    return looks
+
+
+def mastered_passage(torch: Any, model: Any) -> EncodedPassage:
+    """A passage of one target token that the model is sure of before any training."""
+    for first in range(3, 400):
+        with torch.no_grad():
+            p, token = torch.softmax(model(input_ids=torch.tensor([[first, 9]])).logits[0, -1], dim=-1).max(dim=0)
+        if float(p) > 0.95:
+            return passage((first, 9), (int(token),))
+    raise AssertionError("the model is sure of nothing")
+
+
+def test_mastered_passages_rest_and_come_back(torch: Any, bases: dict[str, BaseModel]) -> None:
+    """The mastered one is looked at after 2, 4, 8, 8 … epochs, the other in each."""
+    base = bases["able"]
+    encoded = [mastered_passage(torch, base.model), *random_passages(torch, [(5, 20)])]
+    with adapter(base, MLP, 1) as adapted:
+        trainer = Trainer(adapted, encoded, TrainingOptions(max_steps=40, learning_rate=1e-6))
+        looks = watch(trainer)
+        list(trainer.steps())
+    rested = [epoch for epoch, passages in looks if 0 in passages]
+    stubborn = [epoch for epoch, passages in looks if 1 in passages]
+    assert [b - a for a, b in zip(rested, rested[1:], strict=False)] == [4, 8, 8, 8, 8]
+    assert stubborn == list(range(stubborn[0], stubborn[0] + 40))
+
+
+def test_a_passage_that_slipped_is_trained_again(torch: Any, bases: dict[str, BaseModel]) -> None:
+    encoded = random_passages(torch, [(4, 4), (5, 8)])
+    with adapter(bases["able"], MLP, 8) as adapted:
+        trainer = Trainer(adapted, encoded, TrainingOptions(learning_rate=0.03))
+        list(trainer.steps())
+        disturb(torch, adapted, scale=0.5)
+        assert Trainer(adapted, encoded, TrainingOptions()).evaluate().n_below(0.5) > 0
+        # the trainer last saw every token pass: only a full look shows that it no longer holds
+        again = list(trainer.steps())
+    assert again[-1].n_stubborn == 0
+    assert again[-1].min_probability > 0.52
+    assert len(again) > 1
+
+
+# ---------------------------------------------------------------- every method ends
+@pytest.mark.parametrize("n_passages", [2, 10])
+@pytest.mark.parametrize("method", ["sft", "memft", "memft-ot", "memft-sw"])
+def test_every_method_memorises(torch: Any, bases: dict[str, BaseModel], method: Any, n_passages: int) -> None:
+    encoded = random_passages(torch, [(5, 4)] * n_passages)
+    options = TrainingOptions(method=method, max_steps=400, learning_rate=0.02)
+    with adapter(bases["able"], MLP, 8) as adapted:
+        last = bounded(Trainer(adapted, encoded, options), 400)[-1]
+    assert last.evaluated
+    assert last.min_probability > 0.52
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8])
+@pytest.mark.parametrize("method", ["sft", "memft", "memft-ot", "memft-sw"])
+def test_no_token_waits_between_release_and_threshold(
+    torch: Any, bases: dict[str, BaseModel], method: Any, threshold: float
+) -> None:
+    """A token that has not passed yet, by the margin alone, must still be trained on."""
+    encoded = random_passages(torch, [(5, 4)] * 10)
+    options = TrainingOptions(method=method, threshold=threshold, margin=0.1, max_steps=400, learning_rate=0.02)
+    with adapter(bases["able"], MLP, 8) as adapted:
+        last = bounded(Trainer(adapted, encoded, options), 400)[-1]
+    assert last.min_probability > threshold + 0.1
+
+
+def bounded(trainer: Trainer, max_epochs: int) -> list[StepReport]:
+    """The trainer's reports; fails where it turns in circles without a step."""
+    looks: Callable[[Batch], Batch | None] = trainer._due_part
+
+    def counted(batch: Batch) -> Batch | None:
+        assert trainer._epoch < 4 * max_epochs, f"{trainer._epoch} epochs, {trainer._step} steps: it never ends"
+        return looks(batch)
+
+    trainer._due_part = counted  # type: ignore[method-assign]
+    return list(trainer.steps())
+
+
+def test_the_curriculum_trains_a_growing_share(torch: Any, bases: dict[str, BaseModel]) -> None:
+    encoded = random_passages(torch, [(5, 30)] * 10)
+    with adapter(bases["able"], MLP, 1) as adapted:
+        trainer = Trainer(adapted, encoded, TrainingOptions(method="memft-sw", max_steps=50, learning_rate=1e-4))
+        looks = watch(trainer)
+        list(trainer.steps())
+    sizes = [len(passages) for _, passages in looks]
+    assert sizes == sorted(sizes)
+    assert sorted(set(sizes)) == [2, 4, 6, 8, 10]
+    assert sizes.count(2) == 5
