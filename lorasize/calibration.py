@@ -275,8 +275,7 @@ def fit(
     """
     order = list(dict.fromkeys(_site(o) for o in observations))
     reference_loss = _mean([o.base_loss for o in observations if o.probe.kind == "random"])
-    points = [_point(o, order, reference_loss) for o in observations]
-    fitted = fit_law(points, reference_loss=reference_loss, soft_ceiling=True)
+    fitted = fit_law(law_points(observations, reference_loss), reference_loss=reference_loss, soft_ceiling=True)
     shapes = models.linear_shapes(base.model)
     sites = tuple(
         SiteEfficiency(
@@ -301,7 +300,7 @@ def fit(
         dtype=models.dtype_name(base.dtype),
         law=fitted.law,
         sites=sites,
-        transition=fit_transition(_transition_points(observations, fitted.law, sites)),
+        transition=fit_transition(transition_points(observations, fitted.law, sites)),
         cost=_cost(base, observations),
         observations=tuple(observations),
         provenance=_provenance(observations, preset, seed),
@@ -319,6 +318,12 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def law_points(observations: Sequence[Observation], reference_loss: float) -> list[LawPoint]:
+    """Observations as points of the law; sites are numbered in the order in which they were first probed."""
+    order = list(dict.fromkeys(_site(o) for o in observations))
+    return [_point(o, order, reference_loss) for o in observations]
+
+
 def _point(observation: Observation, order: Sequence[Site], reference_loss: float) -> LawPoint:
     """The observation as tokens of reference loss: total nats are what an adapter has to hold."""
     return LawPoint(
@@ -329,9 +334,10 @@ def _point(observation: Observation, order: Sequence[Site], reference_loss: floa
     )
 
 
-def _transition_points(
+def transition_points(
     observations: Sequence[Observation], law: Law, sites: Sequence[SiteEfficiency]
 ) -> list[TransitionPoint]:
+    """Each probe's slack under a law, whether it held every token, and its steps."""
     efficiency = {(s.target_modules, s.layers_to_transform): s.efficiency for s in sites}
     points = []
     for o in observations:

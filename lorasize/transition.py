@@ -72,6 +72,7 @@ def fit_transition(points: Sequence[TransitionPoint]) -> Transition:
         steps_coefficient=coefficient,
         steps_exponent=exponent,
         steps_spread=spread,
+        largest_slack=max(p.slack for p in points if p.success),
     )
 
 
@@ -91,7 +92,8 @@ def required_slack(transition: Transition, confidence: float) -> float:
 
 def expected_steps(transition: Transition, slack: float) -> Estimate:
     """Optimiser steps of a successful run, with a 90 % interval; never below one step."""
-    ln_steps = math.log(transition.steps_coefficient) - transition.steps_exponent * _ln(slack)
+    seen = slack if transition.largest_slack is None else min(slack, transition.largest_slack)
+    ln_steps = math.log(transition.steps_coefficient) - transition.steps_exponent * _ln(seen)
     half = NORMAL_95 * transition.steps_spread
     point, lo, hi = (max(1.0, math.exp(ln_steps + shift)) for shift in (0.0, -half, half))
     return Estimate(point=point, lo=lo, hi=hi)

@@ -152,7 +152,7 @@ def test_predictions_add_up() -> None:
     prediction = plan.prediction
     assert prediction is not None
     assert prediction.final_loss + prediction.loss_reduction == pytest.approx(3.3)
-    assert prediction.final_loss == 0.0
+    assert 0.0 < prediction.final_loss < 0.05 * 3.3  # the soft ceiling: no slack makes the last loss vanish
     each = step_seconds(CALIBRATION, adapter.layers_to_transform, round(1500 / 3.3) + 30)
     assert prediction.seconds.point == pytest.approx(prediction.steps.point * each)
     assert prediction.seconds.hi == pytest.approx(prediction.steps.hi * each * 1.25)

@@ -84,7 +84,8 @@ class Transition(BaseModel):
     """P(every token above ½) = 1 / (1 + exp(−(ln slack − location) / scale)).
 
     `steps_coefficient` and `steps_exponent` give the steps of a successful run: coefficient · slack^−exponent, with
-    `steps_spread` the standard deviation of ln steps.
+    `steps_spread` the standard deviation of ln steps. Past `largest_slack`, the most any successful probe had, steps
+    are taken to fall no further.
     """
 
     model_config = STRICT
@@ -96,6 +97,7 @@ class Transition(BaseModel):
     steps_coefficient: float
     steps_exponent: float
     steps_spread: float
+    largest_slack: float | None = None
 
 
 class CostModel(BaseModel):

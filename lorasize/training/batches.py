@@ -53,6 +53,17 @@ class Batch:
         )
 
 
+def bundles(batches: Sequence[Batch], batch_tokens: int) -> list[list[Batch]]:
+    """Batches that share an optimiser step: together at most `batch_tokens` positions, or one batch."""
+    found: list[list[Batch]] = []
+    for batch in batches:
+        if found and sum(b.ids.numel() for b in found[-1]) + batch.ids.numel() <= batch_tokens:
+            found[-1].append(batch)
+        else:
+            found.append([batch])
+    return found
+
+
 def sequence_length(passage: EncodedPassage) -> int:
     """Positions that a passage takes in training: prompt and target without the last target token."""
     return len(passage.prompt_ids) + passage.n_tokens - 1
@@ -61,7 +72,7 @@ def sequence_length(passage: EncodedPassage) -> int:
 def make_batches(
     model: nn.Module, encoded: Sequence[EncodedPassage], first_layer: int, batch_tokens: int, device: torch.device
 ) -> list[Batch]:
-    """Batches of at most `batch_tokens` positions, with the frozen layers below `first_layer` run once."""
+    """Batches of passages alike in length, of at most `batch_tokens` positions; the frozen layers are run once."""
     batches = []
     for group in _groups(encoded, batch_tokens):
         ids, rows, columns, targets = _layout(encoded, group, device)
@@ -85,10 +96,12 @@ def base_losses(base: BaseModel, encoded: Sequence[EncodedPassage], batch_tokens
 
 
 def _groups(encoded: Sequence[EncodedPassage], batch_tokens: int) -> list[list[int]]:
-    """Indices of passages that share a batch, longest first, so that little is padded."""
+    """Indices of passages that share a batch, longest first: none is padded by more than a third."""
     groups: list[list[int]] = []
     for index in sorted(range(len(encoded)), key=lambda i: -sequence_length(encoded[i])):
-        if groups and (len(groups[-1]) + 1) * sequence_length(encoded[groups[-1][0]]) <= batch_tokens:
+        longest = sequence_length(encoded[groups[-1][0]]) if groups else 0
+        fits = groups and (len(groups[-1]) + 1) * longest <= batch_tokens
+        if fits and sequence_length(encoded[index]) * 3 >= longest * 2:
             groups[-1].append(index)
         else:
             groups.append([index])

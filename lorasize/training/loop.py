@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from lorasize.errors import ModelError, TrainingDivergedError
 from lorasize.losses import Objective, TokenLosses, curriculum_share, head_of, loss_and_gradient, token_losses
 from lorasize.records import Method, StepReport
 from lorasize.tokens import EncodedPassage
-from lorasize.training.batches import Batch, make_batches
+from lorasize.training.batches import Batch, bundles, make_batches
 from lorasize.training.prefix import Suffix, decoder
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ class Trainer:
         self._suffix = Suffix(base, first)
         self._head = head_of(base)
         self._batches = make_batches(base, encoded, first, options.batch_tokens, self._parameters[0].device)
+        self._bundles = bundles(self._batches, options.batch_tokens)
         _check_entry(base, self._suffix, self._batches[-1])
         self._offsets = list(accumulate((passage.n_tokens for passage in encoded), initial=0))
         self._latest = torch.full((self._offsets[-1],), math.inf)  # loss of each token when last looked at, nats
@@ -128,8 +129,8 @@ class Trainer:
             self.evaluate()
         while self._step < self.options.max_steps and not self._proven():
             before = self._step
-            for index in torch.randperm(len(self._batches), generator=self._generator).tolist():
-                n_active = self._update(self._due_part(self._batches[index]))
+            for index in torch.randperm(len(self._bundles), generator=self._generator).tolist():
+                n_active = self._update(self._bundles[index])
                 if n_active:
                     yield self._report(n_active, started, evaluated=False)
                 if self._step >= self.options.max_steps:
@@ -155,31 +156,39 @@ class Trainer:
         keep = [k for k, p in enumerate(batch.passages) if inside[k] and self._due[p] <= self._epoch]
         return batch.select(keep) if keep else None
 
-    def _update(self, batch: Batch | None) -> int:
-        """Look at a batch and take one optimiser step on what is not mastered; the number of tokens trained on."""
-        if batch is None:
-            return 0
+    def _update(self, bundle: Sequence[Batch]) -> int:
+        """Look at a bundle and take one optimiser step on what is not mastered; the number of tokens trained on."""
+        n_active, total = 0, 0.0
         with self._suffix.entered():
-            hidden = self._suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
-            weights = self._weigh(batch)
-            losses, weight, gradient = loss_and_gradient(self._head, hidden.detach(), batch.targets, weights)
-            self._note(batch, losses)
-            n_active = int((weight > 0).sum())
-            if n_active == 0 or self._passed():
-                return 0
-            hidden.backward(gradient)
-        torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
-        self._optimizer.step()
+            for batch in bundle:
+                due = self._due_part(batch)
+                weights = self._accumulate(due) if due is not None else torch.zeros(0)
+                n_active += int((weights > 0).sum())
+                total += float(weights.sum())
+        if n_active and not self._passed():
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= total
+            torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
+            self._optimizer.step()
+            self._step += 1
+        else:
+            n_active = 0
         self._optimizer.zero_grad()
-        self._step += 1
         return n_active
 
-    def _weigh(self, batch: Batch) -> Callable[[TokenLosses], Tensor]:
-        def normalised(losses: TokenLosses) -> Tensor:
-            weights = self._objective.weights(losses, batch.passages, batch.lengths)
-            return weights / weights.sum().clamp(min=1e-9)
+    def _accumulate(self, batch: Batch) -> Tensor:
+        """Add the gradient of Σ weight·loss of a batch to the parameters; its tokens' weights."""
 
-        return normalised
+        def weigh(losses: TokenLosses) -> Tensor:
+            return self._objective.weights(losses, batch.passages, batch.lengths)
+
+        hidden = self._suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
+        losses, weights, gradient = loss_and_gradient(self._head, hidden.detach(), batch.targets, weigh)
+        self._note(batch, losses)
+        if bool((weights > 0).any()):
+            hidden.backward(gradient)
+        return weights
 
     def _note(self, batch: Batch, losses: TokenLosses) -> None:
         """Remember each token's loss, and let mastered passages rest."""
