@@ -73,7 +73,7 @@ def calibrate(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    preset: Preset = "standard",
+    preset: Preset = "quick",
     corpus: Sequence[Path] = (),
     seed: int = 0,
     time_limit: float | None = None,

@@ -32,7 +32,7 @@ Example:
 @click.argument("base_model", metavar="[MODEL]", required=False)
 @options.all_of(options.model, options.revision, options.device, options.dtype, options.seed)
 @click.option(
-    "--preset", type=click.Choice(options.PRESETS), default="standard", show_default=True, help="How much is probed."
+    "--preset", type=click.Choice(options.PRESETS), default="quick", show_default=True, help="How much is probed."
 )
 @click.option("--corpus", type=options.existing_file, multiple=True, help="Probe on text of this kind too; repeatable.")
 @click.option("--time-limit", callback=options.duration, metavar="TIME", help='No further probe after, say, "15 min".')
