@@ -199,11 +199,12 @@ class _Run:
         """
         reference, two = sites[0], sites[min(1, len(sites) - 1)]
         seed = self.seed + 1
+        beyond, rank_two, text, spread = (1.5, 1.0, 0.5, 0.65) if self.preset == "quick" else (1.8, 1.1, 0.75, 0.8)
         probes: list[tuple[Site, int, ProbeKind, float, int]] = [
-            (reference, 1, "random", 1.8 * boundary, seed),
-            (reference, 2, "random", 1.1 * boundary, seed),
-            (reference, 1, "text", 0.75 * boundary, seed),
-            (two, 1, "random", 0.8 * boundary, seed),
+            (reference, 1, "random", beyond * boundary, seed),
+            (reference, 2, "random", rank_two * boundary, seed),
+            (reference, 1, "text", text * boundary, seed),
+            (two, 1, "random", spread * boundary, seed),
         ]
         if self.preset == "quick":
             return probes
