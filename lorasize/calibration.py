@@ -48,7 +48,7 @@ from lorasize.units import LN2, bits
 
 Preset = Literal["quick", "standard", "thorough"]
 
-_FIRST_RATIO = 0.6  # bits per parameter of the first probe
+_FIRST_RATIO: dict[Preset, float] = {"quick": 0.75, "standard": 0.6, "thorough": 0.6}  # bits a parameter, first probe
 _STEPS = 100  # of a probe at most
 _MIN_TOKENS = 12
 
@@ -168,13 +168,13 @@ class _Run:
     def all_probes(self) -> None:
         """Find the boundary at the reference site, then probe each site around it."""
         sites = calibrated_sites(self.base, self.preset)
-        self.total = 3 + len(self._around(sites, _FIRST_RATIO))
+        self.total = 3 + len(self._around(sites, _FIRST_RATIO[self.preset]))
         for probe in self._around(sites, self._boundary(sites[0])):
             self._probe(*probe)
 
     def _boundary(self, site: Site) -> float:
         """Bits per parameter between the last success and the first failure at rank 1, from up to four probes."""
-        ratio, best, worst = _FIRST_RATIO, 0.0, math.inf
+        ratio, best, worst = _FIRST_RATIO[self.preset], 0.0, math.inf
         for _ in range(4):
             observation = self._probe(site, 1, "random", ratio, self.seed)
             if observation is None:
@@ -188,7 +188,7 @@ class _Run:
                 break
             ratio = held * 1.45 if observation.threshold_met else held / 2
         if not best and worst == math.inf:  # out of time before the first probe
-            return _FIRST_RATIO
+            return _FIRST_RATIO[self.preset]
         return math.sqrt((best or worst / 2) * (worst if worst < math.inf else best * 1.45))
 
     def _around(self, sites: Sequence[Site], boundary: float) -> list[tuple[Site, int, ProbeKind, float, int]]:
