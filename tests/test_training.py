@@ -21,7 +21,7 @@ from lorasize.models import BaseModel
 from lorasize.records import Passage, Site, StepReport
 from lorasize.tokens import EncodedPassage
 from lorasize.training import Evaluation, Trainer, TrainingOptions, base_losses, make_batches, sequence_length
-from lorasize.training.batches import Batch
+from lorasize.training.batches import Batch, bundles
 from lorasize.training.prefix import Suffix
 
 LAYERS = {"first": (0,), "middle": (2,), "last": (3,), "two": (1, 3)}
@@ -157,17 +157,27 @@ def test_a_model_that_cannot_be_entered_is_refused(
 
 
 def test_rows_of_a_batch(torch: Any, bases: dict[str, BaseModel]) -> None:
-    encoded = random_passages(torch, [(2, 3), (4, 5), (1, 4)])
+    encoded = random_passages(torch, [(4, 3), (4, 5), (3, 4)])
     (batch,) = make_batches(bases["llama"].model, encoded, 1, 4096, torch.device("cpu"))
     assert batch.passages == (1, 0, 2)
     assert batch.ids.shape == (3, max(map(sequence_length, encoded))) == (3, 8)
     part: Batch = batch.select([0, 2])
     assert (part.passages, part.lengths, part.stored.shape[0]) == ((1, 2), (5, 4), 2)
     assert part.rows.tolist() == [0] * 5 + [1] * 4
-    assert part.columns.tolist() == [3, 4, 5, 6, 7, 0, 1, 2, 3]
+    assert part.columns.tolist() == [3, 4, 5, 6, 7, 2, 3, 4, 5]
     assert part.targets.tolist() == [*encoded[1].target_ids, *encoded[2].target_ids]
     assert torch.equal(part.stored[1], batch.stored[2])
     assert batch.select([0, 1, 2]) is batch
+
+
+def test_short_passages_are_not_padded_to_a_long_one_but_share_its_step(
+    torch: Any, bases: dict[str, BaseModel]
+) -> None:
+    encoded = random_passages(torch, [(2, 3), (4, 40), (2, 3)])
+    batches = make_batches(bases["llama"].model, encoded, 1, 4096, torch.device("cpu"))
+    assert [tuple(batch.ids.shape) for batch in batches] == [(1, 43), (2, 4)]
+    assert [len(bundle) for bundle in bundles(batches, 4096)] == [2]
+    assert [len(bundle) for bundle in bundles(batches, 50)] == [1, 1]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -117,7 +117,6 @@ def load(ref: str, *, revision: str | None = None, device: str = "auto", dtype: 
     """
     folder = resolve(ref, revision)
     where = pick_device(device)
-    torch.set_flush_denormal(True)  # probabilities of a confident softmax underflow, and denormals slow every product
     kind = pick_dtype(dtype, where)
     model = load_weights(folder, where, kind)
     return BaseModel(ref, folder, fingerprint(folder), model, load_tokenizer(folder), where, kind)
