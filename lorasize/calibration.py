@@ -24,7 +24,7 @@ from lorasize import __version__, adapters, models
 from lorasize.catalog import calibration_path, write_calibration
 from lorasize.corpus import read_corpus
 from lorasize.errors import FitError
-from lorasize.law import LawPoint, fit_law
+from lorasize.law import SATURATED, LawPoint, fit_law
 from lorasize.planning import capacity_slack
 from lorasize.probing import Journal, peak_memory, probe_passage, run_probe
 from lorasize.records import (
@@ -169,8 +169,12 @@ class _Run:
         """Find the boundary at the reference site, then probe each site around it."""
         sites = calibrated_sites(self.base, self.preset)
         self.total = 3 + len(self._around(sites, _FIRST_RATIO[self.preset]))
-        for probe in self._around(sites, self._boundary(sites[0])):
+        boundary = self._boundary(sites[0])
+        for probe in self._around(sites, boundary):
             self._probe(*probe)
+        for ratio in (2.6, 3.2, 3.8):  # the law needs four points below the ceiling
+            if sum(o.loss_reduction < SATURATED * o.base_loss for o in self.observations) < 4:
+                self._probe(sites[0], 1, "random", ratio * boundary, self.seed + 1)
 
     def _boundary(self, site: Site) -> float:
         """Bits per parameter between the last success and the first failure at rank 1, from up to four probes."""
@@ -199,7 +203,7 @@ class _Run:
         """
         reference, two = sites[0], sites[min(1, len(sites) - 1)]
         seed = self.seed + 1
-        beyond, rank_two, text, spread = (1.5, 1.0, 0.5, 0.65) if self.preset == "quick" else (1.8, 1.1, 0.75, 0.8)
+        beyond, rank_two, text, spread = (2.05, 1.25, 0.85, 0.7) if self.preset == "quick" else (1.8, 1.1, 0.75, 0.8)
         probes: list[tuple[Site, int, ProbeKind, float, int]] = [
             (reference, 1, "random", beyond * boundary, seed),
             (reference, 2, "random", rank_two * boundary, seed),
