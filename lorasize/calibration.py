@@ -196,11 +196,7 @@ class _Run:
         return math.sqrt((best or worst / 2) * (worst if worst < math.inf else best * 1.45))
 
     def _around(self, sites: Sequence[Site], boundary: float) -> list[tuple[Site, int, ProbeKind, float, int]]:
-        """Probes below and beyond the boundary: site, rank, kind, bits per parameter, seed.
-
-        Beyond it a probe measures the law, below it the transition; rank and length vary apart, so that both exponents
-        are identified.
-        """
+        """Probes beyond the boundary, for the law, and below it: site, rank, kind, bits per parameter, seed."""
         reference, two = sites[0], sites[min(1, len(sites) - 1)]
         seed = self.seed + 1
         beyond, rank_two, text, spread = (2.05, 1.25, 0.85, 0.7) if self.preset == "quick" else (1.8, 1.1, 0.75, 0.8)
@@ -357,9 +353,9 @@ def _cost(base: models.BaseModel, observations: Sequence[Observation]) -> CostMo
     layers = np.array([base.n_layers - min(o.probe.layers_to_transform) for o in observations], dtype=float)
     positions = np.array([o.probe.n_tokens for o in observations], dtype=float)
     seconds = np.array([o.seconds_per_step for o in observations])
-    terms = _non_negative(np.stack([np.ones_like(positions), positions * layers, positions], axis=1), seconds)
-    predicted = np.stack([np.ones_like(positions), positions * layers, positions], axis=1) @ terms
-    spread = float(np.std(np.log(seconds / predicted))) if len(seconds) > 3 else 0.5
+    design = np.stack([np.ones_like(positions), positions * layers, positions], axis=1)
+    terms = _non_negative(design, seconds)
+    spread = float(np.std(np.log(seconds / (design @ terms)))) if len(seconds) > 3 else 0.5
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     return CostModel(
         seconds_overhead=float(terms[0]),
@@ -399,7 +395,5 @@ def _provenance(observations: Sequence[Observation], preset: Preset, seed: int) 
         "made": datetime.now(UTC).strftime("%Y-%m-%d"),
         "seconds": f"{sum(o.seconds for o in observations):.0f}",
         "lorasize": __version__,
-        "torch": torch.__version__,
-        "transformers": importlib.metadata.version("transformers"),
-        "peft": importlib.metadata.version("peft"),
+        **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
     }
