@@ -114,9 +114,9 @@ def change_byte(path: Path, at: int = -1) -> None:
     path.write_bytes(bytes(data))
 
 
-def change_config(folder: Path, **values: Any) -> None:
-    """Set keys of the folder's config."""
-    path = folder / "config.json"
+def change_config(folder: Path, file: str = "config.json", **values: Any) -> None:
+    """Set keys of one of the folder's settings files."""
+    path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), "utf-8")
 
 
@@ -125,10 +125,11 @@ CHANGES: list[tuple[Callable[[Path], None], set[str]]] = [
     (lambda f: shutil.copy(f / "model.safetensors", f / "more.safetensors"), {"weights"}),
     (lambda f: change_config(f, rope_theta=7.0), {"config"}),
     (lambda f: change_byte(f / "tokenizer.json"), {"tokenizer"}),
-    (lambda f: change_byte(f / "tokenizer_config.json"), {"tokenizer"}),
+    (lambda f: change_config(f, "tokenizer_config.json", add_bos_token=True), {"tokenizer"}),
     (lambda f: change_byte(f / "chat_template.jinja"), {"tokenizer"}),
     (lambda f: (f / "added_tokens.json").write_text("{}", "utf-8"), {"tokenizer"}),
     (lambda f: change_config(f, transformers_version="0.1", dtype="bfloat16", _name_or_path="x"), set()),
+    (lambda f: change_config(f, "tokenizer_config.json", local_files_only=True, is_local=False), set()),
     (lambda f: (f / "generation_config.json").write_text('{"repetition_penalty": 9.0}', "utf-8"), set()),
     (lambda f: (f / "README.md").write_text("another text", "utf-8"), set()),
 ]
@@ -152,7 +153,7 @@ def test_a_copy_has_the_same_fingerprint(copied: Path, tiny_llama: Path) -> None
 @pytest.mark.parametrize("text", ["{", "[]", ""])
 def test_a_damaged_config_is_refused(copied: Path, text: str) -> None:
     (copied / "config.json").write_text(text, "utf-8")
-    with pytest.raises(ModelError, match="not a readable model config"):
+    with pytest.raises(ModelError, match="not readable as JSON settings"):
         models.fingerprint(copied)
 
 

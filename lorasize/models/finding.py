@@ -36,6 +36,16 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "_commit_hash")
+# How and where a tokenizer was loaded, which transformers writes beside what it does: the same one read offline differs.
+_VOLATILE_TOKENIZER = (
+    "transformers_version",
+    "name_or_path",
+    "is_local",
+    "local_files_only",
+    "cache_dir",
+    "revision",
+    "_commit_hash",
+)
 
 
 # ---------------------------------------------------------------- finding
@@ -186,23 +196,27 @@ def file_sha256(path: Path) -> str:
 
 
 def fingerprint(folder: Path) -> ModelFingerprint:
-    """Digests of weights, config and tokenizer files; config keys that do not change the output are left out."""
+    """Digests of weights, config and tokenizer files; keys that do not change the output are left out."""
     weights = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
         weights.update(file_sha256(file).encode())
     tokenizer = hashlib.sha256()
     for name in _TOKENIZER_FILES:
-        if (folder / name).is_file():
-            tokenizer.update(f"{name}:{file_sha256(folder / name)};".encode())
+        if (file := folder / name).is_file():
+            volatile = name == "tokenizer_config.json"
+            digest = _settings_sha256(file, _VOLATILE_TOKENIZER) if volatile else file_sha256(file)
+            tokenizer.update(f"{name}:{digest};".encode())
     return ModelFingerprint(
-        weights=weights.hexdigest(), config=_config_sha256(folder / "config.json"), tokenizer=tokenizer.hexdigest()
+        weights=weights.hexdigest(),
+        config=_settings_sha256(folder / "config.json", _VOLATILE_CONFIG),
+        tokenizer=tokenizer.hexdigest(),
     )
 
 
-def _config_sha256(path: Path) -> str:
+def _settings_sha256(path: Path, volatile: tuple[str, ...]) -> str:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        kept = {key: value for key, value in values.items() if key not in _VOLATILE_CONFIG}
+        kept = {key: value for key, value in values.items() if key not in volatile}
     except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: not a readable model config ({error})") from error
+        raise ModelError(f"{path}: not readable as JSON settings ({error})") from error
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
