@@ -21,7 +21,7 @@ from lorasize.models import BaseModel
 from lorasize.records import Passage, Site, StepReport
 from lorasize.tokens import EncodedPassage
 from lorasize.training import Evaluation, Trainer, TrainingOptions, base_losses, make_batches, sequence_length
-from lorasize.training.batches import Batch, bundles
+from lorasize.training.batches import Batch
 from lorasize.training.prefix import Suffix
 
 LAYERS = {"first": (0,), "middle": (2,), "last": (3,), "two": (1, 3)}
@@ -176,8 +176,11 @@ def test_short_passages_are_not_padded_to_a_long_one_but_share_its_step(
     encoded = random_passages(torch, [(2, 3), (4, 40), (2, 3)])
     batches = make_batches(bases["llama"].model, encoded, 1, 4096, torch.device("cpu"))
     assert [tuple(batch.ids.shape) for batch in batches] == [(1, 43), (2, 4)]
-    assert [len(bundle) for bundle in bundles(batches, 4096)] == [2]
-    assert [len(bundle) for bundle in bundles(batches, 50)] == [1, 1]
+    site = Site(target_modules=("up_proj",), layers_to_transform=(1,))
+    for batch_tokens, steps in ((51, 1), (50, 2)):
+        with adapter(bases["llama"], site, 1) as adapted:
+            trainer = Trainer(adapted, encoded, TrainingOptions(batch_tokens=batch_tokens))
+            assert len(list(trainer._parts())) == steps
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

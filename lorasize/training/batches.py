@@ -53,17 +53,6 @@ class Batch:
         )
 
 
-def bundles(batches: Sequence[Batch], batch_tokens: int) -> list[list[Batch]]:
-    """Batches that share an optimiser step: together at most `batch_tokens` positions, or one batch."""
-    found: list[list[Batch]] = []
-    for batch in batches:
-        if found and sum(b.ids.numel() for b in found[-1]) + batch.ids.numel() <= batch_tokens:
-            found[-1].append(batch)
-        else:
-            found.append([batch])
-    return found
-
-
 def sequence_length(passage: EncodedPassage) -> int:
     """Positions that a passage takes in training: prompt and target without the last target token."""
     return len(passage.prompt_ids) + passage.n_tokens - 1

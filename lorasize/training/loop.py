@@ -21,7 +21,7 @@ from lorasize.errors import ModelError, TrainingDivergedError
 from lorasize.losses import Objective, TokenLosses, curriculum_share, head_of, loss_and_gradient, token_losses
 from lorasize.records import Method, StepReport
 from lorasize.tokens import EncodedPassage
-from lorasize.training.batches import Batch, bundles, make_batches
+from lorasize.training.batches import Batch, make_batches
 from lorasize.training.prefix import Suffix, decoder
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _BETAS = (0.9, 0.95)
 _CLIP = 1.0  # gradient norm
+_CALM = 0.2  # the rate falls with the root of the share of stubborn tokens, once that is below this
+_SLOWEST = 0.1  # of the rate, at least
 _RESTING = 0.9  # a passage rests once every token of it is above this
 _MAX_INTERVAL = 8  # looks at a resting passage are at most this many epochs apart
 _MANY = 8  # passages from which memft-sw means the paper's curriculum instead of its window
@@ -43,8 +45,8 @@ class TrainingOptions:
         threshold: Every target token's p must exceed this.
         margin: Added to the threshold before a token counts as passed: decoding moves logits a little.
         max_steps: Optimiser steps at most.
-        learning_rate: Of Adam.
-        batch_tokens: Positions in one optimiser step; a smaller corpus is one full batch.
+        learning_rate: Of Adam while many tokens are stubborn.
+        batch_tokens: Positions in one optimiser step, unless one passage is longer; a smaller corpus is one full batch.
         seed: Order of batches and passages.
     """
 
@@ -53,7 +55,7 @@ class TrainingOptions:
     margin: float = 0.02
     max_steps: int = 1000
     learning_rate: float = 0.06
-    batch_tokens: int = 4096
+    batch_tokens: int = 512
     seed: int = 0
 
 
@@ -94,7 +96,6 @@ class Trainer:
         self._suffix = Suffix(base, first)
         self._head = head_of(base)
         self._batches = make_batches(base, encoded, first, options.batch_tokens, self._parameters[0].device)
-        self._bundles = bundles(self._batches, options.batch_tokens)
         _check_entry(base, self._suffix, self._batches[-1])
         self._offsets = list(accumulate((passage.n_tokens for passage in encoded), initial=0))
         self._latest = torch.full((self._offsets[-1],), math.inf)  # loss of each token when last looked at, nats
@@ -129,8 +130,8 @@ class Trainer:
             self.evaluate()
         while self._step < self.options.max_steps and not self._proven():
             before = self._step
-            for index in torch.randperm(len(self._bundles), generator=self._generator).tolist():
-                n_active = self._update(self._bundles[index])
+            for part in self._parts():
+                n_active = self._update(part)
                 if n_active:
                     yield self._report(n_active, started, evaluated=False)
                 if self._step >= self.options.max_steps:
@@ -147,6 +148,20 @@ class Trainer:
     def _passed(self) -> bool:
         return float(self._latest.max()) < -math.log(self.options.threshold + self.options.margin)
 
+    def _parts(self) -> Iterator[list[Batch]]:
+        """One epoch: all that is due, in parts of at most `batch_tokens` positions, one for each optimiser step."""
+        part: list[Batch] = []
+        for index in torch.randperm(len(self._batches), generator=self._generator).tolist():
+            due = self._due_part(self._batches[index])
+            if due is None:
+                continue
+            if part and sum(b.ids.numel() for b in part) + due.ids.numel() > self.options.batch_tokens:
+                yield part
+                part = []
+            part.append(due)
+        if part:
+            yield part
+
     def _due_part(self, batch: Batch) -> Batch | None:
         """The rows to look at now: not resting and, for memft-sw on many records, inside the curriculum."""
         share = 1.0
@@ -156,13 +171,12 @@ class Trainer:
         keep = [k for k, p in enumerate(batch.passages) if inside[k] and self._due[p] <= self._epoch]
         return batch.select(keep) if keep else None
 
-    def _update(self, bundle: Sequence[Batch]) -> int:
-        """Look at a bundle and take one optimiser step on what is not mastered; the number of tokens trained on."""
+    def _update(self, part: Sequence[Batch]) -> int:
+        """Look at a part and take one optimiser step on what is not mastered; the number of tokens trained on."""
         n_active, total = 0, 0.0
         with self._suffix.entered():
-            for batch in bundle:
-                due = self._due_part(batch)
-                weights = self._accumulate(due) if due is not None else torch.zeros(0)
+            for batch in part:
+                weights = self._accumulate(batch)
                 n_active += int((weights > 0).sum())
                 total += float(weights.sum())
         if n_active and not self._passed():
@@ -170,12 +184,19 @@ class Trainer:
                 if parameter.grad is not None:
                     parameter.grad /= total
             torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rate()
             self._optimizer.step()
             self._step += 1
         else:
             n_active = 0
         self._optimizer.zero_grad()
         return n_active
+
+    def _rate(self) -> float:
+        """The learning rate: large while most tokens are stubborn, smaller as few are left, with no horizon to guess."""
+        share = float((self._latest >= -math.log(self.options.threshold + self.options.margin)).float().mean())
+        return self.options.learning_rate * min(1.0, max(_SLOWEST, math.sqrt(share / _CALM)))
 
     def _accumulate(self, batch: Batch) -> Tensor:
         """Add the gradient of Σ weight·loss of a batch to the parameters; its tokens' weights."""
