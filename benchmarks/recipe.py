@@ -130,6 +130,16 @@ def second_order(trainer: Trainer) -> None:
     trainer._optimizer.step = step  # type: ignore[method-assign, assignment]
 
 
+def both(*changes: Change) -> Change:
+    """Several changes at once."""
+
+    def change(trainer: Trainer) -> None:
+        for one in changes:
+            one(trainer)
+
+    return change
+
+
 def nothing(_: Trainer) -> None:
     """The recipe as it is."""
 
@@ -143,6 +153,11 @@ VARIANTS: dict[str, tuple[float, Method, Change]] = {
     "betas 0.9, 0.9": (0.06, "memft", betas(0.9, 0.9)),
     "betas 0.9, 0.99": (0.06, "memft", betas(0.9, 0.99)),
     "betas 0.95, 0.95": (0.06, "memft", betas(0.95, 0.95)),
+    "rate 0.1, betas 0.8, 0.95": (0.1, "memft", betas(0.8, 0.95)),
+    "rate 0.1, betas 0.8, 0.95, principal": (0.1, "memft", both(betas(0.8, 0.95), principal_a)),
+    "rate 0.15, betas 0.8, 0.95": (0.15, "memft", betas(0.8, 0.95)),
+    "rate 0.1, betas 0.7, 0.9": (0.1, "memft", betas(0.7, 0.9)),
+    "rate 0.1, weight √loss": (0.1, "memft", weighed(lambda loss: (loss >= 0.357) * loss.sqrt())),
     "LoRA+, B 4 times as fast": (0.06, "memft", ratio(4.0)),
     "LoRA+, A 4 times as fast": (0.06, "memft", ratio(0.25)),
     "A starts 4 times as large": (0.06, "memft", scaled_a(4.0)),

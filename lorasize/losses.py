@@ -20,7 +20,7 @@ from lorasize.records import Method
 from lorasize.units import LN2
 
 _CHUNK_BYTES = 256 * 2**20  # float32 logits held at once
-RELEASE = 0.7  # MemFT: a token leaves the loss only once p exceeds this; released at ½ it drifts back (docs/log.md)
+RELEASE = 0.82  # MemFT: a token leaves the loss only once p exceeds this; released at ½ it drifts back (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,8 @@ def _gradient(
 class Objective:
     """Weights of target tokens under one method; holds what the method remembers between steps.
 
-    `memft` is ours: MemFT-OT whose release point lies above the threshold. `memft-ot` and `memft-sw` are the paper's;
+    `memft` is ours: MemFT-OT whose release point lies above the threshold and whose weight is the root of the loss, so
+    that what is furthest from recall counts most. `memft-ot` and `memft-sw` are the paper's;
     the latter slides a window over a long passage and, on `many` records, is OT under a curriculum without a fall-back.
 
     Source: arXiv 2605.30260 and its published trainer.
@@ -198,7 +199,7 @@ class Objective:
         if self.method == "sft":
             return torch.ones_like(losses.loss)
         if self.method == "memft":
-            return (losses.loss >= -math.log(max(self.release, self.threshold))).float()
+            return (losses.loss >= -math.log(max(self.release, self.threshold))) * losses.loss.sqrt()
         stubborn = (losses.loss >= -math.log(self.threshold)).float()
         if self.method == "memft-ot":
             return stubborn if bool(stubborn.any()) else torch.ones_like(stubborn)

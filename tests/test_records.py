@@ -64,7 +64,7 @@ PLAN: dict[str, Any] = {
     "serving": {"vllm_max_lora_rank": 8, "llama_cpp": True},
     "inputs": {
         "corpus_sha256": SHA, "model_fingerprint": SHA, "tokenizer_sha256": SHA, "calibration_sha256": SHA,
-        "recipe": "memft/1",
+        "recipe": "memft/2",
     },
 }  # fmt: skip
 RECALL: dict[str, Any] = DECODING | {
@@ -84,7 +84,7 @@ CALIBRATION: dict[str, Any] = {
         "ref": "builtin:smollm2", "fingerprint": FINGERPRINT, "architecture": "llama", "n_layers": 30,
         "max_positions": 2048,
     },
-    "recipe": "memft/1", "device": "cpu", "dtype": "float32",
+    "recipe": "memft/2", "device": "cpu", "dtype": "float32",
     "law": {
         "coefficient": 0.05, "parameter_exponent": 0.6, "length_exponent": 0.5, "offset": -0.2,
         "covariance": [[1e-4, 0.0, 0.0, 0.0], [0.0, 1e-4, 0.0, 0.0], [0.0, 0.0, 1e-4, 0.0], [0.0, 0.0, 0.0, 1e-4]],

@@ -285,6 +285,18 @@ def test_the_seed_decides_the_run(torch: Any, bases: dict[str, BaseModel]) -> No
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_the_rate_falls_with_the_share_of_stubborn_tokens(torch: Any, bases: dict[str, BaseModel]) -> None:
+    """Full at 40 % and more, a half at 10 %, a twentieth at the least."""
+    site = Site(target_modules=("up_proj",), layers_to_transform=(3,))
+    with adapter(bases["llama"], site, 1) as adapted:
+        trainer = Trainer(adapted, random_passages(torch, [(4, 100)]), TrainingOptions(learning_rate=0.1))
+        rates = {}
+        for left in (100, 40, 10, 0):
+            trainer._latest = torch.tensor([2.0] * left + [0.1] * (100 - left))
+            rates[left] = trainer._rate()
+    assert rates == pytest.approx({100: 0.1, 40: 0.1, 10: 0.05, 0: 0.005})
+
+
 # ---------------------------------------------------------------- resting
 def watch(trainer: Trainer) -> list[tuple[int, tuple[int, ...]]]:
     """Grows as the trainer looks at passages: (epoch, passages looked at), full looks left out."""

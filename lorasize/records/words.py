@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 
 STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-RECIPE = "memft/1"  # the training recipe that probes and apply share; a change of it makes calibrations stale
+RECIPE = "memft/2"  # the training recipe that probes and apply share; a change of it makes calibrations stale
 
 Method = Literal["memft", "memft-ot", "memft-sw", "sft"]
 PassageKind = Literal["record", "text"]

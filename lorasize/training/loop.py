@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _BETAS = (0.9, 0.95)
 _CLIP = 1.0  # gradient norm
-_CALM = 0.2  # the rate falls with the root of the share of stubborn tokens, once that is below this
-_SLOWEST = 0.1  # of the rate, at least
+_CALM = 0.4  # the rate falls with the root of the share of stubborn tokens, once that is below this
+_SLOWEST = 0.05  # of the rate, at least
 _RESTING = 0.9  # a passage rests once every token of it is above this
 _MAX_INTERVAL = 8  # looks at a resting passage are at most this many epochs apart
 _MANY = 8  # passages from which memft-sw means the paper's curriculum instead of its window
