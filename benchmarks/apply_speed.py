@@ -3,12 +3,13 @@
     pip install trl
     python benchmarks/apply_speed.py [--corpus page records passages] [--runs 3] [--cap 8] [--json] [--journal FILE]
 
-Same builtin model in float32, same token ids, same adapter (up_proj of layer 24) and same passages in a batch for all. The peers
-get the better of what they allow: AdamW at a constant rate, the best of three (the one with the fewest tokens left after
-as long as lorasize took on the corpus three times over, or the first to finish), no dropout, no weight decay. `paper` is MemFT-OT:
-AdamW at 1e-2, linear decay over 200 epochs, dropout 0.1. Every peer is checked after each epoch, by one forward pass that computes logits of
-target positions only; ratios count that time, and are given without it too. A peer stops at `--cap` times lorasize's
-median; its ratio is then a lower bound, marked "≥". Every run is a fresh process; finished ones are kept in the journal.
+Same builtin model in float32, same token ids, same adapter (up_proj of layer 24), as many passages in a batch for all.
+The peers get the better of what they allow: AdamW at a constant rate, the best of three (the first to finish within three
+times what lorasize took, else the one with the fewest tokens left by then), no dropout, no weight decay. `paper` is
+MemFT-OT: AdamW at 1e-2, linear decay over 200 epochs, dropout 0.1. Every peer is checked after each epoch, by a forward
+pass that computes logits of target positions only; ratios count that time, and are given without it too. A peer stops
+at `--cap` times lorasize's median; its ratio is then a lower bound, marked "≥". Every run is a fresh process; finished
+ones are kept in the journal.
 
 The last part prints what lorasize pays for a growing corpus: seconds of a step on everything, by tokens (`--curve`).
 """
@@ -86,7 +87,7 @@ def _lorasize(
     from lorasize.training import Trainer, TrainingOptions
 
     started = time.perf_counter()
-    for report in Trainer(adapted, encoded, TrainingOptions(margin=0.0, seed=seed)).steps():
+    for report in Trainer(adapted, encoded, TrainingOptions(margin=0.0, seed=seed)).steps():  # noqa: B007
         if time.perf_counter() - started > cap:
             break
     seconds = time.perf_counter() - started
@@ -199,6 +200,7 @@ class Runs:
     """Runs by what they were asked to do; each is on disk before the next starts."""
 
     def __init__(self, journal: Path | None) -> None:
+        """Read what the journal holds."""
         self.journal = journal
         lines = journal.read_text(encoding="utf-8").splitlines() if journal and journal.exists() else []
         self.known = [json.loads(line) for line in lines]
@@ -291,7 +293,7 @@ def curve(sizes: Sequence[int]) -> list[dict[str, float]]:
         row = {"n_tokens": float(n), "prepare_seconds": prepared - started, "epoch_seconds": ended - prepared}
         found.append(row | {"peak_memory_bytes": float(peak_memory())})
         print(
-            f"  {n:6} tokens: prefix {row['prepare_seconds']:6.1f} s ({1e3 * row['prepare_seconds'] / n:.2f} ms a token), "
+            f"  {n:6} tokens: prefix {row['prepare_seconds']:6.1f} s ({1e3 * row['prepare_seconds'] / n:.2f} ms a token), "  # noqa: E501
             f"first look and epoch {row['epoch_seconds']:6.1f} s ({1e3 * row['epoch_seconds'] / n:.2f} ms a token), "
             f"peak {peak_memory() / 2**30:.1f} GiB",
             file=sys.stderr, flush=True,

@@ -2,9 +2,9 @@
 
     python benchmarks/recipe.py [--task page|random|passages] [--only WORD] [--seeds 1]
 
-One adapter learns one corpus, once for each variant and seed, with at most 200 steps: a page of 400 text tokens (rank 8,
-layer 24), 96 random tokens (rank 1, layer 20), or 10 passages of 100 text tokens (rank 8, layer 24). A run that does not
-get there prints the tokens left. Variants reach into `Trainer`, which offers the winner only.
+One adapter learns one corpus, once for each variant and seed, with at most 200 steps: a page of 400 text tokens (rank
+8, layer 24), 96 random tokens (rank 1, layer 20), or 10 passages of 100 text tokens (rank 8, layer 24). A run that does
+not get there prints the tokens left. Variants reach into `Trainer`, which offers the winner only.
 """
 
 from __future__ import annotations
@@ -122,9 +122,7 @@ def second_order(trainer: Trainer) -> None:
         if trainer._step < 20:
             adam()
             return
-        lbfgs = state.setdefault(
-            "lbfgs", torch.optim.LBFGS(trainer._parameters, lr=0.3, max_iter=1, history_size=20)
-        )
+        lbfgs = state.setdefault("lbfgs", torch.optim.LBFGS(trainer._parameters, lr=0.3, max_iter=1, history_size=20))
         lbfgs.step(lambda: torch.tensor(float(trainer._latest.mean())))  # type: ignore[union-attr, operator]
 
     trainer._optimizer.step = step  # type: ignore[method-assign, assignment]

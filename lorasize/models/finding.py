@@ -36,7 +36,7 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "_commit_hash")
-# How and where a tokenizer was loaded, which transformers writes beside what it does: the same one read offline differs.
+# How and where a tokenizer was loaded, which transformers writes too: read offline, the same one differs.
 _VOLATILE_TOKENIZER = (
     "transformers_version",
     "name_or_path",

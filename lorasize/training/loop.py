@@ -194,7 +194,7 @@ class Trainer:
         return n_active
 
     def _rate(self) -> float:
-        """The learning rate: large while most tokens are stubborn, smaller as few are left, with no horizon to guess."""
+        """The learning rate: large while most tokens are stubborn, smaller as few are left; no horizon to guess."""
         share = float((self._latest >= -math.log(self.options.threshold + self.options.margin)).float().mean())
         return self.options.learning_rate * min(1.0, max(_SLOWEST, math.sqrt(share / _CALM)))
 
