@@ -4,8 +4,8 @@
     python benchmarks/apply_speed.py [--corpus page records passages] [--runs 3] [--cap 8] [--json] [--journal FILE]
 
 Same builtin model in float32, same token ids, same adapter (up_proj of layer 24), as many passages in a batch for all.
-The peers get the better of what they allow: AdamW at a constant rate, the best of three (the first to finish within three
-times what lorasize took, else the one with the fewest tokens left by then), no dropout, no weight decay. `paper` is
+The peers get the better of what they allow: AdamW at a constant rate, the best of three (the first to finish within
+three times what lorasize took, else the one with the fewest tokens left by then), no dropout, no weight decay. The paper:
 MemFT-OT: AdamW at 1e-2, linear decay over 200 epochs, dropout 0.1. Every peer is checked after each epoch, by a forward
 pass that computes logits of target positions only; ratios count that time, and are given without it too. A peer stops
 at `--cap` times lorasize's median; its ratio is then a lower bound, marked "≥". Every run is a fresh process; finished

@@ -106,8 +106,8 @@ def held(base: models.BaseModel, who: str, encoded: list[EncodedPassage], steps:
         return None
     finally:
         print(
-            f"    {len(trainer._latest)} tokens, {bits(before * len(trainer._latest)) / n_parameters:.2f} bits a parameter "
-            f"asked: {sum(wrong.values())} wrong, {report.n_stubborn} below ½ after {report.step} steps, "
+            f"    {len(trainer._latest)} tokens, {bits(before * len(trainer._latest)) / n_parameters:.2f} bits a "
+            f"parameter asked: {sum(wrong.values())} wrong, {report.n_stubborn} below ½ after {report.step} steps, "
             f"{time.perf_counter() - started:.0f} s",
             file=sys.stderr, flush=True,
         )  # fmt: skip

@@ -183,6 +183,22 @@ def test_short_passages_are_not_padded_to_a_long_one_but_share_its_step(
             assert len(list(trainer._parts())) == steps
 
 
+def test_states_past_the_limit_are_kept_in_a_file_without_a_name(
+    torch: Any, bases: dict[str, BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made: list[str] = []
+    from_file = torch.from_file
+    monkeypatch.setattr(torch, "from_file", lambda path, **how: (made.append(path), from_file(path, **how))[1])
+    encoded, model = random_passages(torch, [(4, 6), (4, 30)]), bases["llama"].model
+    first, second = make_batches(model, encoded, 2, 40, torch.device("cpu"))
+    mapped = make_batches(model, encoded, 2, 40, torch.device("cpu"), prefix_bytes=first.stored.nbytes)
+    assert [Path(path).parent for path in made] == [tmp_path]
+    assert torch.equal(mapped[0].stored, first.stored)
+    assert torch.equal(mapped[1].stored, second.stored)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
 def test_base_losses_are_the_plain_model_s(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +15,8 @@ from lorasize.losses import head_of, token_losses
 from lorasize.models import BaseModel
 from lorasize.tokens import EncodedPassage
 from lorasize.training.prefix import decoder, states_before
+
+_PREFIX_BYTES = 4 * 2**30  # stored states beyond this go to a memory-mapped file
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,39 @@ def sequence_length(passage: EncodedPassage) -> int:
 
 
 def make_batches(
-    model: nn.Module, encoded: Sequence[EncodedPassage], first_layer: int, batch_tokens: int, device: torch.device
+    model: nn.Module,
+    encoded: Sequence[EncodedPassage],
+    first_layer: int,
+    batch_tokens: int,
+    device: torch.device,
+    prefix_bytes: int = _PREFIX_BYTES,
 ) -> list[Batch]:
-    """Batches of passages alike in length, of at most `batch_tokens` positions; the frozen layers are run once."""
-    batches = []
+    """Batches of passages alike in length, of at most `batch_tokens` positions; the frozen layers are run once.
+
+    States are kept in memory up to `prefix_bytes`, the rest in a memory-mapped file.
+    """
+    batches, held = [], 0
     for group in _groups(encoded, batch_tokens):
         ids, rows, columns, targets = _layout(encoded, group, device)
         stored = states_before(model, first_layer, ids)
+        held += stored.nbytes
+        if held > prefix_bytes:
+            stored = _mapped(stored)
         lengths = tuple(encoded[i].n_tokens for i in group)
         batches.append(Batch(ids, stored, rows, columns, targets, tuple(group), lengths))
     return batches
+
+
+def _mapped(states: Tensor) -> Tensor:
+    """The same states in a nameless temporary file, which the system pages in and out as it likes."""
+    handle, path = tempfile.mkstemp(prefix="lorasize-prefix-")
+    os.close(handle)
+    try:
+        held = torch.from_file(path, shared=True, size=states.numel(), dtype=states.dtype).view(states.shape)
+    finally:
+        with contextlib.suppress(PermissionError):  # Windows: a mapped file keeps its name
+            os.unlink(path)
+    return held.copy_(states)
 
 
 @torch.no_grad()

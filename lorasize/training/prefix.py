@@ -79,7 +79,7 @@ class Suffix:
 
     def run(self, ids: Tensor, stored: Tensor) -> Tensor:
         """Final hidden states, shape (batch, position, width). `ids` decides positions and masks only."""
-        self._stored = stored
+        self._stored = stored.to(ids.device)  # from a memory-mapped file it comes on the CPU
         output = decoder(self._model)(input_ids=ids, use_cache=False)
         hidden: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
         return hidden
