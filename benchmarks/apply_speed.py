@@ -5,11 +5,11 @@
 
 Same builtin model in float32, same token ids, same adapter (up_proj of layer 24), as many passages in a batch for all.
 The peers get the better of what they allow: AdamW at a constant rate, the best of three (the first to finish within
-three times what lorasize took, else the one with the fewest tokens left by then), no dropout, no weight decay. The paper:
-MemFT-OT: AdamW at 1e-2, linear decay over 200 epochs, dropout 0.1. Every peer is checked after each epoch, by a forward
-pass that computes logits of target positions only; ratios count that time, and are given without it too. A peer stops
-at `--cap` times lorasize's median; its ratio is then a lower bound, marked "≥". Every run is a fresh process; finished
-ones are kept in the journal.
+three times what lorasize took, else the one with the fewest tokens left by then), no dropout, no weight decay. The
+paper: MemFT-OT, AdamW at 1e-2, linear decay over 200 epochs, dropout 0.1. Every peer is checked after each epoch, by a
+forward pass that computes logits of target positions only; ratios count that time, and are given without it too. A peer
+stops at `--cap` times lorasize's median; its ratio is then a lower bound, marked "≥". Every run is a fresh process;
+finished ones are kept in the journal.
 
 The last part prints what lorasize pays for a growing corpus: seconds of a step on everything, by tokens (`--curve`).
 """
