@@ -233,7 +233,8 @@ class _Session:
                 seed=options.seed,
             ),
         )
-        stall = Stall(limit=self._step_limit())
+        epoch = trainer.steps_per_epoch
+        stall = Stall(limit=max(200 * epoch, self._step_limit()), patience=Stall.patience * epoch)
         before = self.steps
         ended: Outcome | None = None
         for report in trainer.steps():
@@ -254,7 +255,7 @@ class _Session:
 
     def _step_limit(self) -> int:
         predicted = self.plan.prediction
-        return max(200, round(3 * predicted.steps.hi)) if predicted is not None else self.options.max_steps
+        return round(3 * predicted.steps.hi) if predicted is not None else self.options.max_steps
 
     def _grow(self) -> None:
         rank = min(_MAX_RANK, self.spec.rank + max(1, self.spec.rank // 2))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lorasize.records import Passage, Site, StepReport
 from lorasize.tokens import EncodedPassage
 from lorasize.training import Evaluation, Trainer, TrainingOptions, base_losses, make_batches, sequence_length
 from lorasize.training.batches import Batch
+from lorasize.training.precision import bfloat16_products, has_bfloat16_products
 from lorasize.training.prefix import Suffix
 
 LAYERS = {"first": (0,), "middle": (2,), "last": (3,), "two": (1, 3)}
@@ -311,6 +312,39 @@ def test_the_rate_falls_with_the_share_of_stubborn_tokens(torch: Any, bases: dic
             trainer._latest = torch.tensor([2.0] * left + [0.1] * (100 - left))
             rates[left] = trainer._rate()
     assert rates == pytest.approx({100: 0.1, 40: 0.1, 10: 0.05, 0: 0.005})
+
+
+# ---------------------------------------------------------------- bfloat16 products
+def test_products_are_as_they_were_after_the_steps(torch: Any) -> None:
+    before = torch.get_float32_matmul_precision()
+    with suppress(KeyError), bfloat16_products(True):
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise KeyError
+    with bfloat16_products(False):
+        assert torch.get_float32_matmul_precision() == before
+    assert torch.get_float32_matmul_precision() == before
+    assert not has_bfloat16_products(torch.device("meta"))
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"), [({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx2": True}, False)]
+)
+def test_only_a_processor_that_has_bfloat16_uses_it(
+    torch: Any, monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert has_bfloat16_products(torch.device("cpu")) is expected
+
+
+def test_what_a_full_look_contradicts_is_trained_in_full_precision(torch: Any, bases: dict[str, BaseModel]) -> None:
+    """A coarse look may pass what a full one does not; steps that only ever trusted coarse looks would never end."""
+    with adapter(bases["able"], MLP, 8) as adapted:
+        trainer = Trainer(adapted, random_passages(torch, [(4, 6)]), TrainingOptions(learning_rate=0.03))
+        trainer._coarse = True
+        trainer._latest.zero_()
+        assert not trainer._proven()
+        assert not trainer._coarse
+        assert list(trainer.steps())[-1].n_stubborn == 0
 
 
 # ---------------------------------------------------------------- resting

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 
 from lorasize.errors import CalibrationError
 from lorasize.law import RANGE_TOLERANCE, predict, required_parameters
-from lorasize.records import AdapterSpec, Calibration, Demand, Estimate, Law, Minimize, SiteEfficiency, Transition
+from lorasize.records import (
+    BATCH_TOKENS,
+    AdapterSpec,
+    Calibration,
+    Demand,
+    Estimate,
+    Law,
+    Minimize,
+    SiteEfficiency,
+    Transition,
+)
 from lorasize.transition import expected_steps, success_probability
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -119,12 +129,16 @@ def cautious_transition(calibration: Calibration, demand: Demand) -> Transition:
     return transition.model_copy(update={"location_stderr": stderr})
 
 
-def step_seconds(calibration: Calibration, layers_to_transform: Sequence[int], n_sequence_tokens: int) -> float:
-    """Seconds of one step over all passages, prompts included. Layers before the first adapted one run only once."""
+def step_seconds(calibration: Calibration, layers_to_transform: Sequence[int], n_tokens: float) -> float:
+    """Seconds of one step on these positions, prompts included. Layers before the first adapted one run only once."""
     cost = calibration.cost
     layers = calibration.model.n_layers - min(layers_to_transform)
     per_token = cost.seconds_per_layer_token * layers + cost.seconds_per_head_token
-    return cost.seconds_overhead + n_sequence_tokens * per_token
+    return cost.seconds_overhead + n_tokens * per_token
+
+
+def _scaled(steps: Estimate, factor: int) -> Estimate:
+    return Estimate(point=steps.point * factor, lo=steps.lo * factor, hi=steps.hi * factor)
 
 
 def assess(
@@ -132,8 +146,9 @@ def assess(
 ) -> Assessment:
     """Slack, chance and cost of one candidate; the interval of seconds joins that of steps and of the step time."""
     slack = capacity_slack(calibration.law, candidate.effective_parameters, demand)
-    steps = expected_steps(transition, slack)
-    each = step_seconds(calibration, candidate.site.layers_to_transform, n_sequence_tokens)
+    epoch = max(1, math.ceil(n_sequence_tokens / BATCH_TOKENS))  # the transition knows steps on one full batch
+    steps = _scaled(expected_steps(transition, slack), epoch)
+    each = step_seconds(calibration, candidate.site.layers_to_transform, n_sequence_tokens / epoch)
     spread = 1.0 + calibration.cost.relative_spread
     seconds = Estimate(point=steps.point * each, lo=steps.lo * each / spread, hi=steps.hi * each * spread)
     return Assessment(candidate, slack, success_probability(transition, slack), steps, seconds)

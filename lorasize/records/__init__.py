@@ -52,7 +52,7 @@ from lorasize.records.run import (
     RecallSummary,
     StepReport,
 )
-from lorasize.records.words import RECIPE, STRICT, Method, Minimize, PassageKind, ProbeKind, Serve
+from lorasize.records.words import BATCH_TOKENS, RECIPE, STRICT, Method, Minimize, PassageKind, ProbeKind, Serve
 
 __all__ = [
     "AdapterSpec",
@@ -88,6 +88,7 @@ __all__ = [
     "Prediction",
     "ProbeKind",
     "ProbeSpec",
+    "BATCH_TOKENS",
     "RECIPE",
     "Reading",
     "RecallFailure",

@@ -9,6 +9,7 @@ from pydantic import ConfigDict
 STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 RECIPE = "memft/2"  # the training recipe that probes and apply share; a change of it makes calibrations stale
+BATCH_TOKENS = 512  # of the recipe: positions in one optimiser step; a smaller corpus is one full batch
 
 Method = Literal["memft", "memft-ot", "memft-sw", "sft"]
 PassageKind = Literal["record", "text"]

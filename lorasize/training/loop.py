@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from lorasize.adapters import base_of, first_adapted_layer, parameters
 from lorasize.errors import ModelError, TrainingDivergedError
 from lorasize.losses import Objective, TokenLosses, curriculum_share, head_of, loss_and_gradient, token_losses
-from lorasize.records import Method, StepReport
+from lorasize.records import BATCH_TOKENS, Method, StepReport
 from lorasize.tokens import EncodedPassage
 from lorasize.training.batches import Batch, make_batches
+from lorasize.training.precision import bfloat16_products, has_bfloat16_products
 from lorasize.training.prefix import Suffix, decoder
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class TrainingOptions:
     margin: float = 0.02
     max_steps: int = 1000
     learning_rate: float = 0.06
-    batch_tokens: int = 512
+    batch_tokens: int = BATCH_TOKENS
     seed: int = 0
 
 
@@ -106,9 +107,15 @@ class Trainer:
         passing = options.threshold + options.margin  # a token released below this could never pass
         self._objective = Objective(options.method, passing, many=len(encoded) >= _MANY)
         self._optimizer = torch.optim.Adam(self._parameters, lr=options.learning_rate, betas=_BETAS)
+        self._coarse = has_bfloat16_products(self._parameters[0].device)  # until a full look contradicts it
         self._epoch = 0
         self._step = 0
         self._idle = 0  # epochs without a step, all that the curriculum lets in being mastered
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps that one look at everything takes, about."""
+        return math.ceil(sum(batch.ids.numel() for batch in self._batches) / self.options.batch_tokens)
 
     def evaluate(self) -> Evaluation:
         """A full look at every target token with the adapter as it is."""
@@ -143,7 +150,11 @@ class Trainer:
 
     def _proven(self) -> bool:
         """Whether all tokens passed when last looked at, and still do in one full look."""
-        return self._passed() and self.evaluate() is not None and self._passed()
+        if not self._passed():
+            return False
+        self.evaluate()
+        self._coarse = self._coarse and self._passed()  # else a look could pass what a full look does not, for ever
+        return self._passed()
 
     def _passed(self) -> bool:
         return float(self._latest.max()) < -math.log(self.options.threshold + self.options.margin)
@@ -174,7 +185,7 @@ class Trainer:
     def _update(self, part: Sequence[Batch]) -> int:
         """Look at a part and take one optimiser step on what is not mastered; the number of tokens trained on."""
         n_active, total = 0, 0.0
-        with self._suffix.entered():
+        with self._suffix.entered(), bfloat16_products(self._coarse):
             for batch in part:
                 weights = self._accumulate(batch)
                 n_active += int((weights > 0).sum())
