@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _MAX_RANK = 256
+_PATIENCE = 40  # epochs without progress after which an adapter counts as too small
 _BYTES_PER_PARAMETER = 4  # adapters are saved in float32
 
 
@@ -178,7 +179,7 @@ class Stall:
     """
 
     limit: int
-    patience: int = 40
+    patience: int = _PATIENCE
     fewest: int = 2**62
     lowest: float = float("inf")
     since: int = 0
@@ -234,7 +235,7 @@ class _Session:
             ),
         )
         epoch = trainer.steps_per_epoch
-        stall = Stall(limit=max(200 * epoch, self._step_limit()), patience=Stall.patience * epoch)
+        stall = Stall(limit=max(200 * epoch, self._step_limit()), patience=_PATIENCE * epoch)
         before = self.steps
         ended: Outcome | None = None
         for report in trainer.steps():

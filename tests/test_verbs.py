@@ -443,12 +443,13 @@ def test_the_folder_holds_no_target_text(able_llama: Path, corpus: Path, tmp_pat
 
 # ---------------------------------------------------------------- growing, stalling, running out
 TEXT = [(f"{i}:", f" {i * 7919 % 9973} {i * 104729 % 99991}") for i in range(1, 5)]
+LONGER = [(f"{i}:", f" {i * 7919 % 9973} {i * 104729 % 99991}") for i in range(1, 25)]  # too much for rank 1
 
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call training stalled after 5 steps without progress."""
-    monkeypatch.setattr(memorization, "Stall", functools.partial(Stall, patience=5))
+    """Call training stalled after 5 epochs without progress."""
+    monkeypatch.setattr(memorization, "_PATIENCE", 5)
 
 
 @pytest.mark.usefixtures("_same_process", "_impatient")
@@ -482,15 +483,15 @@ def test_an_adapter_too_small_grows_until_it_holds(able_llama: Path, tmp_path: P
 def test_a_run_that_falls_short_is_a_result(
     able_llama: Path, tmp_path: Path, options: dict[str, Any], outcome: Outcome
 ) -> None:
-    corpus = write(tmp_path / "corpus.jsonl", TEXT)
+    corpus = write(tmp_path / "corpus.jsonl", LONGER)
     applied = apply(plan_by_hand(able_llama, corpus, UP, 1), tmp_path / "out", ApplyOptions(device="cpu", **options))
     record = applied.memorization
     assert (record.outcome, record.threshold_met, record.recalled) == (outcome, False, False)
     assert record.n_stubborn > 0
     assert record.min_probability <= 0.5
     assert record.escalations == ()
-    assert (record.adapter.rank, record.recall.n_passages) == (1, 4)
-    assert 0 < len(record.recall.failures) == 4 - record.recall.n_recalled
+    assert (record.adapter.rank, record.recall.n_passages) == (1, 24)
+    assert 0 < len(record.recall.failures) == 24 - record.recall.n_recalled
     assert recall.read_record(tmp_path / "out") == record
 
 
