@@ -427,7 +427,9 @@ def test_apply_options_reach_the_verb(applied: Callable[..., Recorded]) -> None:
     assert (how.max_steps, how.escalate, how.method, how.time_limit) == (7, False, "sft", 120.0)
 
 
-def test_apply_refuses_a_plan_over_budget(applied: Callable[..., Recorded], capsys: pytest.CaptureFixture[str]) -> None:
+def test_apply_refuses_a_plan_over_budget(
+    applied: Callable[..., Recorded], capsys: pytest.CaptureFixture[str]
+) -> None:
     write_plan(made.over_budget(), Path("lorasize.plan.json"))
     asked = applied(made.memorization())
     assert cli.main(["apply"]) == 1

@@ -66,7 +66,9 @@ def plan(**changes: Any) -> r.Plan:
 
 def issue(file: str = "b.jsonl", line: int = 9) -> r.FeasibilityIssue:
     message = f"a.jsonl:4 and {file}:{line} have the same prompt but go on differently"
-    return r.FeasibilityIssue(kind="same_prompt", passages=(0, 1), position=0, file=file, line=line, message=message)
+    return r.FeasibilityIssue(
+        kind="same_prompt", passages=(0, 1), position=0, file=file, line=line, message=message
+    )
 
 
 def infeasible(*issues: r.FeasibilityIssue) -> r.Plan:
@@ -466,3 +468,5 @@ def test_table_on_a_terminal_is_coloured_unless_no_color(monkeypatch: pytest.Mon
     assert "\x1b[1;32m" in report.to_text(report.table(plan()), Terminal())
     monkeypatch.setenv("NO_COLOR", "1")
     assert "32m" not in report.to_text(report.table(plan()), Terminal())
+
+

@@ -35,7 +35,9 @@ def duration(context: click.Context, parameter: click.Parameter, value: str | No
     return None if value is None else _parsed(parse_seconds, value, context, parameter)
 
 
-def _parsed(parse: Callable[[str], float], value: str, context: click.Context, parameter: click.Parameter) -> float:
+def _parsed(
+    parse: Callable[[str], float], value: str, context: click.Context, parameter: click.Parameter
+) -> float:
     try:
         return parse(value)
     except ValueError as error:
@@ -81,7 +83,9 @@ any_path = click.Path(path_type=Path)
 
 def out(default: str, what: str) -> Callable[[Command], Command]:
     """Where a command writes; never taken from the environment, which would mean every command's."""
-    return click.option("--out", type=any_path, default=default, show_default=True, help=what, allow_from_autoenv=False)
+    return click.option(
+        "--out", type=any_path, default=default, show_default=True, help=what, allow_from_autoenv=False
+    )
 
 
 def split_modules(values: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -33,42 +33,27 @@ def _facts(calibration: Calibration) -> Iterator[tuple[str, str]]:
     law, transition, cost = calibration.law, calibration.transition, calibration.cost
     yield "model", f"{calibration.model.architecture} · {counted(calibration.model.n_layers, 'layer')}"
     yield "device", f"{calibration.device} · {calibration.dtype}"
-    yield (
-        "law",
-        (
-            f"reduction = {law.coefficient:.3g} · N^{law.parameter_exponent:.3f} · tokens^-{law.length_exponent:.3f} "
-            f"{'-' if law.offset < 0 else '+'} {abs(law.offset):.3g} nats per token"
-        ),
+    yield "law", (
+        f"reduction = {law.coefficient:.3g} · N^{law.parameter_exponent:.3f} · tokens^-{law.length_exponent:.3f} "
+        f"{'-' if law.offset < 0 else '+'} {abs(law.offset):.3g} nats per token"
     )
-    yield (
-        "fit",
-        (
-            f"r² {law.r_squared:.3f} · residual {law.residual_stderr:.3f} nats · "
-            f"{counted(law.n_observations, 'observation')} · reference loss {law.reference_loss:.2f} nats"
-        ),
+    yield "fit", (
+        f"r² {law.r_squared:.3f} · residual {law.residual_stderr:.3f} nats · "
+        f"{counted(law.n_observations, 'observation')} · reference loss {law.reference_loss:.2f} nats"
     )
     (n_lo, n_hi), (l_lo, l_hi) = law.parameters_range, law.tokens_range
     yield "range", f"{n_lo:,.0f} to {n_hi:,.0f} effective parameters · {l_lo:,.0f} to {l_hi:,.0f} tokens"
-    yield (
-        "transition",
-        (
-            f"ln slack {transition.location:.3f} ± {transition.location_stderr:.3f} for an even chance · scale "
-            f"{transition.scale:.3f} · {transition.n_successes} of {transition.n_observations} probes held every token"
-        ),
+    yield "transition", (
+        f"ln slack {transition.location:.3f} ± {transition.location_stderr:.3f} for an even chance · scale "
+        f"{transition.scale:.3f} · {transition.n_successes} of {transition.n_observations} probes held every token"
     )
-    yield (
-        "steps",
-        (
-            f"{transition.steps_coefficient:.0f} · slack^-{transition.steps_exponent:.2f}, "
-            f"spread {transition.steps_spread:.2f} in ln steps"
-        ),
+    yield "steps", (
+        f"{transition.steps_coefficient:.0f} · slack^-{transition.steps_exponent:.2f}, "
+        f"spread {transition.steps_spread:.2f} in ln steps"
     )
-    yield (
-        "seconds per step",
-        (
-            f"{cost.seconds_overhead:.3g} + tokens · ({cost.seconds_per_layer_token:.3g} · layers + "
-            f"{cost.seconds_per_head_token:.3g}) ± {cost.relative_spread:.0%}"
-        ),
+    yield "seconds per step", (
+        f"{cost.seconds_overhead:.3g} + tokens · ({cost.seconds_per_layer_token:.3g} · layers + "
+        f"{cost.seconds_per_head_token:.3g}) ± {cost.relative_spread:.0%}"
     )
     yield "memory", f"{format_bytes(cost.memory_base_bytes)} + {format_bytes(cost.memory_bytes_per_token)} a token"
 
