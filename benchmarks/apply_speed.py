@@ -170,8 +170,6 @@ def _peer(
 
     if paper:
         for module in adapted.modules():
-            for dropout in getattr(module, "lora_dropout", {}).values() if hasattr(module, "lora_dropout") else ():
-                del dropout
             if hasattr(module, "lora_dropout"):
                 module.lora_dropout["default"] = torch.nn.Dropout(0.1)
     if method == "trl":

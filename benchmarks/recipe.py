@@ -1,15 +1,17 @@
 """Steps to "every token above ½" under other optimisers and objectives: why the recipe is what it is.
 
-    python benchmarks/recipe.py [--task page|random|passages] [--only WORD] [--seeds 1]
+    python benchmarks/recipe.py [--task page|random|passages|twenty] [--only WORD] [--seeds 1]
 
 One adapter learns one corpus, once for each variant and seed, with at most 200 steps: a page of 400 text tokens (rank
 8, layer 24), 96 random tokens (rank 1, layer 20), or 10 passages of 100 text tokens (rank 8, layer 24). A run that does
-not get there prints the tokens left. Variants reach into `Trainer`, which offers the winner only.
+not get there prints the tokens left. `twenty` is 20 passages of 100 at rank 16, with at most 400 steps. Variants reach
+into `Trainer`, which offers the winner only.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Callable
@@ -29,6 +31,7 @@ TASKS: dict[str, tuple[int, int, ProbeKind, int, int]] = {  # layer, rank, kind,
     "page": (24, 8, "text", 1, 400),
     "random": (20, 1, "random", 1, 96),
     "passages": (24, 8, "text", 10, 100),
+    "twenty": (24, 16, "text", 20, 100),
 }
 Change = Callable[[Trainer], None]
 
@@ -113,6 +116,22 @@ def weighed(weigh: Callable[[Tensor], Tensor]) -> Change:
     return change
 
 
+def ending(release: float, power: float, calm: float, slowest: float) -> Change:
+    """Another release point, weight loss^power, and a rate that falls below a share `calm`, to `slowest` of it."""
+
+    def change(trainer: Trainer) -> None:
+        weighed(lambda loss: (loss >= -math.log(release)) * loss**power)(trainer)
+        rate, passing = trainer.options.learning_rate, -math.log(trainer.options.threshold + trainer.options.margin)
+
+        def falling() -> float:
+            share = float((trainer._latest >= passing).float().mean())
+            return rate * min(1.0, max(slowest, math.sqrt(share / calm)))
+
+        trainer._rate = falling  # type: ignore[method-assign]
+
+    return change
+
+
 def second_order(trainer: Trainer) -> None:
     """After 20 steps of Adam, an L-BFGS direction of memory 20 with a fixed step."""
     state: dict[str, nn.Module | torch.optim.Optimizer] = {}
@@ -170,6 +189,12 @@ VARIANTS: dict[str, tuple[float, Method, Change]] = {
     "release at 0.52": (0.06, "memft", weighed(lambda loss: (loss >= 0.654).float())),
     "hardest last: weight 1 / (1 + loss)": (0.06, "memft", weighed(lambda loss: (loss >= 0.357) / (1 + loss))),
     "hardest first: weight √loss": (0.06, "memft", weighed(lambda loss: (loss >= 0.357) * loss.sqrt())),
+    "ending 0.7, 1, 0.2 to 0.1": (0.06, "memft", ending(0.7, 0.0, 0.2, 0.1)),
+    "ending 0.7, 1, 0.2 to 0.2": (0.06, "memft", ending(0.7, 0.0, 0.2, 0.2)),
+    "ending 0.7, 1, 0.2 to 0.3": (0.06, "memft", ending(0.7, 0.0, 0.2, 0.3)),
+    "ending 0.7, √loss, 0.2 to 0.1": (0.06, "memft", ending(0.7, 0.5, 0.2, 0.1)),
+    "ending 0.82, loss, 0.2 to 0.1": (0.06, "memft", ending(0.82, 1.0, 0.2, 0.1)),
+    "ending 0.9, √loss, 0.2 to 0.1": (0.06, "memft", ending(0.9, 0.5, 0.2, 0.1)),
     "sft": (0.06, "sft", nothing),
     "memft-ot as published (release at the threshold)": (0.06, "memft-ot", nothing),
     "memft-sw": (0.06, "memft-sw", nothing),
@@ -194,7 +219,11 @@ def run(base: models.BaseModel, task: str, name: str, seed: int) -> str:
         passages = [type(p)(p.passage, number, p.target_ids) for p, number in zip(passages, numbers, strict=True)]
     adapted = adapters.attach(base.model, site, rank, seed)
     started = time.perf_counter()
-    trainer = Trainer(adapted, passages, TrainingOptions(method=method, learning_rate=rate, max_steps=200, seed=seed))
+    trainer = Trainer(
+        adapted,
+        passages,
+        TrainingOptions(method=method, learning_rate=rate, max_steps=400 if n_passages == 20 else 200, seed=seed),
+    )
     change(trainer)
     *_, last = trainer.steps()
     seconds = time.perf_counter() - started
@@ -206,7 +235,7 @@ def run(base: models.BaseModel, task: str, name: str, seed: int) -> str:
 def main() -> None:
     """Print one line a variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=TASKS, default="page")
+    parser.add_argument("--task", choices=list(TASKS), default="page")
     parser.add_argument("--only", default="", help="variants whose name holds this")
     parser.add_argument("--seeds", type=int, default=1)
     chosen = parser.parse_args()
