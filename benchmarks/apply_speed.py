@@ -1,15 +1,18 @@
 """Time to "every target token above ½": lorasize beside HF Trainer, TRL's SFTTrainer and the paper's recipe.
 
     pip install trl
-    python benchmarks/apply_speed.py [--corpus page records passages] [--runs 3] [--cap 8] [--json] [--journal FILE]
+    python benchmarks/apply_speed.py [--corpus page records passages] [--runs 3] [--cap 5.2] [--json] [--journal FILE]
 
 Same builtin model in float32, same token ids, same adapter (up_proj of layer 24), as many passages in a batch for all.
 The peers get the better of what they allow: AdamW at a constant rate, the best of three (the first to finish within
-three times what lorasize took, else the one with the fewest tokens left by then), no dropout, no weight decay. The
-paper: MemFT-OT, AdamW at 1e-2, linear decay over 200 epochs, dropout 0.1. Every peer is checked after each epoch, by a
-forward pass that computes logits of target positions only; ratios count that time, and are given without it too. A peer
-stops at `--cap` times lorasize's median; its ratio is then a lower bound, marked "≥". Every run is a fresh process;
-finished ones are kept in the journal.
+the time lorasize took, else the one with the fewest tokens left by then), no dropout, no weight decay. They are checked
+after each epoch, by a forward pass that computes logits of target positions only; ratios count that time, and are given
+without it too. The paper: its recipe (MemFT-OT, AdamW at 1e-2, linear decay over 200 epochs; without its dropout) on
+lorasize's own fast path, so that the recipe is compared and not the code around it. A peer stops at `--cap` times
+lorasize's median, the paper's recipe at three times; its ratio is then a lower bound, marked "≥".
+
+Every run is a fresh process with one core to itself, and as many run as there are cores (a run alone and two side by
+side took the same time, docs/log.md). Finished ones are kept in the journal.
 
 The last part prints what lorasize pays for a growing corpus: seconds of a step on everything, by tokens (`--curve`).
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import random
 import statistics
 import subprocess
@@ -26,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +41,8 @@ RANKS = {"page": 8, "records": 8, "passages": 16}
 ROWS = {"page": 1, "records": 24, "passages": 5}  # passages in a batch, about 512 positions
 LAYER = 24
 RATES = (1e-2, 3e-2, 3e-3)
-NAMES = {"trainer": "HF Trainer + PEFT", "trl": "TRL SFTTrainer", "paper": "MemFT-OT as in the paper"}
+PAPER_EPOCHS = 200
+NAMES = {"trainer": "HF Trainer + PEFT", "trl": "TRL SFTTrainer", "paper": "the paper's recipe, our fast path"}
 
 
 # ---------------------------------------------------------------- corpora
@@ -53,7 +59,7 @@ def encoded_corpus(base: Any, name: str, seed: int, n_passages: int = 20) -> lis
     stop = (stop_token_id(base.tokenizer),)
     if name == "records":
         numbers = random.Random(seed).sample(range(100, 1000), 60)
-        pairs = [(f"Locker {k}:", f" {draw.randrange(10**9, 10**10)}") for k in numbers]
+        pairs = [(f"Locker {k}:", f" {draw.randrange(10**5, 10**6)}") for k in numbers]
         texts = [(ids(prompt), (*ids(target), *stop)) for prompt, target in pairs]
     else:
         n, size = (1, 500) if name == "page" else (n_passages, 100)
@@ -74,7 +80,7 @@ def run_one(name: str, method: str, rate: float, seed: int, cap: float) -> dict[
     encoded = encoded_corpus(base, name, seed)
     site = Site(target_modules=("up_proj",), layers_to_transform=(LAYER,))
     adapted = adapters.attach(base.model, site, RANKS[name], seed)
-    run = _lorasize if method == "lorasize" else _peer
+    run = _peer if method in ("trainer", "trl") else _lorasize
     found = run(adapted, encoded, name, method, rate, seed, cap)
     n_tokens = sum(p.n_tokens for p in encoded)
     found |= {"corpus": name, "method": method, "rate": rate, "seed": seed, "cap": cap, "n_tokens": n_tokens}
@@ -84,10 +90,19 @@ def run_one(name: str, method: str, rate: float, seed: int, cap: float) -> dict[
 def _lorasize(
     adapted: Any, encoded: list[Any], name: str, method: str, rate: float, seed: int, cap: float
 ) -> dict[str, Any]:
+    import torch
+
     from lorasize.training import Trainer, TrainingOptions
 
     started = time.perf_counter()
-    for report in Trainer(adapted, encoded, TrainingOptions(margin=0.0, seed=seed)).steps():  # noqa: B007
+    paper = method == "paper"
+    options = TrainingOptions(method="memft-ot" if paper else "memft", margin=0.0, seed=seed)
+    trainer = Trainer(adapted, encoded, options)
+    if paper:
+        trainer._optimizer = torch.optim.AdamW(trainer._parameters, lr=rate, weight_decay=0.01)
+        horizon = PAPER_EPOCHS * trainer.steps_per_epoch
+        trainer._rate = lambda: rate * max(0.0, 1 - trainer._step / horizon)  # type: ignore[method-assign]
+    for report in trainer.steps():  # noqa: B007
         if time.perf_counter() - started > cap:
             break
     seconds = time.perf_counter() - started
@@ -140,13 +155,12 @@ def _peer(
             control.should_training_stop = state["left"] == 0 or late
             return control
 
-    paper = method == "paper"
     common: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": ROWS[name],
-        "num_train_epochs": 200 if paper else 2000,
+        "num_train_epochs": 2000,
         "learning_rate": rate,
-        "lr_scheduler_type": "linear" if paper else "constant",
+        "lr_scheduler_type": "constant",
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "logging_strategy": "no",
@@ -158,20 +172,6 @@ def _peer(
         "dataloader_pin_memory": False,
     }
 
-    class PaperTrainer(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-            loss = torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), inputs["labels"][:, 1:].flatten(), reduction="none"
-            )
-            active = loss.detach() >= 0.6931472  # ignored positions have loss 0
-            wanted = active if bool(active.any()) else inputs["labels"][:, 1:].flatten() != -100
-            return loss[wanted].mean()
-
-    if paper:
-        for module in adapted.modules():
-            if hasattr(module, "lora_dropout"):
-                module.lora_dropout["default"] = torch.nn.Dropout(0.1)
     if method == "trl":
         from datasets import Dataset
 
@@ -181,11 +181,10 @@ def _peer(
             callbacks=[Check()],
         )  # fmt: skip
     else:
-        kind = PaperTrainer if paper else Trainer
-        arguments = TrainingArguments(**common)
-        trainer = kind(
-            model=adapted, args=arguments, train_dataset=examples, data_collator=collate, callbacks=[Check()]
-        )
+        trainer = Trainer(
+            model=adapted, args=TrainingArguments(**common), train_dataset=examples, data_collator=collate,
+            callbacks=[Check()],
+        )  # fmt: skip
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
@@ -202,6 +201,15 @@ class Runs:
         self.journal = journal
         lines = journal.read_text(encoding="utf-8").splitlines() if journal and journal.exists() else []
         self.known = [json.loads(line) for line in lines]
+        self.n_cores = os.cpu_count() or 1
+        self._cores: queue.Queue[int] = queue.Queue()
+        for core in range(self.n_cores):
+            self._cores.put(core)
+
+    def all(self, specs: Sequence[tuple[str, str, float, int, float]]) -> list[dict[str, Any]]:
+        """The results of many runs, one core to each."""
+        with ThreadPoolExecutor(self.n_cores) as pool:
+            return list(pool.map(lambda spec: self.get(*spec), specs))
 
     def get(self, name: str, method: str, rate: float, seed: int, cap: float) -> dict[str, Any]:
         """The result of a run, made now unless it is known to the same cap, or finished below it."""
@@ -210,8 +218,12 @@ class Runs:
             if same and (known["cap"] >= 0.9 * cap or (known["n_left"] == 0 and known["seconds"] <= cap)):
                 return known
         spec = json.dumps([name, method, rate, seed, cap])
-        command = [sys.executable, __file__, "--one", spec]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        core = self._cores.get()
+        try:
+            command = [sys.executable, __file__, "--core", str(core), "--one", spec]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        finally:
+            self._cores.put(core)
         if done.returncode:
             raise SystemExit(f"{spec} failed:\n{done.stderr[-3000:]}")
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -229,24 +241,28 @@ class Runs:
         return found
 
 
-def measure(runs: Runs, name: str, n_runs: int, cap: float) -> dict[str, Any]:
-    """All methods on one corpus."""
-    ours = [runs.get(name, "lorasize", 0.06, seed, 3600.0) for seed in range(n_runs)]
-    if any(one["n_left"] for one in ours):
-        raise SystemExit(f"lorasize did not finish {name}")
-    median = statistics.median(one["seconds"] for one in ours)
-    found: dict[str, Any] = {"lorasize": _summary(ours, ours)}
-    for method in ("trainer", "trl", "paper"):
-        rate = 1e-2 if method == "paper" else _best_rate(runs, name, method, 3 * median)
-        theirs = [runs.get(name, method, rate, seed, cap * median) for seed in range(n_runs)]
-        found[method] = _summary(theirs, ours) | {"rate": rate}
-    return found
-
-
-def _best_rate(runs: Runs, name: str, method: str, seconds: float) -> float:
-    """The rate that finishes first within these seconds, else the one with the fewest tokens left."""
-    tried = {rate: runs.get(name, method, rate, 0, seconds) for rate in RATES}
-    return min(tried, key=lambda rate: (tried[rate]["n_left"], tried[rate]["seconds"]))
+def measure(runs: Runs, names: Sequence[str], n_runs: int, cap: float) -> dict[str, dict[str, Any]]:
+    """All methods on all corpora: ours first, then each peer's best rate, then the peers."""
+    seeds = range(n_runs)
+    found = iter(runs.all([(name, "lorasize", 0.06, seed, 3600.0) for name in names for seed in seeds]))
+    ours = {name: [next(found) for _ in seeds] for name in names}
+    if any(one["n_left"] for row in ours.values() for one in row):
+        raise SystemExit("lorasize did not finish")
+    median = {name: statistics.median(one["seconds"] for one in ours[name]) for name in names}
+    pairs = [(name, method) for name in names for method in ("trainer", "trl")]
+    tried = iter(runs.all([(n, m, rate, 0, median[n]) for n, m in pairs for rate in RATES]))
+    best = {pair: min(((one := next(tried))["n_left"], one["seconds"], rate) for rate in RATES)[2] for pair in pairs}
+    plans = [(n, m, best[n, m], seed, cap * median[n]) for n, m in pairs for seed in seeds]
+    plans += [(n, "paper", 1e-2, seed, 3 * median[n]) for n in names for seed in seeds]
+    plans.sort(key=lambda plan: -plan[4])  # the longest first
+    done = dict(zip(plans, runs.all(plans), strict=True))
+    results: dict[str, dict[str, Any]] = {}
+    for name in names:
+        results[name] = {"lorasize": _summary(ours[name], ours[name])}
+        for method in NAMES:
+            theirs = [done[plan] for plan in plans if plan[:2] == (name, method)]
+            results[name][method] = _summary(theirs, ours[name]) | {"rate": theirs[0]["rate"]}
+    return results
 
 
 def _summary(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> dict[str, Any]:
@@ -318,17 +334,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", nargs="+", choices=RANKS, default=list(RANKS))
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--cap", type=float, default=8.0, help="times lorasize's median at which a peer is stopped")
+    parser.add_argument("--cap", type=float, default=5.2, help="times lorasize's median at which a peer is stopped")
     parser.add_argument("--curve", type=int, nargs="*", default=[1000, 2000, 5000, 20000], metavar="TOKENS")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--journal", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one:
+        if chosen.core is not None and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {chosen.core})  # before torch counts its threads
         print(json.dumps(run_one(*json.loads(chosen.one))))
         return
     runs = Runs(chosen.journal)
-    results = {name: measure(runs, name, chosen.runs, chosen.cap) for name in chosen.corpus}
+    results = measure(runs, chosen.corpus, chosen.runs, chosen.cap)
     cost = curve(chosen.curve)
     ratios = {name: {m: row["ratio"] for m, row in r.items() if m != "lorasize"} for name, r in results.items()}
     if chosen.json:
