@@ -22,17 +22,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from cores import Cores, pin
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -201,15 +200,11 @@ class Runs:
         self.journal = journal
         lines = journal.read_text(encoding="utf-8").splitlines() if journal and journal.exists() else []
         self.known = [json.loads(line) for line in lines]
-        self.n_cores = os.cpu_count() or 1
-        self._cores: queue.Queue[int] = queue.Queue()
-        for core in range(self.n_cores):
-            self._cores.put(core)
+        self._cores = Cores()
 
     def all(self, specs: Sequence[tuple[str, str, float, int, float]]) -> list[dict[str, Any]]:
         """The results of many runs, one core to each."""
-        with ThreadPoolExecutor(self.n_cores) as pool:
-            return list(pool.map(lambda spec: self.get(*spec), specs))
+        return self._cores.map(lambda spec: self.get(*spec), specs)
 
     def get(self, name: str, method: str, rate: float, seed: int, cap: float) -> dict[str, Any]:
         """The result of a run, made now unless it is known to the same cap, or finished below it."""
@@ -218,15 +213,7 @@ class Runs:
             if same and (known["cap"] >= 0.9 * cap or (known["n_left"] == 0 and known["seconds"] <= cap)):
                 return known
         spec = json.dumps([name, method, rate, seed, cap])
-        core = self._cores.get()
-        try:
-            command = [sys.executable, __file__, "--core", str(core), "--one", spec]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        finally:
-            self._cores.put(core)
-        if done.returncode:
-            raise SystemExit(f"{spec} failed:\n{done.stderr[-3000:]}")
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, Any] = json.loads(self._cores.run(__file__, "--one", spec))
         self.known.append(found)
         if self.journal:
             with self.journal.open("a", encoding="utf-8") as stream:
@@ -342,8 +329,7 @@ def main() -> None:
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one:
-        if chosen.core is not None and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {chosen.core})  # before torch counts its threads
+        pin(chosen.core)
         print(json.dumps(run_one(*json.loads(chosen.one))))
         return
     runs = Runs(chosen.journal)
