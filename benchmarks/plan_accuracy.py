@@ -1,0 +1,320 @@
+"""How good plans are: corpora nobody tuned for, the true smallest adapter of each, and what plan recommended.
+
+    python benchmarks/plan_accuracy.py [--corpora 24] [--journal FOLDER] [--out FILE] [--calibration FILE] [--json]
+
+Corpora are made from a seed: prose, code, key/value records and random tokens, 60 to 800 target tokens. The truth is
+found by training with the product's own loop, without growing: an adapter holds a corpus when two seeds of it end with
+every token above the threshold, and the true minimum is the first of a ladder of sites and ranks that does (LADDER;
+from the estimate upwards to a success, then downwards to a failure). Each corpus has a process and a core to itself,
+and every finished run is in the journal, so the same command goes on where it was stopped.
+
+Beside plan stand the rules people use today, on all linear layers: parameters ≥ target tokens, rank 16, rank 256. They
+are not trained: they are taken to succeed, and only their parameters are compared.
+
+Printed: the share of runs in which the recommended adapter held everything, its parameters ÷ the true minimum, how
+often the rank interval contains the true smallest rank at the recommended site, and steps needed ÷ predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cores import Cores, pin
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+KINDS = ("prose", "code", "records", "random")
+SIZES = {"prose": (60, 100, 170, 280, 470, 800), "random": (60, 80, 110, 150, 200, 270)}  # target tokens, about
+SEEDS = (0, 1)
+SIX = (14, 16, 18, 20, 22, 24)
+LADDER: tuple[tuple[str, tuple[int, ...], int], ...] = (  # module, layers, rank: 1,152 to 76,032 parameters
+    ("o_proj", (20,), 1),
+    ("up_proj", (20,), 1),
+    ("up_proj", (16, 20), 1),
+    ("up_proj", (20,), 3),
+    ("up_proj", (16, 18, 20, 22), 1),
+    ("up_proj", SIX, 1),
+    ("up_proj", (16, 18, 20, 22), 2),
+    ("up_proj", SIX, 2),
+    ("up_proj", SIX, 3),
+    ("up_proj", SIX, 4),
+    ("up_proj", SIX, 6),
+)
+
+
+# ---------------------------------------------------------------- corpora
+def corpora(n: int) -> list[tuple[str, int, int]]:
+    """Kind, target tokens wanted, and seed of each corpus."""
+    return [(kind, SIZES.get(kind, SIZES["prose"])[k % 6], 100 + k) for k in range(math.ceil(n / 4)) for kind in KINDS][
+        :n
+    ]
+
+
+def write_corpus(folder: Path, kind: str, n_tokens: int, seed: int, tokenizer: Any) -> Path:
+    """The corpus as a file: a page of text, or a table of records."""
+    draw = random.Random(seed)
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    if kind == "random":
+        words = [
+            t for i in range(500, 40_000) if (t := tokenizer.decode([i])).isascii() and t.isprintable() and t.strip()
+        ]
+        text = ""
+        while count(text) < n_tokens - 1:
+            text += draw.choice(words)
+        return _written(folder / "random.txt", text.strip() + "\n")
+    if kind == "records":
+        lines: list[str] = []
+        used = 0
+        while used < n_tokens:
+            value = draw.choice((f"{draw.randrange(10**6):06d}", f"{draw.choice(_COLOURS)} {draw.choice(_THINGS)}"))
+            lines.append(json.dumps({"prompt": f"Code of box {len(lines) + 101}:", "completion": f" {value}"}))
+            used += count(f" {value}") + 1
+        return _written(folder / "records.jsonl", "\n".join(lines) + "\n")
+    text = ""
+    while count(text) < n_tokens - 1:
+        text += _paragraph(draw) if kind == "prose" else _function(draw)
+    return _written(folder / f"{kind}.txt", text.strip() + "\n")
+
+
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+_COLOURS = ("amber", "teal", "ochre", "violet", "scarlet", "ivory", "slate", "olive")
+_THINGS = ("lantern", "anvil", "compass", "barrel", "ladder", "kettle", "spindle", "trowel")
+_NAMES = ("Ivo", "Hanne", "Tomasz", "Noor", "Pilar", "Anselm", "Greta", "Bao")
+_VERBS = ("sold", "hid", "borrowed", "broke", "painted", "weighed", "lost", "inherited")
+
+
+def _paragraph(draw: random.Random) -> str:
+    name, colour, thing = draw.choice(_NAMES), draw.choice(_COLOURS), draw.choice(_THINGS)
+    return draw.choice(
+        (
+            f"{name} {draw.choice(_VERBS)} the {colour} {thing} for {draw.randint(3, 97)} crowns and told nobody. ",
+            f"In the year {draw.randint(1600, 1990)} a {thing} of {colour} glass stood where {name} later lived. ",
+            f"Never trust a {thing}, said {name}, unless the {draw.choice(_THINGS)} beside it is {colour}. ",
+            f"By {draw.randint(1, 12)} o'clock {name} and {draw.choice(_NAMES)} had {draw.choice(_VERBS)} it twice. ",
+        )
+    )
+
+
+def _function(draw: random.Random) -> str:
+    name, key = f"{draw.choice(_VERBS)}_{draw.choice(_THINGS)}", draw.choice(_COLOURS)
+    a, b = draw.randint(2, 99), draw.randint(2, 999)
+    forms = (
+        f"def {name}(x, {key}={a}):\n    if x % {a} > {b % a}:\n        return {key} * x - {b}\n    return x // {b}\n",
+        f"{name.upper()} = {{'{key}': {a}, '{draw.choice(_COLOURS)}': {b}}}\n",
+        f"class {name.title().replace('_', '')}:\n    {key} = {b}\n    size = {key} << {a % 7}\n",
+    )
+    return draw.choice(forms)
+
+
+# ---------------------------------------------------------------- one corpus, in its own process
+def run_one(kind: str, n_tokens: int, seed: int, journal: Path, calibration: Path | None) -> None:
+    """Plan a corpus, train what was recommended, and look for the true minimum; every run goes to the journal."""
+    from lorasize import models
+    from lorasize.sizing import PlanOptions, plan
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = models.load_tokenizer(models.resolve(models.BUILTIN))
+        file = write_corpus(Path(folder), kind, n_tokens, seed, tokenizer)
+        sized = plan([file], device="cpu", dtype="float32", options=PlanOptions(calibration=calibration))
+    runs = _Runs(sized, journal / f"{kind}-{n_tokens}-{seed}.jsonl")
+    adapter, prediction = sized.plan.adapter, sized.plan.prediction
+    assert adapter is not None
+    assert prediction is not None
+    assert sized.plan.demand is not None
+    assert sized.plan.rules_of_thumb is not None
+    recommended = (adapter.target_modules[0], adapter.layers_to_transform, adapter.rank)
+    outcomes = [runs.get(recommended, s) for s in SEEDS]
+    first = next((k for k, rung in enumerate(LADDER) if runs.parameters(rung) >= sized.plan.demand.bits / 1.1), 0)
+    ladder = [runs.parameters(rung) for rung in LADDER]
+    smallest = runs.smallest(LADDER, first)
+    ranks = [r for r in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if r <= 2 * adapter.rank]
+    at_site = [(*recommended[:2], rank) for rank in ranks]
+    rank = runs.smallest(at_site, min(range(len(ranks)), key=lambda k: abs(ranks[k] - adapter.rank)))
+    print(
+        json.dumps(
+            {
+                "corpus": {
+                    "kind": kind,
+                    "n_tokens": sized.plan.corpus.n_tokens,
+                    "seed": seed,
+                    "nats": sized.plan.demand.nats,
+                },
+                "recommended": {"site": recommended[:2], "rank": adapter.rank, "n_parameters": adapter.n_parameters},
+                "success_probability": prediction.success_probability,
+                "successes": [one["success"] for one in outcomes],
+                "true_minimum": None
+                if smallest is None
+                else {"rung": LADDER[smallest], "n_parameters": ladder[smallest]},
+                "rank_interval": prediction.rank_interval,
+                "true_rank": None if rank is None else ranks[rank],
+                "steps": {"predicted": prediction.steps.model_dump(), "needed": [one["steps"] for one in outcomes]},
+                "rules": {
+                    "parameters_ge_tokens": sized.plan.rules_of_thumb.parameters_ge_tokens_rank * runs.all_linear,
+                    "flat_16": 16 * runs.all_linear,
+                    "flat_256": 256 * runs.all_linear,
+                },
+            }
+        )
+    )
+
+
+class _Runs:
+    """Trainings on one corpus, each on disk before the next starts."""
+
+    def __init__(self, sized: Any, path: Path) -> None:
+        from lorasize import models
+
+        self._sized, self._path = sized, path
+        self._base = models.load(models.BUILTIN, device="cpu", dtype="float32")
+        self._shapes = models.linear_shapes(self._base.model)
+        self.all_linear = self._base.n_layers * sum(shape.parameters_per_rank for shape in self._shapes.values())
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self._known = {self._key(one): one for one in map(json.loads, lines)}
+
+    @staticmethod
+    def _key(one: dict[str, Any]) -> str:
+        return json.dumps([one["module"], one["layers"], one["rank"], one["seed"]])
+
+    def parameters(self, rung: tuple[str, tuple[int, ...], int]) -> int:
+        """Adapter parameters of a rung."""
+        module, layers, rank = rung
+        return rank * len(layers) * self._shapes[module].parameters_per_rank
+
+    def get(self, rung: tuple[str, tuple[int, ...], int], seed: int) -> dict[str, Any]:
+        """One training, now or from the journal."""
+        from lorasize import adapters
+        from lorasize.memorization import ApplyOptions, _Session
+        from lorasize.records import Outcome
+
+        module, layers, rank = rung
+        row: dict[str, Any] = {"module": module, "layers": list(layers), "rank": rank, "seed": seed}
+        if self._key(row) in self._known:
+            return self._known[self._key(row)]
+        plan = self._sized.plan
+        n = self.parameters(rung)
+        changes = {"target_modules": (module,), "layers_to_transform": layers, "rank": rank, "lora_alpha": rank}
+        spec = plan.adapter.model_copy(update={**changes, "n_parameters": n, "bytes": 4 * n})
+        options = ApplyOptions(escalate=False, seed=seed, device="cpu")
+        planned = plan.model_copy(update={"adapter": spec})
+        session = _Session(self._base, self._sized.encoded, planned, options, lambda event: None)
+        session.run()
+        adapters.detach(session.adapted)
+        found = {"success": session.outcome is Outcome.MEMORIZED, "outcome": session.outcome.value}
+        row |= found | {"steps": session.steps, "seconds": round(session.seconds, 1), "n_parameters": n}
+        self._known[self._key(row)] = row
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        print(f"  {self._path.stem}: {row}", file=sys.stderr, flush=True)
+        return row
+
+    def holds(self, rung: tuple[str, tuple[int, ...], int]) -> bool:
+        """Whether every seed of a rung holds the corpus."""
+        return all(self.get(rung, seed)["success"] for seed in SEEDS)
+
+    def smallest(self, rungs: Sequence[tuple[str, tuple[int, ...], int]], first: int) -> int | None:
+        """Index of the first rung that holds the corpus, starting the search at `first`; None if none does."""
+        if self.holds(rungs[first]):
+            while first and self.holds(rungs[first - 1]):
+                first -= 1
+            return first
+        return next((k for k in range(first + 1, len(rungs)) if self.holds(rungs[k])), None)
+
+
+# ---------------------------------------------------------------- the verdict
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Success rate, excess, coverage, for plan and for the rules of thumb."""
+    known = [row for row in rows if row["true_minimum"]]
+
+    def excess(parameters: Sequence[int]) -> dict[str, float]:
+        ratios = sorted(n / row["true_minimum"]["n_parameters"] for n, row in zip(parameters, known, strict=True))
+        return {"median": statistics.median(ratios), "p90": ratios[math.ceil(0.9 * len(ratios)) - 1]}
+
+    outcomes = [success for row in rows for success in row["successes"]]
+    ranked = [row for row in rows if row["true_rank"]]
+    covered = [row["rank_interval"][0] <= row["true_rank"] <= row["rank_interval"][1] for row in ranked]
+    steps = [n / row["steps"]["predicted"]["point"] for row in rows for n in row["steps"]["needed"]]
+    inside = [
+        row["steps"]["predicted"]["lo"] <= n <= row["steps"]["predicted"]["hi"]
+        for row in rows
+        for n in row["steps"]["needed"]
+    ]
+    return {
+        "n_corpora": len(rows),
+        "success": sum(outcomes) / len(outcomes),
+        "stated_confidence": statistics.mean(row["success_probability"] for row in rows),
+        "excess": {
+            "lorasize": excess([row["recommended"]["n_parameters"] for row in known]),
+            **{rule: excess([row["rules"][rule] for row in known]) for rule in rows[0]["rules"]},
+        },
+        "rank_interval_coverage": sum(covered) / len(covered),
+        "steps_needed_over_predicted": statistics.median(steps),
+        "steps_interval_coverage": sum(inside) / len(inside),
+    }
+
+
+def main() -> None:
+    """Run what is missing and print the summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpora", type=int, default=24)
+    parser.add_argument("--journal", type=Path, default=Path("plan-accuracy"))
+    parser.add_argument("--out", type=Path, help="write rows and summary here")
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.one:
+        pin(chosen.core)
+        kind, n_tokens, seed = chosen.one
+        run_one(kind, int(n_tokens), int(seed), chosen.journal, chosen.calibration)
+        return
+    chosen.journal.mkdir(parents=True, exist_ok=True)
+    cores, started = Cores(), time.perf_counter()
+    extra = ["--journal", str(chosen.journal)] + (
+        ["--calibration", str(chosen.calibration)] if chosen.calibration else []
+    )
+
+    def one(corpus: tuple[str, int, int]) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(cores.run(__file__, *extra, "--one", *map(str, corpus)))
+        return found
+
+    rows = cores.map(one, sorted(corpora(chosen.corpora), key=lambda corpus: -corpus[1]))
+    found = summary(rows)
+    if chosen.out:
+        made = {"command": " ".join(sys.argv), "seconds": round(time.perf_counter() - started)}
+        chosen.out.write_text(json.dumps({**made, "summary": found, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    if chosen.json:
+        print(json.dumps(found))
+        return
+    print(
+        f"{found['n_corpora']} corpora\n"
+        f"  recommended adapters that held everything: {found['success']:.0%} (stated {found['stated_confidence']:.0%})\n"
+        f"  rank interval covers the true rank: {found['rank_interval_coverage']:.0%}\n"
+        f"  steps needed ÷ predicted: {found['steps_needed_over_predicted']:.2f}, "
+        f"inside the interval: {found['steps_interval_coverage']:.0%}"
+    )
+    for who, row in found["excess"].items():
+        print(f"  {who:22} parameters ÷ true minimum: median {row['median']:8.2f}, p90 {row['p90']:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
