@@ -307,7 +307,7 @@ def main() -> None:
         return
     print(
         f"{found['n_corpora']} corpora\n"
-        f"  recommended adapters that held everything: {found['success']:.0%} (stated {found['stated_confidence']:.0%})\n"
+        f"  recommended adapters that held all: {found['success']:.0%} (stated {found['stated_confidence']:.0%})\n"
         f"  rank interval covers the true rank: {found['rank_interval_coverage']:.0%}\n"
         f"  steps needed ÷ predicted: {found['steps_needed_over_predicted']:.2f}, "
         f"inside the interval: {found['steps_interval_coverage']:.0%}"
