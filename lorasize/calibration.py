@@ -30,7 +30,6 @@ from lorasize.probing import Journal, peak_memory, probe_passage, run_probe
 from lorasize.records import (
     RECIPE,
     Calibration,
-    CalibrationModel,
     CostModel,
     Demand,
     Law,
@@ -132,8 +131,7 @@ def calibrated_sites(base: models.BaseModel, preset: Preset) -> list[Site]:
     and, past `quick`, the other projections.
     """
     shapes = models.linear_shapes(base.model)
-    widening = [name for name, shape in shapes.items() if shape.d_out > shape.d_in] or list(shapes)
-    best = widening[-1]
+    best = models.widening_module(shapes)
     sets = _layer_sets(base.n_layers, {"quick": 2, "standard": 4, "thorough": 5}[preset])
     sites = [Site(target_modules=(best,), layers_to_transform=layers) for layers in sets]
     if preset != "quick":
@@ -289,13 +287,7 @@ def fit(
         for site, (efficiency, stderr) in zip(order, fitted.efficiencies, strict=True)
     )
     return Calibration(
-        model=CalibrationModel(
-            ref=ref,
-            fingerprint=base.fingerprint,
-            architecture=str(base.model.config.model_type),
-            n_layers=base.n_layers,
-            max_positions=base.max_positions,
-        ),
+        model=models.record_of(base, ref),
         recipe=RECIPE,
         device=models.device_name(base.device),
         dtype=models.dtype_name(base.dtype),

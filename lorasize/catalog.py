@@ -113,6 +113,19 @@ def find_calibration(
     _refuse(ref, device_type, dtype, reasons)
 
 
+def nearest_calibration(fingerprint: ModelFingerprint, recipe: str) -> Calibration | None:
+    """One to move over where none fits: of this model in another dtype or device, else the one with most observations.
+
+    None when no calibration in reach is for this training recipe.
+    """
+    found = []
+    for path in (path for folder in search_path() for path in sorted(folder.glob("*.json"))):
+        with contextlib.suppress(CalibrationError):
+            found.append(read_calibration(path))
+    able = (c for c in found if c.recipe == recipe)
+    return max(able, key=lambda c: (c.model.fingerprint == fingerprint, len(c.observations)), default=None)
+
+
 def _found(ref: str, device_type: str, dtype: str) -> Iterator[Path]:
     for folder in search_path():
         own = calibration_path(ref, device_type, dtype, folder)

@@ -14,11 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from lorasize import models
-from lorasize.catalog import find_calibration
+from lorasize.catalog import find_calibration, nearest_calibration
 from lorasize.corpus import corpus_sha256, read_corpus
-from lorasize.planning import Limits, make_plan
+from lorasize.errors import CalibrationError
+from lorasize.planning import Limits, make_plan, prior_calibration
 from lorasize.records import (
     RECIPE,
+    Calibration,
     CorpusSummary,
     Demand,
     Minimize,
@@ -41,7 +43,7 @@ class PlanOptions:
 
     Attributes:
         reading: How files become passages.
-        calibration: A calibration file; the nearest that fits when None.
+        calibration: A calibration file; when None the nearest that fits, else another model's as a prior.
         confidence: Probability with which the adapter should hold every token.
         minimize: What the adapter should be small in.
         rank: An explicit rank, which wins over the search.
@@ -83,7 +85,7 @@ def plan(
     Raises:
         CorpusError: a file cannot be read or tokenised without loss.
         ModelError: the model cannot be loaded.
-        CalibrationError: no calibration fits this model, dtype and recipe.
+        CalibrationError: the calibration named does not fit, or none is in reach at all.
     """
     options = options or PlanOptions()
     folder = models.resolve(ref, revision)
@@ -107,8 +109,10 @@ def plan(
     if not about["feasibility"].feasible:
         inputs = _inputs(summary, fingerprint, "")
         return Sized(_infeasible(model, inputs, about), tuple(encoded))
-    calibration, _ = find_calibration(fingerprint, ref, where.type, kind, RECIPE, options.calibration)
+    calibration, own = _calibration(fingerprint, ref, where.type, kind, options.calibration)
     base = models.load(ref, revision=revision, device=device, dtype=dtype)
+    if not own:
+        calibration = _moved_over(calibration, base, ref)
     losses = base_losses(base, encoded)
     made = make_plan(
         calibration=calibration,
@@ -127,6 +131,32 @@ def plan(
         **about,
     )
     return Sized(made, tuple(encoded), tuple(losses))
+
+
+def _calibration(
+    fingerprint: ModelFingerprint, ref: str, device_type: str, dtype: str, explicit: Path | None
+) -> tuple[Calibration, bool]:
+    """The calibration of this model, device and dtype, and True; else one to move over, and False."""
+    try:
+        return find_calibration(fingerprint, ref, device_type, dtype, RECIPE, explicit)[0], True
+    except CalibrationError:
+        other = None if explicit is not None else nearest_calibration(fingerprint, RECIPE)
+        if other is None:
+            raise
+        return other, False
+
+
+def _moved_over(source: Calibration, base: models.BaseModel, ref: str) -> Calibration:
+    shapes = models.linear_shapes(base.model)
+    return prior_calibration(
+        source,
+        models.record_of(base, ref),
+        {name: shape.parameters_per_rank for name, shape in shapes.items()},
+        models.widening_module(shapes),
+        device=models.device_name(base.device),
+        dtype=models.dtype_name(base.dtype),
+        weight_bytes=sum(p.numel() * p.element_size() for p in base.model.parameters()),
+    )
 
 
 def demand(losses: Sequence[Tensor]) -> Demand:

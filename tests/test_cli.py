@@ -344,10 +344,27 @@ def test_conflict_names_both_lines(tiny_llama: Path, tmp_path: Path, capsys: pyt
     assert "facts.jsonl:1 and facts.jsonl:3" in capsys.readouterr().err
 
 
-def test_missing_calibration_is_3(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_calibration_in_reach_is_3(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lorasize.catalog.search_path", lambda: [tmp_path])
     (tmp_path / "page.md").write_text("One line.\n", encoding="utf-8")
     assert cli.main(["plan", "page.md", "--model", str(tiny_llama), "--device", "cpu", "-q"]) == 3
     assert f"hint: run `lorasize calibrate {tiny_llama}`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("architecture", ["tiny_llama", "tiny_gpt2"])
+def test_without_a_calibration_another_model_s_stands_in(
+    architecture: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "page.md").write_text("One line.\n", encoding="utf-8")
+    folder = request.getfixturevalue(architecture)
+    assert cli.main(["plan", "page.md", "--model", str(folder), "--device", "cpu", "-q"]) == 0
+    made_up = read_plan(Path("lorasize.plan.json"))
+    assert made_up.prediction is not None
+    assert made_up.prediction.extrapolated
+    assert made_up.warnings[0].startswith("Not calibrated: these figures are those of builtin:smollm2")
+    assert "Not calibrated" in capsys.readouterr().out
 
 
 def test_missing_corpus_is_2(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:

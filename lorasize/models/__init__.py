@@ -17,8 +17,9 @@ from lorasize.models.loading import (
     n_layers,
     pick_device,
     pick_dtype,
+    record_of,
 )
-from lorasize.models.shapes import LinearShape, decoder_layers, linear_shapes, transposes_weights
+from lorasize.models.shapes import LinearShape, decoder_layers, linear_shapes, transposes_weights, widening_module
 
 __all__ = [
     "BUILTIN",
@@ -39,6 +40,8 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "quiet_transformers",
+    "record_of",
     "resolve",
     "transposes_weights",
+    "widening_module",
 ]

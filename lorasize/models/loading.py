@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from lorasize.errors import ModelError
 from lorasize.models.finding import fingerprint, quiet_transformers, resolve
 from lorasize.models.shapes import decoder_layers
-from lorasize.records import ModelFingerprint
+from lorasize.records import CalibrationModel, ModelFingerprint
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,17 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """The dtype as users write it: float32, bfloat16 or float16."""
     return str(dtype).removeprefix("torch.")
+
+
+def record_of(base: BaseModel, ref: str) -> CalibrationModel:
+    """What a calibration says of its model."""
+    return CalibrationModel(
+        ref=ref,
+        fingerprint=base.fingerprint,
+        architecture=str(base.model.config.model_type),
+        n_layers=base.n_layers,
+        max_positions=base.max_positions,
+    )
 
 
 def device_name(device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -48,6 +49,11 @@ def linear_shapes(model: nn.Module) -> dict[str, LinearShape]:
     leaves = [path.rsplit(".", 1)[-1] for path in common]
     names = [leaf if leaves.count(leaf) == 1 else path for leaf, path in zip(leaves, common, strict=True)]
     return {name: per_layer[0][path] for name, path in zip(names, common, strict=True)}
+
+
+def widening_module(shapes: Mapping[str, LinearShape]) -> str:
+    """The last linear layer that widens its input: the MLP's up-projection, the best single place for an adapter."""
+    return ([name for name, shape in shapes.items() if shape.d_out > shape.d_in] or list(shapes))[-1]
 
 
 def transposes_weights(model: nn.Module) -> bool:

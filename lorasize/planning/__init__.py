@@ -1,6 +1,7 @@
 """From law, transition, demand and budget to a plan. Pure arithmetic: no model, no files, no clock.
 
-`choice` finds the adapter; `plan` says what it is predicted to do, what else would do, and where the limits stand.
+`choice` finds the adapter; `plan` says what it is predicted to do, what else would do, and where the limits stand;
+`prior` stands in for a calibration that was not made yet.
 """
 
 from lorasize.planning.choice import (
@@ -29,6 +30,7 @@ from lorasize.planning.plan import (
     rules_of_thumb,
     serving,
 )
+from lorasize.planning.prior import prior_calibration, source_of
 
 __all__ = [
     "FLAT_RANK",
@@ -49,8 +51,10 @@ __all__ = [
     "make_plan",
     "outside",
     "predicted",
+    "prior_calibration",
     "rank_interval",
     "rules_of_thumb",
     "serving",
+    "source_of",
     "step_seconds",
 ]

@@ -18,6 +18,7 @@ from lorasize.planning.choice import (
     cheapest,
     equivalent_tokens,
 )
+from lorasize.planning.prior import source_of
 from lorasize.records import (
     AdapterSpec,
     Alternative,
@@ -261,6 +262,11 @@ def _range_warnings(calibration: Calibration, demand: Demand, chosen: Assessment
     """Why the choice is extrapolated: empty when law and transition were both calibrated around it."""
     law, tokens = calibration.law, equivalent_tokens(calibration.law, demand)
     found = []
+    if source := source_of(calibration):
+        found.append(
+            f"Not calibrated: these figures are those of {source}, moved over to this model with a wide interval. "
+            f"Run `lorasize calibrate` on {calibration.model.ref} for its own."
+        )
     if not in_range(law, chosen.candidate.effective_parameters, tokens):
         (n_lo, n_hi), (l_lo, l_hi) = law.parameters_range, law.tokens_range
         found.append(

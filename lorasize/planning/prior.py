@@ -1,0 +1,86 @@
+"""What to go by before a model is calibrated: another model's calibration, moved over and much less certain.
+
+A parameter at the same relative depth of the same kind of layer is taken to hold as many bits. The law and the
+transition are the other model's; its reference site becomes this model's widening layer, its other modules count where
+this model has layers of that name. How far that carries is unknown until measured, so an even chance of recall moves
+by half an e-fold either way, and every plan made from it is `extrapolated`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from lorasize.records import Calibration, CalibrationModel, SiteEfficiency
+
+LOCATION_SD = 0.5  # of ln slack: what bits per parameter of another model are worth here
+EFFICIENCY_SD = 0.3  # of ln efficiency, as for a site that no open probe measures
+TIME_SPREAD = 2.0  # seconds may be three times more or less
+SOURCE = "prior_from"  # provenance: the model whose calibration stands in
+
+
+def prior_calibration(
+    source: Calibration,
+    model: CalibrationModel,
+    parameters_per_rank: Mapping[str, int],
+    reference_module: str,
+    *,
+    device: str,
+    dtype: str,
+    weight_bytes: int,
+) -> Calibration:
+    """A stand-in calibration for `model`.
+
+    Args:
+        source: The calibration to move over.
+        model: The model that has none.
+        parameters_per_rank: Of each linear layer of one decoder layer, by module name.
+        reference_module: Where this model's adapters sit by default.
+        device: This device, by name.
+        dtype: Of the base weights.
+        weight_bytes: Size of this model's weights; memory and seconds are scaled by it.
+    """
+    best, depth = source.sites[0].target_modules, model.n_layers / source.model.n_layers
+    sites: dict[tuple[tuple[str, ...], tuple[int, ...]], SiteEfficiency] = {}
+    for site in source.sites:
+        modules = (reference_module,) if site.target_modules == best else site.target_modules
+        if any(name not in parameters_per_rank for name in modules):
+            continue
+        layers = tuple(sorted({int(layer * depth) for layer in site.layers_to_transform}))
+        moved = SiteEfficiency(
+            target_modules=modules,
+            layers_to_transform=layers,
+            efficiency=site.efficiency,
+            stderr=math.hypot(site.stderr, EFFICIENCY_SD * site.efficiency),
+            parameters_per_rank=len(layers) * sum(parameters_per_rank[name] for name in modules),
+        )
+        sites.setdefault((modules, layers), moved)
+    size = weight_bytes / max(1, source.cost.memory_base_bytes)
+    spread = math.hypot(source.transition.location_stderr, LOCATION_SD)
+    cost = source.cost.model_copy(
+        update={
+            "seconds_per_layer_token": source.cost.seconds_per_layer_token * size / depth,
+            "seconds_per_head_token": source.cost.seconds_per_head_token * size,
+            "seconds_per_forward_token": source.cost.seconds_per_forward_token * size,
+            "relative_spread": TIME_SPREAD,
+            "memory_base_bytes": weight_bytes,
+            "memory_bytes_per_token": source.cost.memory_bytes_per_token * size,
+        }
+    )
+    return Calibration(
+        model=model,
+        recipe=source.recipe,
+        device=device,
+        dtype=dtype,
+        law=source.law,
+        sites=tuple(sites.values()),
+        transition=source.transition.model_copy(update={"location_stderr": spread}),
+        cost=cost,
+        observations=(),
+        provenance={**source.provenance, SOURCE: f"{source.model.ref} on {source.device} in {source.dtype}"},
+    )
+
+
+def source_of(calibration: Calibration) -> str | None:
+    """The model whose calibration stands in; None for a calibration of its own."""
+    return calibration.provenance.get(SOURCE)
