@@ -1,28 +1,61 @@
-"""Compare the law with and without its soft ceiling, fitted on one calibration's own observations.
+"""Compare the law with and without its soft ceiling: how it fits, how it predicts what was held out.
 
-    python benchmarks/law_forms.py [CALIBRATION.json]
+    python benchmarks/law_forms.py [CALIBRATION.json …] [--points paper_law_points.csv]
 
-Prints, for each form, the exponents, r² and how well slack separates probes that held every token from those that did
-not. Without an argument: every shipped calibration.
+For each calibration (every shipped one by default) and each form: the exponents, r² on probes that show a limit, how
+well slack separates probes that held every token from those that did not, and the held-out error: each probe that shows
+a limit is predicted by a law fitted on the others, root mean square, as a share of the base loss.
+
+`--points`: a table rank, n_tokens, loss_reduction_nats at one site (8,192 parameters a rank, ceiling 14 nats), such as
+the paper's; each form is fitted on points of at most 3,000 tokens and predicts those of 10,000.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import csv
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from lorasize.calibration import law_points, transition_points
 from lorasize.catalog import read_calibration
 from lorasize.errors import FitError
-from lorasize.law import fit_law
+from lorasize.law import Fit, LawPoint, bent, fit_law, predict
 from lorasize.records import Calibration
 
+FORMS = {"paper's form": False, "soft ceiling": True}
 
-def describe(calibration: Calibration, *, soft_ceiling: bool) -> str:
+
+def predicted(fit: Fit, point: LawPoint, ceiling: float, *, soft: bool) -> float:
+    """Loss reduction that a fit expects at a point, at most the ceiling."""
+    reached = predict(fit.law, point.n_parameters * fit.efficiencies[point.site_index][0], point.n_tokens)
+    return ceiling * bent(reached / ceiling) if soft else min(reached, ceiling)
+
+
+def root_mean_square(errors: Sequence[float]) -> float:
+    """Root of the mean of the squares."""
+    return math.sqrt(sum(e * e for e in errors) / len(errors))
+
+
+def held_out_error(points: Sequence[LawPoint], ceiling: float, *, soft: bool) -> float:
+    """Error on each uncensored point by the law of the others, as a share of the ceiling; sites keep one point."""
+    errors = []
+    for k, point in enumerate(points):
+        rest = [*points[:k], *points[k + 1 :]]
+        if point.censored or all(p.site_index != point.site_index for p in rest):
+            continue
+        fit = fit_law(rest, reference_loss=ceiling, soft_ceiling=soft)
+        errors.append((predicted(fit, point, ceiling, soft=soft) - point.loss_reduction) / ceiling)
+    return root_mean_square(errors)
+
+
+def describe(calibration: Calibration, *, soft: bool) -> str:
     """One line about one form."""
-    points = law_points(calibration.observations, calibration.law.reference_loss)
+    ceiling = calibration.law.reference_loss
+    points = law_points(calibration.observations, ceiling)
     try:
-        fit = fit_law(points, reference_loss=calibration.law.reference_loss, soft_ceiling=soft_ceiling)
+        fit = fit_law(points, reference_loss=ceiling, soft_ceiling=soft)
     except FitError as error:
         return f"not identified: {error}"
     efficiencies = [
@@ -34,19 +67,37 @@ def describe(calibration: Calibration, *, soft_ceiling: bool) -> str:
     lost = max((p.slack for p in slacks if not p.success), default=0.0)
     law = fit.law
     return (
-        f"alpha {law.parameter_exponent:.2f}  beta {law.length_exponent:.2f}  r2 {law.r_squared:.3f}  "
-        f"least slack of a success {held:.2f}  most slack of a failure {lost:.2f}"
+        f"alpha {law.parameter_exponent:.2f}  beta {law.length_exponent:.2f}  r2 {law.r_squared:.4f}  held-out "
+        f"{held_out_error(points, ceiling, soft=soft):.1%}  slack: least success {held:.2f}, most failure {lost:.2f}"
     )
 
 
+def far_error(path: Path, *, soft: bool) -> str:
+    """r² on all points, and the error on 10,000 tokens of a law fitted on at most 3,000."""
+    with path.open(encoding="utf-8") as stream:
+        rows = [(int(r["rank"]), int(r["n_tokens"]), float(r["loss_reduction_nats"])) for r in csv.DictReader(stream)]
+    points = [LawPoint(0, 8192.0 * rank, n_tokens, reduction) for rank, n_tokens, reduction in rows]
+    near = fit_law([p for p in points if p.n_tokens <= 3000], reference_loss=14.0, soft_ceiling=soft)
+    errors = [predicted(near, p, 14.0, soft=soft) - p.loss_reduction for p in points if p.n_tokens == 10_000]
+    whole = fit_law(points, reference_loss=14.0, soft_ceiling=soft).law
+    return f"r2 {whole.r_squared:.4f}  error at 10,000 tokens {root_mean_square(errors):.3f} nats"
+
+
 def main() -> None:
-    """Print both forms for each calibration."""
-    shipped = sorted((Path(__file__).parent.parent / "calibrations").glob("*.json"))
-    for path in [Path(argument) for argument in sys.argv[1:]] or shipped:
+    """Print both forms for each calibration, and for the points if given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("calibration", nargs="*", type=Path)
+    parser.add_argument("--points", type=Path)
+    chosen = parser.parse_args()
+    for path in chosen.calibration or sorted((Path(__file__).parent.parent / "calibrations").glob("*.json")):
         calibration = read_calibration(path)
         print(f"{path.name}: {len(calibration.observations)} observations")
-        print(f"  paper's form  {describe(calibration, soft_ceiling=False)}")
-        print(f"  soft ceiling  {describe(calibration, soft_ceiling=True)}")
+        for name, soft in FORMS.items():
+            print(f"  {name}  {describe(calibration, soft=soft)}")
+    if chosen.points:
+        print(chosen.points.name)
+        for name, soft in FORMS.items():
+            print(f"  {name}  {far_error(chosen.points, soft=soft)}")
 
 
 if __name__ == "__main__":

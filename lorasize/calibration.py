@@ -170,8 +170,9 @@ class _Run:
         boundary = self._boundary(sites[0])
         for probe in self._around(sites, boundary):
             self._probe(*probe)
-        for ratio in (2.6, 3.2, 3.8):  # the law needs four points below the ceiling
-            if sum(o.loss_reduction < SATURATED * o.base_loss for o in self.observations) < 4:
+        for ratio in (2.6, 3.2, 3.8):  # the law needs four probes that show a limit
+            limited = [o for o in self.observations if not o.threshold_met]
+            if sum(o.loss_reduction < SATURATED * o.base_loss for o in limited) < 4:
                 self._probe(sites[0], 1, "random", ratio * boundary, self.seed + 1)
 
     def _boundary(self, site: Site) -> float:
@@ -324,6 +325,7 @@ def _point(observation: Observation, order: Sequence[Site], reference_loss: floa
         n_parameters=observation.n_parameters,
         n_tokens=observation.nats / reference_loss,
         loss_reduction=observation.loss_reduction * reference_loss / observation.base_loss,
+        censored=observation.threshold_met,  # it ended there because it had succeeded
     )
 
 

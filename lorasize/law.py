@@ -45,13 +45,15 @@ class LawPoint:
     """One measured loss reduction (nats per target token) at a site; several corpora share one `reference_loss`.
 
     A corpus with another base loss enters with n_tokens = nats / reference_loss, and loss_reduction scaled by
-    reference_loss / base_loss.
+    reference_loss / base_loss. A `censored` point only says that capacity was at least that, such as a run that was
+    ended because it had succeeded.
     """
 
     site_index: int
     n_parameters: float
     n_tokens: float
     loss_reduction: float
+    censored: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,11 @@ class _Data:
 def fit_law(points: Sequence[LawPoint], *, reference_loss: float, soft_ceiling: bool = False) -> Fit:
     """The law that fits all sites jointly by least squares in ΔL, site 0 being the reference (efficiency 1).
 
-    A site's parameters count as N = efficiency · n_parameters. Points within 3 % of the ceiling `reference_loss` (nats
-    per token) are censored: they pull only when the law predicts less than they reached. With fewer than 8 open points
-    (or fewer than 2 to spare) weak priors on α, β and b enter, since so few cannot hold the exponents. A site whose
-    every point is censored is taken to be like the reference, ln efficiency 0 ± 0.3, unless it reached more.
+    A site's parameters count as N = efficiency · n_parameters. Points that say so, and those within 3 % of the ceiling
+    `reference_loss` (nats per token), are censored: they pull only when the law predicts less than they reached. With
+    fewer than 8 open points (or fewer than 2 to spare) weak priors on α, β and b enter, since so few cannot hold the
+    exponents. A site whose every point is censored is taken to be like the reference, ln efficiency 0 ± 0.3, unless it
+    reached more.
 
     Args:
         points: What was measured.
@@ -171,11 +174,11 @@ def _prepare(points: Sequence[LawPoint], reference_loss: float, ceiling: float) 
     rows = np.array([(p.n_parameters, p.n_tokens, p.loss_reduction) for p in points], dtype=float).reshape(-1, 3)
     if not np.isfinite(rows).all() or (rows[:, :2] <= 0).any() or not reference_loss > 0:
         raise FitError("An observation is not finite, or counts no parameters or no tokens: measure it again.")
-    saturated = rows[:, 2] >= SATURATED * reference_loss
+    saturated = (rows[:, 2] >= SATURATED * reference_loss) | np.array([p.censored for p in points], dtype=bool)
     n_open = int((~saturated).sum())
     if n_open < 4:
         raise FitError(
-            f"{n_open} of {len(points)} observations lie below the ceiling; the law needs 4: add larger corpora.",
+            f"{n_open} of {len(points)} observations show a limit; the law needs 4: add larger corpora.",
             unidentified=("parameter_exponent", "length_exponent", "offset"),
         )
     logs = np.log(rows[:, :2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import math
 import os
@@ -13,7 +14,7 @@ import pytest
 from scipy.stats import t as student
 
 from lorasize.errors import FitError
-from lorasize.law import Fit, LawPoint, fit_law, in_range, predict, predict_stderr, required_parameters
+from lorasize.law import Fit, LawPoint, bent, fit_law, in_range, predict, predict_stderr, required_parameters
 from lorasize.records import Law
 
 EFFICIENCIES = (1.0, 0.45, 2.2)
@@ -219,14 +220,40 @@ def test_values_that_are_no_measurement_are_refused() -> None:
 
 
 def test_the_papers_points_fit_as_they_print() -> None:
+    points = paper_points()
+    law = fit_law(points, reference_loss=14.0).law
+    assert law.r_squared >= 0.995
+    assert law.parameter_exponent == pytest.approx(0.66, abs=0.03)
+    assert law.length_exponent == pytest.approx(0.56, abs=0.03)
+
+
+def paper_points() -> list[LawPoint]:
+    """The paper's own measurements at one site."""
     shared = Path(os.environ.get("LORASIZE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
     path = shared / "data" / "paper_law_points.csv"
     if not path.is_file():
         pytest.skip("the paper's points are not on this machine")
     with path.open() as stream:
         rows = list(csv.DictReader(stream))
-    points = [LawPoint(0, 8192.0 * int(r["rank"]), int(r["n_tokens"]), float(r["loss_reduction_nats"])) for r in rows]
-    law = fit_law(points, reference_loss=14.0).law
-    assert law.r_squared >= 0.995
-    assert law.parameter_exponent == pytest.approx(0.66, abs=0.03)
-    assert law.length_exponent == pytest.approx(0.56, abs=0.03)
+    return [LawPoint(0, 8192.0 * int(r["rank"]), int(r["n_tokens"]), float(r["loss_reduction_nats"])) for r in rows]
+
+
+def test_the_soft_ceiling_predicts_long_corpora_no_worse_than_the_papers_form() -> None:
+    points = paper_points()
+    errors = {}
+    for soft in (False, True):
+        law = fit_law([p for p in points if p.n_tokens <= 3000], reference_loss=14.0, soft_ceiling=soft).law
+        far = [(p, predict(law, p.n_parameters, p.n_tokens)) for p in points if p.n_tokens == 10_000]
+        shown = [(p, 14.0 * bent(reached / 14.0) if soft else reached) for p, reached in far]
+        errors[soft] = math.sqrt(sum((reached - p.loss_reduction) ** 2 for p, reached in shown) / len(shown))
+    assert errors[True] <= errors[False]
+
+
+def test_a_run_that_ended_because_it_succeeded_is_a_lower_bound() -> None:
+    """Early stopping hides what an adapter could hold; as a plain point it would flatten the law."""
+    stopped = LawPoint(0, 16_000.0, 96, true_reduction(0, 2000.0, 96), censored=True)
+    law = fit_law([*design(), stopped], reference_loss=40.0).law
+    assert predict(law, 16_000.0, 96) == pytest.approx(true_reduction(0, 16_000.0, 96), rel=1e-4)
+    open_point = dataclasses.replace(stopped, censored=False)
+    flattened = fit_law([*design(), open_point], reference_loss=40.0).law
+    assert predict(flattened, 16_000.0, 96) < 0.9 * true_reduction(0, 16_000.0, 96)
