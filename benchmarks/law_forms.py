@@ -18,9 +18,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorasize.calibration import law_points, transition_points
 from lorasize.catalog import read_calibration
 from lorasize.errors import FitError
+from lorasize.fitting import law_points, transition_points
 from lorasize.law import Fit, LawPoint, bent, fit_law, predict
 from lorasize.records import Calibration
 

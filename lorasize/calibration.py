@@ -23,26 +23,21 @@ from numpy.typing import NDArray
 from lorasize import __version__, adapters, models
 from lorasize.catalog import calibration_path, write_calibration
 from lorasize.corpus import read_corpus
-from lorasize.errors import FitError
-from lorasize.law import SATURATED, LawPoint, fit_law
-from lorasize.planning import capacity_slack
+from lorasize.fitting import fit_observations
+from lorasize.law import SATURATED
 from lorasize.probing import Journal, peak_memory, probe_passage, run_probe
 from lorasize.records import (
     RECIPE,
     Calibration,
     CostModel,
-    Demand,
-    Law,
     Observation,
     ProbeKind,
     ProbeSpec,
     Reading,
     Site,
-    SiteEfficiency,
 )
 from lorasize.tokens import encode_corpus
 from lorasize.training import base_losses
-from lorasize.transition import TransitionPoint, fit_transition
 from lorasize.units import LN2, bits
 
 Preset = Literal["quick", "standard", "thorough"]
@@ -273,73 +268,19 @@ def fit(
     Raises:
         FitError: they do not identify the law.
     """
-    order = list(dict.fromkeys(_site(o) for o in observations))
-    reference_loss = _mean([o.base_loss for o in observations if o.probe.kind == "random"])
-    fitted = fit_law(law_points(observations, reference_loss), reference_loss=reference_loss, soft_ceiling=True)
-    shapes = models.linear_shapes(base.model)
-    sites = tuple(
-        SiteEfficiency(
-            target_modules=site.target_modules,
-            layers_to_transform=site.layers_to_transform,
-            efficiency=efficiency,
-            stderr=stderr,
-            parameters_per_rank=adapters.count_parameters(shapes, site, 1),
-        )
-        for site, (efficiency, stderr) in zip(order, fitted.efficiencies, strict=True)
-    )
+    fitted = fit_observations(observations)
     return Calibration(
         model=models.record_of(base, ref),
         recipe=RECIPE,
         device=models.device_name(base.device),
         dtype=models.dtype_name(base.dtype),
         law=fitted.law,
-        sites=sites,
-        transition=fit_transition(transition_points(observations, fitted.law, sites)),
+        sites=fitted.sites,
+        transition=fitted.transition,
         cost=_cost(base, observations),
         observations=tuple(observations),
         provenance=_provenance(observations, preset, seed),
     )
-
-
-def _site(observation: Observation) -> Site:
-    probe = observation.probe
-    return Site(target_modules=probe.target_modules, layers_to_transform=probe.layers_to_transform)
-
-
-def _mean(values: Sequence[float]) -> float:
-    if not values:
-        raise FitError("no random-token probe was run: calibrate for longer", unidentified=["reference_loss"])
-    return sum(values) / len(values)
-
-
-def law_points(observations: Sequence[Observation], reference_loss: float) -> list[LawPoint]:
-    """Observations as points of the law; sites are numbered in the order in which they were first probed."""
-    order = list(dict.fromkeys(_site(o) for o in observations))
-    return [_point(o, order, reference_loss) for o in observations]
-
-
-def _point(observation: Observation, order: Sequence[Site], reference_loss: float) -> LawPoint:
-    """The observation as tokens of reference loss: total nats are what an adapter has to hold."""
-    return LawPoint(
-        site_index=order.index(_site(observation)),
-        n_parameters=observation.n_parameters,
-        n_tokens=observation.nats / reference_loss,
-        loss_reduction=observation.loss_reduction * reference_loss / observation.base_loss,
-        censored=observation.threshold_met,  # it ended there because it had succeeded
-    )
-
-
-def transition_points(
-    observations: Sequence[Observation], law: Law, sites: Sequence[SiteEfficiency]
-) -> list[TransitionPoint]:
-    """Each probe's slack under a law, whether it held every token, and its steps."""
-    efficiency = {(s.target_modules, s.layers_to_transform): s.efficiency for s in sites}
-    points = []
-    for o in observations:
-        effective = o.n_parameters * efficiency[o.probe.target_modules, o.probe.layers_to_transform]
-        demand = Demand(base_loss=o.base_loss, nats=o.nats, bits=bits(o.nats))
-        points.append(TransitionPoint(capacity_slack(law, effective, demand), o.threshold_met, o.steps))
-    return points
 
 
 def _cost(base: models.BaseModel, observations: Sequence[Observation]) -> CostModel:

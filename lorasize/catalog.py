@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from lorasize.errors import CalibrationError, LorasizeError
-from lorasize.records import Calibration, ModelFingerprint, Plan, to_json
+from lorasize.records import Calibration, ModelFingerprint, Plan, digest, to_json
 
 MAX_BYTES = 50_000_000
 FOLDER = "calibrations"
@@ -111,6 +111,21 @@ def find_calibration(
             return calibration, path
         reasons.append(f"{path}: {'; '.join(wrong)}")
     _refuse(ref, device_type, dtype, reasons)
+
+
+def find_by_digest(sha256: str) -> tuple[Calibration, Path] | None:
+    """The calibration a plan was made from, with its file; None when it is no longer in reach."""
+    for path in (path for folder in search_path() for path in sorted(folder.glob("*.json"))):
+        with contextlib.suppress(CalibrationError):
+            calibration = read_calibration(path)
+            if digest(calibration) == sha256:
+                return calibration, path
+    return None
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a file lies among the calibrations that come with lorasize."""
+    return path.resolve().parent == _shipped().resolve()
 
 
 def nearest_calibration(fingerprint: ModelFingerprint, recipe: str) -> Calibration | None:

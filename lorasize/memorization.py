@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING
 from lorasize import adapters, models, recall
 from lorasize.corpus import corpus_sha256, read_corpus
 from lorasize.errors import InfeasibleCorpusError, ModelError, StalePlanError
+from lorasize.probing import peak_memory
 from lorasize.records import (
     RECIPE,
     AdapterSpec,
     Escalation,
     Memorization,
     Method,
+    Observation,
     Outcome,
     Plan,
+    ProbeSpec,
     RecallReport,
     RecallSummary,
     StepReport,
@@ -82,11 +85,15 @@ class ApplyOptions:
 
 @dataclass(frozen=True)
 class Applied:
-    """What apply leaves: the record in the folder, and the recall report with the decoded texts."""
+    """What apply leaves: the record in the folder, and the recall report with the decoded texts.
+
+    `observation` is what the planned adapter, before it grew, teaches the calibration; None when a limit ended it.
+    """
 
     memorization: Memorization
     recall: RecallReport
     encoded: tuple[EncodedPassage, ...]
+    observation: Observation | None = None
 
 
 def apply(plan: Plan, out: Path, options: ApplyOptions, notify: Notify = lambda event: None) -> Applied:
@@ -120,7 +127,7 @@ def apply(plan: Plan, out: Path, options: ApplyOptions, notify: Notify = lambda 
         (staging / recall.RECORD).write_text(to_json(record), encoding="utf-8")
         (staging / "README.md").write_text(_card(record), encoding="utf-8")
         recall.write_sums(staging)
-    return Applied(record, report, tuple(encoded))
+    return Applied(record, report, tuple(encoded), _observation(session))
 
 
 @contextmanager
@@ -209,6 +216,7 @@ class _Session:
     final: Evaluation = field(init=False)
     steps: int = 0
     seconds: float = 0.0
+    first: tuple[Outcome, Evaluation, float] | None = None  # the planned adapter: how it ended, and after what epochs
 
     def run(self) -> None:
         """Train until memorised or a budget ends, growing the adapter on the way."""
@@ -252,6 +260,7 @@ class _Session:
                 break
         self.final = trainer.evaluate()
         self.outcome = ended or Outcome.STEP_BUDGET_EXHAUSTED
+        self.first = self.first or (self.outcome, self.final, (self.steps - before) / epoch)
         return not (self.outcome is Outcome.STALLED and options.escalate and self.spec.rank < _MAX_RANK)
 
     def _step_limit(self) -> int:
@@ -301,6 +310,40 @@ def _record(session: _Session, report: RecallReport) -> Memorization:
         drift=None,
         model_fingerprint=session.base.fingerprint,
         plan=session.plan,
+    )
+
+
+def _observation(session: _Session) -> Observation | None:
+    """The planned adapter's run as a probe would report it, with epochs for steps, as the transition counts them."""
+    demand, spec, options = session.plan.demand, session.plan.adapter, session.options
+    usual = ApplyOptions()
+    as_calibrated = (options.method, options.threshold, options.margin) == (usual.method, usual.threshold, usual.margin)
+    if session.first is None or demand is None or spec is None or not as_calibrated:
+        return None
+    outcome, final, epochs = session.first
+    if outcome not in (Outcome.MEMORIZED, Outcome.STALLED):
+        return None
+    steps = max(1, round(epochs))
+    return Observation(
+        probe=ProbeSpec(
+            target_modules=spec.target_modules,
+            layers_to_transform=spec.layers_to_transform,
+            rank=spec.rank,
+            kind="text",
+            n_tokens=len(final.losses),
+            seed=options.seed,
+            max_steps=options.max_steps,
+        ),
+        n_parameters=spec.n_parameters,
+        base_loss=demand.base_loss,
+        final_loss=final.mean_loss,
+        loss_reduction=demand.base_loss - final.mean_loss,
+        n_stubborn=final.n_below(options.threshold),
+        threshold_met=outcome is Outcome.MEMORIZED,
+        steps=steps,
+        seconds=session.seconds,
+        seconds_per_step=session.seconds / max(1, session.steps),
+        peak_memory_bytes=peak_memory(),
     )
 
 

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "lorasize"
 LEVELS = (
     ("errors", "units"),
     ("records", "corpus"),
-    ("law", "transition", "planning", "catalog"),
+    ("law", "transition", "planning", "fitting", "catalog", "learning"),
     ("models", "tokens", "losses", "adapters", "training", "recall"),
     ("probing", "calibration", "sizing", "memorization"),
     ("report", "cli"),

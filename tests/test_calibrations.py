@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lorasize.calibration import law_points, transition_points
 from lorasize.catalog import read_calibration
+from lorasize.fitting import law_points, transition_points
 from lorasize.law import fit_law
 from lorasize.records import RECIPE
 from lorasize.transition import fit_transition

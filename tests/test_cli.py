@@ -18,7 +18,7 @@ import test_report as made
 
 from lorasize import cli, errors
 from lorasize import records as r
-from lorasize.catalog import calibration_path, read_plan, write_calibration, write_plan
+from lorasize.catalog import calibration_path, read_calibration, read_plan, write_calibration, write_plan
 from lorasize.cli import config, failures, options, output
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,9 +69,9 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorded]:
 
 @pytest.fixture
 def applied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorded]:
-    """`applied(memorization)` makes the verb apply return it, or raise it."""
+    """`applied(memorization, observation)` makes the verb apply return them, or raise."""
 
-    def replace(result: r.Memorization | BaseException) -> Recorded:
+    def replace(result: r.Memorization | BaseException, observation: r.Observation | None = None) -> Recorded:
         asked: Recorded = {}
 
         def verb(plan: r.Plan, out: Path, how: Any, notify: Any) -> Any:
@@ -79,7 +79,7 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorded]:
             if isinstance(result, BaseException):
                 raise result
             notify(made.step(1))
-            return SimpleNamespace(memorization=result, recall=made.recall(), encoded=())
+            return SimpleNamespace(memorization=result, recall=made.recall(), encoded=(), observation=observation)
 
         monkeypatch.setattr("lorasize.memorization.apply", verb)
         return asked
@@ -373,6 +373,27 @@ def test_missing_corpus_is_2(tiny_llama: Path, capsys: pytest.CaptureFixture[str
 
 
 # ---------------------------------------------------------------- reports
+@pytest.mark.parametrize(("flags", "learns"), [([], True), (["--no-learn"], False)])
+def test_apply_adds_its_run_to_the_calibration(
+    flags: list[str], learns: bool, applied: Callable[..., Recorded], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lorasize.catalog import search_path
+
+    shipped = next(search_path()[-1].glob("*.json"))
+    own = Path("calibrations") / shipped.name
+    before = read_calibration(shipped).model_copy(update={"provenance": {"preset": "mine"}})
+    write_calibration(before, own)
+    seen = before.observations[0]
+    observation = seen.model_copy(update={"probe": seen.probe.model_copy(update={"seed": 99})})
+    plan = made.plan()
+    inputs = plan.inputs.model_copy(update={"calibration_sha256": r.digest(before)})
+    write_plan(plan.model_copy(update={"inputs": inputs}), Path("lorasize.plan.json"))
+    applied(made.memorization(), observation)
+    assert cli.main(["apply", *flags]) == 0
+    assert (len(read_calibration(own).observations) == len(before.observations) + 1) is learns
+    assert ("fitted again with this run" in capsys.readouterr().err) is learns
+
+
 @pytest.mark.parametrize("value", ["json", "json=-"])
 def test_json_is_one_document_on_stdout(
     value: str, planned: Callable[..., Recorded], capsys: pytest.CaptureFixture[str]

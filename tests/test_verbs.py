@@ -24,6 +24,7 @@ from lorasize.planning import Limits
 from lorasize.probing import Journal, invented_sentences, probe_passage, run_probe
 from lorasize.records import (
     Calibration,
+    Demand,
     Escalation,
     Observation,
     Outcome,
@@ -34,6 +35,7 @@ from lorasize.records import (
     digest,
 )
 from lorasize.sizing import PlanOptions
+from lorasize.units import bits
 
 UP = Site(target_modules=("up_proj",), layers_to_transform=(2,))
 MLP = Site(target_modules=("gate_proj", "up_proj", "down_proj"), layers_to_transform=(1, 2, 3))
@@ -428,6 +430,41 @@ def test_what_apply_leaves_says_what_happened(able_llama: Path, corpus: Path, tm
     assert record.tokens_per_second == pytest.approx(record.n_tokens * record.steps / record.seconds)
     assert 0.5 < record.min_probability <= reports[-1].min_probability + 1e-6
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+    assert applied.observation is None  # a plan by hand knows no demand
+
+
+def with_demand(plan: Plan) -> Plan:
+    """The plan as if three nats a token had been measured."""
+    nats = 3.0 * plan.corpus.n_tokens
+    return plan.model_copy(update={"demand": Demand(base_loss=3.0, nats=nats, bits=bits(nats))})
+
+
+@pytest.mark.usefixtures("_same_process", "_impatient")
+@pytest.mark.parametrize(("site", "rank", "held"), [(MLP, 4, True), (UP, 1, False)])
+def test_an_apply_is_an_observation_of_the_planned_adapter(
+    able_llama: Path, tmp_path: Path, site: Site, rank: int, held: bool
+) -> None:
+    corpus = write(tmp_path / "corpus.jsonl", RECORDS if held else TEXT)
+    planned = with_demand(plan_by_hand(able_llama, corpus, site, rank))
+    applied = apply(planned, tmp_path / "out", CPU)
+    assert applied.memorization.recalled
+    assert bool(applied.memorization.escalations) is not held
+    seen = applied.observation
+    assert seen is not None
+    assert planned.adapter is not None
+    assert (seen.threshold_met, seen.probe.rank, seen.probe.kind) == (held, rank, "text")
+    assert seen.n_parameters == planned.adapter.n_parameters
+    assert seen.nats == pytest.approx(3.0 * planned.corpus.n_tokens)
+    assert seen.loss_reduction == pytest.approx(3.0 - seen.final_loss)
+    assert (seen.n_stubborn == 0) is held
+    assert 0 < seen.steps <= applied.memorization.steps
+
+
+@pytest.mark.usefixtures("_same_process")
+def test_another_threshold_or_a_limit_teaches_nothing(able_llama: Path, corpus: Path, tmp_path: Path) -> None:
+    planned = with_demand(plan_by_hand(able_llama, corpus, MLP, 4))
+    for options in (ApplyOptions(device="cpu", margin=0.05), ApplyOptions(device="cpu", time_limit=0.0)):
+        assert apply(planned, tmp_path / "out", options).observation is None
 
 
 @pytest.mark.usefixtures("_same_process")

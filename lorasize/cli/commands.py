@@ -181,6 +181,10 @@ Example:
 @click.option("--time-limit", callback=options.duration, metavar="TIME", help='Training at most, such as "20 min".')
 @click.option("--escalate/--no-escalate", default=True, show_default=True, help="Grow the adapter when it stalls.")
 @click.option("--method", type=click.Choice(options.METHODS), default="memft", show_default=True, help="Objective.")
+@click.option(
+    "--learn/--no-learn", default=None,
+    help="Add this run to the calibration that planned it. By default yours is; --learn also copies a shipped one.",
+)  # fmt: skip
 @options.out(ADAPTER_FOLDER, "Adapter folder.")
 @options.output
 @click.pass_obj
@@ -208,7 +212,8 @@ def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
 
 def _apply(plan: Plan, chosen: dict[str, Any]) -> Memorization:
     from lorasize import memorization
-    from lorasize.report import Progress
+    from lorasize.learning import learn
+    from lorasize.report import Progress, learned_line
 
     names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device")
     how = memorization.ApplyOptions(**{name: chosen[name] for name in names})
@@ -216,6 +221,10 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Memorization:
         progress.doing("loading the model")
         applied = memorization.apply(plan, chosen["out"], how, progress.event)
         progress.note(f"wrote {chosen['out']}")
+        if applied.observation is not None and chosen["learn"] is not False:
+            learned = learn(plan.inputs.calibration_sha256, applied.observation, copy_shipped=chosen["learn"] is True)
+            if learned is not None:
+                progress.note(learned_line(learned))
     return applied.memorization
 
 

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 
 from lorasize.records import Calibration, Memorization, Plan, RecallReport
 from lorasize.records import to_json as record_json
-from lorasize.report.calibration import calibration_table
+from lorasize.report.calibration import calibration_table, learned_line
 from lorasize.report.plan import issues_list, plan_table
 from lorasize.report.progress import Progress
 from lorasize.report.recall import memorization_table, recall_table, side_by_side
@@ -22,6 +22,7 @@ __all__ = [
     "clean",
     "github",
     "issues_list",
+    "learned_line",
     "memorization_table",
     "plan_table",
     "recall_table",

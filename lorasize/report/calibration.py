@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.text import Text
@@ -10,6 +11,9 @@ from rich.text import Text
 from lorasize.records import Calibration
 from lorasize.report.text import counted, facts, label, layers, listing
 from lorasize.units import format_bytes
+
+if TYPE_CHECKING:
+    from lorasize.learning import Learned
 
 
 def calibration_table(calibration: Calibration) -> Group:
@@ -63,3 +67,11 @@ def _provenance(calibration: Calibration) -> Iterator[tuple[str, str]]:
     if calibration.held_out:
         yield "held out", counted(len(calibration.held_out), "observation")
     yield from calibration.provenance.items()
+
+
+def learned_line(learned: Learned) -> str:
+    """What one more observation changed, in one line."""
+    n = counted(len(learned.after.observations), "observation")
+    both = (learned.before.transition, learned.after.transition)
+    was, now = (f"{t.location:.3f} ± {t.location_stderr:.3f}" for t in both)
+    return f"{learned.path}: fitted again with this run, {n}; an even chance of recall at ln slack {was} → {now}"

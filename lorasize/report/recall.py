@@ -87,6 +87,10 @@ def _memorization_facts(m: Memorization) -> Iterator[tuple[str, str]]:
     predicted = m.plan.prediction
     if predicted is not None:
         yield "predicted", f"{predicted.steps.point:,.0f} steps · {format_seconds(predicted.seconds.point)}"
+    if m.escalations and m.plan.adapter is not None and predicted is not None:
+        times = m.adapter.n_parameters / m.plan.adapter.n_parameters
+        chance = f"{predicted.success_probability:.0%} likely"
+        yield "plan missed", f"rank {m.plan.adapter.rank} was {chance}; this took {times:.1f} times its parameters"
     yield "escalations", " · ".join(f"{e.from_} → {e.to} at step {e.step:,}" for e in m.escalations)
     if m.drift is not None:
         yield "drift", f"{m.drift.nats:+.3f} nats per token ({m.drift.before:.3f} → {m.drift.after:.3f})"
