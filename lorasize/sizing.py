@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lorasize import models
@@ -25,6 +26,7 @@ from lorasize.records import (
     Demand,
     Minimize,
     ModelFingerprint,
+    PassageDemand,
     Plan,
     PlanInputs,
     PlanModel,
@@ -32,9 +34,12 @@ from lorasize.records import (
     Serve,
     digest,
 )
+from lorasize.repetition import repeated
 from lorasize.tokens import EncodedPassage, encode_corpus, feasibility
 from lorasize.training import base_losses, sequence_length
 from lorasize.units import bits
+
+_COSTLIEST = 10  # passages named in a plan
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ def plan(
     made = make_plan(
         calibration=calibration,
         model=model,
-        demand=demand(losses),
+        demand=demand(encoded, losses),
         inputs=_inputs(summary, fingerprint, digest(calibration)),
         n_sequence_tokens=sum(sequence_length(p) for p in encoded),
         linear_parameters_per_rank=_linear_parameters(base),
@@ -159,10 +164,24 @@ def _moved_over(source: Calibration, base: models.BaseModel, ref: str) -> Calibr
     )
 
 
-def demand(losses: Sequence[Tensor]) -> Demand:
-    """What these token losses ask to be written."""
-    nats = sum(float(loss.sum()) for loss in losses)
-    return Demand(base_loss=nats / sum(len(loss) for loss in losses), nats=nats, bits=bits(nats))
+def demand(encoded: Sequence[EncodedPassage], losses: Sequence[Tensor]) -> Demand:
+    """What these passages ask to be written, given each target token's base loss (nats)."""
+    again = repeated(encoded)
+    costs = [float(loss[~torch.tensor(old)].sum()) for loss, old in zip(losses, again, strict=True)]
+    nats = sum(costs)
+    order = sorted(range(len(costs)), key=lambda k: -costs[k])
+    return Demand(
+        base_loss=nats / sum(len(loss) for loss in losses),
+        nats=nats,
+        bits=bits(nats),
+        n_repeated=sum(sum(old) for old in again),
+        costliest=tuple(_passage_demand(encoded[k], costs[k]) for k in order[:_COSTLIEST]),
+    )
+
+
+def _passage_demand(encoded: EncodedPassage, nats: float) -> PassageDemand:
+    p = encoded.passage
+    return PassageDemand(id=p.id, file=p.file, line=p.line, n_tokens=encoded.n_tokens, nats=nats)
 
 
 def _inputs(corpus: CorpusSummary, fingerprint: ModelFingerprint, calibration_sha256: str) -> PlanInputs:

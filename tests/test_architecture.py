@@ -21,7 +21,7 @@ LEVELS = (
     ("errors", "units"),
     ("records", "corpus"),
     ("law", "transition", "planning", "fitting", "catalog", "learning"),
-    ("models", "tokens", "losses", "adapters", "training", "recall"),
+    ("models", "tokens", "repetition", "losses", "adapters", "training", "recall"),
     ("probing", "calibration", "sizing", "memorization"),
     ("report", "cli"),
 )

@@ -10,13 +10,29 @@ from lorasize.records.inputs import AdapterSpec, CorpusSummary, Feasibility
 from lorasize.records.words import STRICT
 
 
+class PassageDemand(BaseModel):
+    """What one passage needs written, in nats; tokens that repeat earlier passages cost nothing."""
+
+    model_config = STRICT
+    id: str
+    file: str
+    line: int
+    n_tokens: int
+    nats: float
+
+
 class Demand(BaseModel):
-    """What the corpus needs written. `base_loss`: nats per target token; `nats`, `bits`: of the whole corpus."""
+    """What the corpus needs written. `nats`, `bits`: of the whole corpus; `base_loss`: nats per target token.
+
+    `n_repeated`: target tokens that repeat earlier passages and cost nothing. `costliest`: the passages that need most.
+    """
 
     model_config = STRICT
     base_loss: float
     nats: float
     bits: float
+    n_repeated: int = 0
+    costliest: tuple[PassageDemand, ...] = ()
 
 
 class Estimate(BaseModel):

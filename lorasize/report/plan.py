@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from lorasize.records import AdapterSpec, Alternative, Budget, Estimate, FeasibilityIssue, Plan, Prediction
+from lorasize.records import AdapterSpec, Alternative, Budget, Demand, Estimate, FeasibilityIssue, Plan, Prediction
 from lorasize.report.text import chance, counted, facts, label, layers, listing
 from lorasize.units import format_bytes, format_seconds
 
@@ -67,12 +67,17 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.demand is not None:
         corpus += f" · base loss {plan.demand.base_loss:.2f} nats per token · {plan.demand.bits:,.0f} bits to write"
     yield "demand", corpus
+    if plan.demand is not None:
+        yield from _where_the_bits_go(plan.demand, plan.corpus.n_passages)
     if plan.prediction is not None:
         yield from _prediction(plan.prediction)
     if (thumbs := plan.rules_of_thumb) is not None:
-        yield "rules of thumb", (
-            f"parameters ≥ tokens: rank {thumbs.parameters_ge_tokens_rank} · flat: rank {thumbs.flat_rank}; "
-            "both on all linear layers"
+        yield (
+            "rules of thumb",
+            (
+                f"parameters ≥ tokens: rank {thumbs.parameters_ge_tokens_rank} · flat: rank {thumbs.flat_rank}; "
+                "both on all linear layers"
+            ),
         )
     if plan.serving is not None:
         rank, notes = plan.serving.vllm_max_lora_rank, list(plan.serving.notes)
@@ -81,11 +86,22 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "serving", " · ".join(notes)
 
 
+def _where_the_bits_go(demand: Demand, n_passages: int) -> Iterator[tuple[str, str]]:
+    if demand.n_repeated:
+        yield "repeated", f"{counted(demand.n_repeated, 'token')} repeat earlier passages and cost nothing"
+    if n_passages > 1 and demand.nats > 0:
+        most = demand.costliest[:3]
+        yield "costliest", " · ".join(f"{p.file}:{p.line} {p.nats / demand.nats:.0%}" for p in most)
+
+
 def _prediction(p: Prediction) -> Iterator[tuple[str, str]]:
     lo, hi = p.rank_interval
-    yield "why", (
-        f"capacity slack {p.capacity_slack:.2f} · success probability {chance(p.success_probability)} "
-        f"(asked: {p.confidence:g}) · final loss {p.final_loss:.2f} nats per token"
+    yield (
+        "why",
+        (
+            f"capacity slack {p.capacity_slack:.2f} · success probability {chance(p.success_probability)} "
+            f"(asked: {p.confidence:g}) · final loss {p.final_loss:.2f} nats per token"
+        ),
     )
     yield "rank interval", f"{lo} to {hi} at this site (success probability 0.05 to 0.95)"
     yield "cost", f"{_steps(p.steps)} · {_seconds(p.seconds)} · {format_bytes(p.peak_memory_bytes)} of memory"
