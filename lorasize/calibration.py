@@ -25,12 +25,13 @@ from lorasize.catalog import calibration_path, write_calibration
 from lorasize.corpus import read_corpus
 from lorasize.fitting import fit_observations
 from lorasize.law import SATURATED
-from lorasize.probing import Journal, peak_memory, probe_passage, run_probe
+from lorasize.probing import Execute, Journal, peak_memory, probe_passage, run_probe
 from lorasize.records import (
     RECIPE,
     Calibration,
     CostModel,
     Observation,
+    ProbeJob,
     ProbeKind,
     ProbeSpec,
     Reading,
@@ -45,6 +46,7 @@ Preset = Literal["quick", "standard", "thorough"]
 _FIRST_RATIO: dict[Preset, float] = {"quick": 0.75, "standard": 0.6, "thorough": 0.6}  # bits a parameter, first probe
 _STEPS = 100  # of a probe at most
 _MIN_TOKENS = 12
+_TIMED = 8  # steps that show what one costs
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def calibrate(
     seed: int = 0,
     time_limit: float | None = None,
     folder: Path = Path("calibrations"),
+    execute: Execute | None = None,
     notify: Notify = lambda report: None,
 ) -> tuple[Calibration, Path]:
     """The calibration of a model on this device, and the file it was written to.
@@ -88,6 +91,7 @@ def calibrate(
         seed: Of targets and adapters.
         time_limit: Seconds after which no further probe starts.
         folder: Where the calibration belongs.
+        execute: Where independent probes run; one after another in this process when None.
         notify: Told before and after each probe.
 
     Raises:
@@ -101,9 +105,11 @@ def calibrate(
     key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": models.device_name(base.device)}
     key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
     journal = Journal(path.with_suffix(".journal.jsonl"), key)
-    run = _Run(base, journal, preset, seed, time_limit, sample, notify)
+    where = {"ref": ref, "revision": revision, "device": device, "dtype": dtype}
+    run = _Run(base, journal, preset, seed, time_limit, sample, notify, where, execute)
     run.all_probes()
-    calibration = fit(base, run.observations, ref, preset=preset, seed=seed)
+    timed = None if execute is None else run.timed_alone()
+    calibration = fit(base, run.observations, ref, preset=preset, seed=seed, timed=timed)
     write_calibration(calibration, path)
     journal.remove()
     return calibration, path
@@ -154,6 +160,8 @@ class _Run:
     time_limit: float | None
     sample: Sequence[int]
     notify: Notify
+    where: dict[str, str | None]  # what a worker needs to load the model
+    execute: Execute | None
     observations: list[Observation] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     total: int = 0
@@ -163,8 +171,7 @@ class _Run:
         sites = calibrated_sites(self.base, self.preset)
         self.total = 3 + len(self._around(sites, _FIRST_RATIO[self.preset]))
         boundary = self._boundary(sites[0])
-        for probe in self._around(sites, boundary):
-            self._probe(*probe)
+        self._all([self._spec(*probe) for probe in self._around(sites, boundary)])
         for ratio in (2.6, 3.2, 3.8):  # the law needs four probes that show a limit
             limited = [o for o in self.observations if not o.threshold_met]
             if sum(o.loss_reduction < SATURATED * o.base_loss for o in limited) < 4:
@@ -212,12 +219,35 @@ class _Run:
             probes += [(site, 1, "random", ratio * boundary, seed) for ratio in ((0.85,) if same else (0.7, 1.3))]
         return probes
 
+    def _all(self, specs: Sequence[ProbeSpec]) -> None:
+        """Observe every spec, here one after another or wherever probes are executed."""
+        if self.execute is None:
+            for spec in specs:
+                self._observe(spec)
+            return
+        wanted = list(dict.fromkeys(specs))
+        missing = [spec for spec in wanted if self.journal.get(spec) is None]
+        jobs = [ProbeJob.model_validate({**self.where, "spec": s, "sample": tuple(self.sample)}) for s in missing]
+        results, begun = self.execute(jobs), time.perf_counter()
+        for k in range(1, len(missing) + 1):
+            if self._late():
+                break
+            observation = Observation.model_validate_json(next(results))
+            self.journal.add(observation)
+            left = (time.perf_counter() - begun) / k * (len(missing) - k)
+            done = len(self.observations) + len(wanted) - len(missing) + k
+            self.notify(ProbeReport(done, max(self.total, done), observation.probe, observation, left))
+        known = [self.journal.get(spec) for spec in wanted]
+        self.observations += [o for o in known if o is not None and o not in self.observations]
+
     def _probe(self, site: Site, rank: int, kind: ProbeKind, ratio: float, seed: int) -> Observation | None:
         """Run a probe whose text needs `ratio` bits per parameter, or take it from the journal; None out of time."""
-        spec = self._spec(site, rank, kind, ratio, seed)
+        return self._observe(self._spec(site, rank, kind, ratio, seed))
+
+    def _observe(self, spec: ProbeSpec) -> Observation | None:
         known = self.journal.get(spec)
         if known is None:
-            if self.time_limit is not None and time.perf_counter() - self.started > self.time_limit:
+            if self._late():
                 return None
             self._tell(spec, None)
             known = run_probe(self.base, spec, self.sample)
@@ -226,6 +256,16 @@ class _Run:
             self.observations.append(known)
             self._tell(spec, known)
         return known
+
+    def _late(self) -> bool:
+        return self.time_limit is not None and time.perf_counter() - self.started > self.time_limit
+
+    def timed_alone(self) -> list[Observation]:
+        """A few steps of the longest and the shortest probe at each depth, with the device to themselves."""
+        by_size = sorted(self.observations, key=lambda o: o.probe.n_tokens)
+        chosen = {min(o.probe.layers_to_transform): o.probe for o in by_size}  # the longest at each depth
+        specs = [by_size[0].probe, *chosen.values()]
+        return [run_probe(self.base, s.model_copy(update={"max_steps": _TIMED}), self.sample) for s in specs]
 
     def _tell(self, spec: ProbeSpec, observation: Observation | None) -> None:
         done = len(self.observations)
@@ -261,9 +301,15 @@ class _Run:
 
 # ---------------------------------------------------------------- the fit
 def fit(
-    base: models.BaseModel, observations: Sequence[Observation], ref: str, *, preset: Preset, seed: int
+    base: models.BaseModel,
+    observations: Sequence[Observation],
+    ref: str,
+    *,
+    preset: Preset,
+    seed: int,
+    timed: Sequence[Observation] | None = None,
 ) -> Calibration:
-    """The calibration that these observations support.
+    """The calibration that these observations support; `timed` are those to take times from, if others shared devices.
 
     Raises:
         FitError: they do not identify the law.
@@ -277,7 +323,7 @@ def fit(
         law=fitted.law,
         sites=fitted.sites,
         transition=fitted.transition,
-        cost=_cost(base, observations),
+        cost=_cost(base, timed or observations),
         observations=tuple(observations),
         provenance=_provenance(observations, preset, seed),
     )

@@ -36,6 +36,10 @@ Example:
 )
 @click.option("--corpus", type=options.existing_file, multiple=True, help="Probe on text of this kind too; repeatable.")
 @click.option("--time-limit", callback=options.duration, metavar="TIME", help='No further probe after, say, "15 min".')
+@click.option(
+    "--executor", default="local", show_default=True, metavar="WHERE", help="local, ray or ray://host:port."
+)
+@click.option("--workers", type=options.AT_LEAST_ONE, default=1, show_default=True, help="Probes at the same time.")
 @options.out("calibrations", "Folder, or a file that ends in .json.")
 @options.output
 @click.pass_obj
@@ -47,6 +51,7 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
     targets = parse_reports(chosen["reports"])
     invocation.model = _ref(base_model, chosen["model"])
     from lorasize import calibration, models
+    from lorasize.probing import executor
     from lorasize.report import Progress
 
     out: Path = chosen["out"]
@@ -57,7 +62,8 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
         made, path = calibration.calibrate(
             invocation.model or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
             dtype=chosen["dtype"], preset=chosen["preset"], corpus=chosen["corpus"], seed=chosen["seed"],
-            time_limit=chosen["time_limit"], folder=folder, notify=progress.probe,
+            time_limit=chosen["time_limit"], folder=folder, execute=executor(chosen["executor"], chosen["workers"]),
+            notify=progress.probe,
         )  # fmt: skip
         if single:
             path = _moved(path, out)

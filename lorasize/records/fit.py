@@ -24,6 +24,19 @@ class ProbeSpec(BaseModel):
     recipe: str = RECIPE
 
 
+class ProbeJob(BaseModel):
+    """A probe with the model it runs on: all that a worker elsewhere has to be told."""
+
+    model_config = STRICT
+    ref: str
+    revision: str | None
+    device: str
+    dtype: str
+    spec: ProbeSpec
+    sample: tuple[int, ...] = ()
+    threads: int = 1
+
+
 class Observation(BaseModel):
     """What a probe measured. Losses in nats per target token."""
 

@@ -1,26 +1,21 @@
-"""Probes: one small training run gives one observation. A probe is a pure function of its spec and the base model.
+"""One probe: its text, made from a seed, and its training.
 
-Targets are random tokens, or text: sentences made from a seed, or a sample of the user's own corpus. The journal keeps
-every finished observation, so that an interrupted calibration goes on where it stopped.
+Targets are random tokens, or text: sentences made from a seed, or a sample of the user's own corpus.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import resource
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 
 from lorasize import adapters
-from lorasize.errors import CalibrationError, CorpusError
+from lorasize.errors import CorpusError
 from lorasize.models import BaseModel
 from lorasize.records import Observation, Passage, ProbeSpec, Site, StepReport
 from lorasize.tokens import EncodedPassage, stop_token_id
@@ -122,53 +117,3 @@ def peak_memory() -> int:
         return int(torch.cuda.max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-# ---------------------------------------------------------------- the journal
-class Journal:
-    """Finished observations of one calibration, one JSON line each, on disk before the next probe starts."""
-
-    def __init__(self, path: Path, key: dict[str, str]) -> None:
-        """Open or begin; a journal kept for another model, device, dtype or recipe is begun anew."""
-        self._path = path
-        self._key = json.dumps(key, sort_keys=True)
-        self._done: dict[str, Observation] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for line in lines[1:] if lines and lines[0] == self._key else []:
-            try:
-                self._keep(Observation.model_validate_json(line))
-            except ValidationError:
-                continue  # a line cut short by a kill: that probe runs again
-        self._begin()
-
-    def _begin(self) -> None:
-        """Write the journal anew, without lines that a kill cut short."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._path.with_suffix(".partial")
-        self._write(fresh, "w", [self._key, *(o.model_dump_json() for o in self._done.values())])
-        os.replace(fresh, self._path)
-
-    def _keep(self, observation: Observation) -> None:
-        self._done[observation.probe.model_dump_json()] = observation
-
-    def _write(self, path: Path, mode: str, lines: Sequence[str]) -> None:
-        try:
-            with path.open(mode, encoding="utf-8") as stream:
-                stream.write("".join(line + "\n" for line in lines))
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise CalibrationError(f"{path}: cannot be written ({error.strerror})") from error
-
-    def get(self, spec: ProbeSpec) -> Observation | None:
-        """The observation of a probe that was finished before."""
-        return self._done.get(spec.model_dump_json())
-
-    def add(self, observation: Observation) -> None:
-        """Keep an observation."""
-        self._keep(observation)
-        self._write(self._path, "a", [observation.model_dump_json()])
-
-    def remove(self) -> None:
-        """Delete the journal: its observations are in the calibration now."""
-        self._path.unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""Probes elsewhere: the same observations from other processes and from a Ray cluster, whatever dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorasize.calibration import calibrate
+from lorasize.errors import CalibrationError
+from lorasize.probing import executor
+from lorasize.probing.executors import run_job
+from lorasize.records import Calibration, Observation, ProbeJob, ProbeSpec
+
+
+def essence(calibration: Calibration) -> list[Any]:
+    """Observations without clock and memory; losses to three digits, since thread counts move the last ones."""
+    clock = {"seconds", "seconds_per_step", "peak_memory_bytes", "base_loss", "final_loss", "loss_reduction"}
+    return [(o.model_dump(exclude=clock), round(o.base_loss, 3)) for o in calibration.observations]
+
+
+def job(folder: Path, **changes: Any) -> ProbeJob:
+    """A small probe on a model."""
+    where: dict[str, Any] = {"target_modules": ("up_proj",), "layers_to_transform": (2,), "rank": 1, "kind": "random"}
+    spec = ProbeSpec(**{**where, "n_tokens": 14, "seed": 0, "max_steps": 6, **changes})
+    return ProbeJob(ref=str(folder), revision=None, device="cpu", dtype="float32", spec=spec)
+
+
+def test_a_job_is_json_in_and_out(able_llama: Path) -> None:
+    asked = job(able_llama)
+    observation = Observation.model_validate_json(run_job(asked.model_dump_json()))
+    assert observation.probe == asked.spec
+    assert observation.steps == 6
+
+
+def test_one_worker_here_needs_no_executor_and_an_unknown_one_is_refused() -> None:
+    assert executor("local") is None
+    assert executor("local", 2) is not None
+    with pytest.raises(CalibrationError, match="no executor 'slurm'"):
+        executor("slurm")
+
+
+@pytest.mark.slow
+def test_processes_observe_what_this_process_does(able_llama: Path, tmp_path: Path) -> None:
+    made = [
+        calibrate(str(able_llama), device="cpu", folder=tmp_path / str(n), execute=executor("local", n))[0]
+        for n in (1, 2)
+    ]
+    assert essence(made[1]) == essence(made[0])
+    assert made[1].law.parameter_exponent == pytest.approx(made[0].law.parameter_exponent, rel=0.05)
+    assert made[1].cost.seconds_per_forward_token > 0
+
+
+RAY_DRIVER = """
+import sys
+from pathlib import Path
+from lorasize.calibration import calibrate
+from lorasize.probing import executor
+calibration, _ = calibrate(
+    sys.argv[1], device="cpu", folder=Path(sys.argv[2]), execute=executor("ray", 2),
+    notify=lambda report: print(report.done, flush=True),
+)
+print("made", len(calibration.observations), flush=True)
+"""
+
+
+@pytest.fixture
+def ray_driver(tmp_path: Path) -> Path:
+    """A script that calibrates on a local Ray cluster."""
+    pytest.importorskip("ray")
+    script = tmp_path / "driver.py"
+    script.write_text(textwrap.dedent(RAY_DRIVER), encoding="utf-8")
+    return script
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_nothing_that_had_come_back(able_llama: Path, tmp_path: Path, ray_driver: Path) -> None:
+    command = [sys.executable, str(ray_driver), str(able_llama), str(tmp_path / "out")]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert first.stdout is not None
+    seen = 0
+    for line in first.stdout:  # until one probe of the cluster has come back
+        seen = int(line)
+        if seen >= 4:
+            break
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    journal = next((tmp_path / "out").glob("*.journal.jsonl"))
+    kept = journal.read_text("utf-8").splitlines()[1:]
+    assert len(kept) >= seen - 1
+    again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert again.stdout.splitlines()[-1].startswith("made")
+    serial = calibrate(str(able_llama), device="cpu", folder=tmp_path / "serial")[0]
+    from lorasize.catalog import read_calibration
+
+    assert essence(read_calibration(next((tmp_path / "out").glob("*.json")))) == essence(serial)
