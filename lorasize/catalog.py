@@ -96,21 +96,35 @@ def find_calibration(
     Raises:
         CalibrationError: none fits; the message lists what was found and why each did not match.
     """
-    places = [explicit] if explicit is not None else list(_found(ref, device_type, dtype))
+    wanted = (fingerprint, device_type if explicit is None else None, dtype, recipe)
     reasons = []
-    for path in places:
-        try:
-            calibration = read_calibration(path)
-        except CalibrationError as error:
-            reasons.append(str(error))
-            continue
-        wrong = _mismatch(calibration, fingerprint, dtype, recipe)
-        if explicit is None and _device_type(calibration.device) != device_type:
-            wrong.append(f"made on {calibration.device}, not {device_type}")
-        if not wrong:
-            return calibration, path
-        reasons.append(f"{path}: {'; '.join(wrong)}")
+    for path in [explicit] if explicit is not None else _found(ref, device_type, dtype):
+        read = _fitting(path, *wanted)
+        if isinstance(read, Calibration):
+            return read, path
+        reasons.append(read)
     _refuse(ref, device_type, dtype, reasons)
+
+
+def near_misses(fingerprint: ModelFingerprint, ref: str, device_type: str, dtype: str, recipe: str) -> list[str]:
+    """Why each calibration that did not come with lorasize does not fit."""
+    own = (path for path in _found(ref, device_type, dtype) if not is_shipped(path))
+    read = (_fitting(path, fingerprint, device_type, dtype, recipe) for path in own)
+    return [reason for reason in read if isinstance(reason, str)]
+
+
+def _fitting(
+    path: Path, fingerprint: ModelFingerprint, device_type: str | None, dtype: str, recipe: str
+) -> Calibration | str:
+    """The calibration in a file if it fits, else why not."""
+    try:
+        calibration = read_calibration(path)
+    except CalibrationError as error:
+        return str(error)
+    wrong = _mismatch(calibration, fingerprint, dtype, recipe)
+    if device_type is not None and _device_type(calibration.device) != device_type:
+        wrong.append(f"made on {calibration.device}, not {device_type}")
+    return f"{path}: {'; '.join(wrong)}" if wrong else calibration
 
 
 def find_by_digest(sha256: str) -> tuple[Calibration, Path] | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lorasize import models
-from lorasize.catalog import find_calibration, nearest_calibration
+from lorasize.catalog import find_calibration, near_misses, nearest_calibration
 from lorasize.corpus import corpus_sha256, read_corpus
 from lorasize.errors import CalibrationError
 from lorasize.planning import Limits, make_plan, prior_calibration
@@ -116,8 +116,10 @@ def plan(
         return Sized(_infeasible(model, inputs, about), tuple(encoded))
     calibration, own = _calibration(fingerprint, ref, where.type, kind, options.calibration)
     base = models.load(ref, revision=revision, device=device, dtype=dtype)
+    passed_over: list[str] = []
     if not own:
         calibration = _moved_over(calibration, base, ref)
+        passed_over = near_misses(fingerprint, ref, where.type, kind, RECIPE)
     losses = base_losses(base, encoded)
     made = make_plan(
         calibration=calibration,
@@ -135,7 +137,8 @@ def plan(
         same_device=calibration.device == models.device_name(where),
         **about,
     )
-    return Sized(made, tuple(encoded), tuple(losses))
+    warnings = (*made.warnings, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
+    return Sized(made.model_copy(update={"warnings": warnings}), tuple(encoded), tuple(losses))
 
 
 def _calibration(

@@ -365,6 +365,11 @@ def test_without_a_calibration_another_model_s_stands_in(
     assert made_up.prediction.extrapolated
     assert made_up.warnings[0].startswith("Not calibrated: these figures are those of builtin:smollm2")
     assert "Not calibrated" in capsys.readouterr().out
+    own = Path("calibrations") / "mine.json"
+    own.parent.mkdir()
+    own.write_text("{", encoding="utf-8")
+    assert cli.main(["plan", "page.md", "--model", str(folder), "--device", "cpu", "-q"]) == 0
+    assert f"A calibration that does not fit: {own}: not JSON" in read_plan(Path("lorasize.plan.json")).warnings[-1]
 
 
 def test_missing_corpus_is_2(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
