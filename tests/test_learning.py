@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lorasize.catalog import find_by_digest, is_shipped, read_calibration, search_path, write_calibration
+from lorasize.catalog import find_by_digest, is_shipped, read_calibration, write_calibration
 from lorasize.learning import learn
 from lorasize.records import Calibration, Observation, digest
 
-SHIPPED = search_path()[-1] / "builtin-smollm2-135m-instruct.cpu.float32.json"
+SHIPPED = Path(__file__).resolve().parent.parent / "calibrations" / "builtin-smollm2-135m-instruct.cpu.float32.json"
 FOLDER = Path("calibrations")
 
 

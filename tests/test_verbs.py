@@ -132,7 +132,7 @@ def test_invented_sentences_are_the_same_for_the_same_seed() -> None:
 
 
 def test_a_text_probe_longer_than_its_text_is_refused(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorasize.probing.invented_sentences", lambda seed, n: ["Too short."])
+    monkeypatch.setattr("lorasize.probing.probes.invented_sentences", lambda seed, n: ["Too short."])
     with pytest.raises(CorpusError, match="a probe of 40 tokens needs a longer sample"):
         probe_passage(base, spec(kind="text", n_tokens=40))
 
