@@ -57,7 +57,7 @@ def test_wheel_carries_data(wheel: Path) -> None:
 def test_wheel_carries_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.partition("/")[0].partition("-")[0] for n in names} == {"lorasize"}
-    assert [n for n in names if "__pycache__" in n or n.endswith(".jsonl")] == []
+    assert [n for n in names if "__pycache__" in n or n.endswith(".journal.jsonl")] == []
 
 
 def test_metadata(wheel: Path) -> None:
