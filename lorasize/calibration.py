@@ -108,7 +108,7 @@ def calibrate(
     where = {"ref": ref, "revision": revision, "device": device, "dtype": dtype}
     run = _Run(base, journal, preset, seed, time_limit, sample, notify, where, execute)
     run.all_probes()
-    timed = None if execute is None else run.timed_alone()
+    timed = run.timed_alone() if execute is not None and run.observations else None
     calibration = fit(base, run.observations, ref, preset=preset, seed=seed, timed=timed)
     write_calibration(calibration, path)
     journal.remove()
@@ -261,7 +261,7 @@ class _Run:
         return self.time_limit is not None and time.perf_counter() - self.started > self.time_limit
 
     def timed_alone(self) -> list[Observation]:
-        """A few steps of the longest and the shortest probe at each depth, with the device to themselves."""
+        """A few steps of the shortest probe and of the longest at each depth, with the device to themselves."""
         by_size = sorted(self.observations, key=lambda o: o.probe.n_tokens)
         chosen = {min(o.probe.layers_to_transform): o.probe for o in by_size}  # the longest at each depth
         specs = [by_size[0].probe, *chosen.values()]

@@ -129,12 +129,14 @@ def _fitting(
 
 def find_by_digest(sha256: str) -> tuple[Calibration, Path] | None:
     """The calibration a plan was made from, with its file; None when it is no longer in reach."""
+    return next(((calibration, path) for calibration, path in _readable() if digest(calibration) == sha256), None)
+
+
+def _readable() -> Iterator[tuple[Calibration, Path]]:
+    """Every calibration in reach that can be read, nearest first."""
     for path in (path for folder in search_path() for path in sorted(folder.glob("*.json"))):
         with contextlib.suppress(CalibrationError):
-            calibration = read_calibration(path)
-            if digest(calibration) == sha256:
-                return calibration, path
-    return None
+            yield read_calibration(path), path
 
 
 def is_shipped(path: Path) -> bool:
@@ -147,11 +149,7 @@ def nearest_calibration(fingerprint: ModelFingerprint, recipe: str) -> Calibrati
 
     None when no calibration in reach is for this training recipe.
     """
-    found = []
-    for path in (path for folder in search_path() for path in sorted(folder.glob("*.json"))):
-        with contextlib.suppress(CalibrationError):
-            found.append(read_calibration(path))
-    able = (c for c in found if c.recipe == recipe)
+    able = (calibration for calibration, _ in _readable() if calibration.recipe == recipe)
     return max(able, key=lambda c: (c.model.fingerprint == fingerprint, len(c.observations)), default=None)
 
 

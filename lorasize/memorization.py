@@ -330,7 +330,7 @@ def _observation(session: _Session) -> Observation | None:
             layers_to_transform=spec.layers_to_transform,
             rank=spec.rank,
             kind="text",
-            n_tokens=len(final.losses),
+            n_tokens=max(1, round(demand.nats / demand.base_loss)),  # without those that repeat earlier passages
             seed=options.seed,
             max_steps=options.max_steps,
         ),

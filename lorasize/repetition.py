@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lorasize.tokens import EncodedPassage
 
-CONTEXT = 8  # tokens that must stand before; docs/log.md has what copies really cost
+CONTEXT = 8  # tokens that must stand before; `benchmarks/repetition_cost.py` measures what copies cost
 
 
 def repeated(encoded: Sequence[EncodedPassage]) -> list[list[bool]]:

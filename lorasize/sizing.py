@@ -97,23 +97,14 @@ def plan(
     fingerprint = models.fingerprint(folder)
     where = models.pick_device(device)
     kind = models.dtype_name(models.pick_dtype(dtype, where))
-    passages, files = read_corpus(corpus, options.reading)
-    tokenizer = models.load_tokenizer(folder)
-    encoded = encode_corpus(passages, tokenizer, options.reading, models.max_positions(folder))
-    summary = CorpusSummary(
-        n_passages=len(encoded),
-        n_tokens=sum(p.n_tokens for p in encoded),
-        sha256=corpus_sha256(files),
-        files=files,
-        reading=options.reading,
-    )
+    encoded, summary = _read(corpus, options.reading, folder)
     about: dict[str, Any] = {"corpus": summary, "feasibility": feasibility(encoded)}
     model = PlanModel(
         ref=ref, revision=revision, fingerprint=fingerprint.digest, dtype=kind, n_layers=models.n_layers(folder)
     )
     if not about["feasibility"].feasible:
         inputs = _inputs(summary, fingerprint, "")
-        return Sized(_infeasible(model, inputs, about), tuple(encoded))
+        return Sized(_infeasible(model, inputs, about), encoded)
     calibration, own = _calibration(fingerprint, ref, where.type, kind, options.calibration)
     base = models.load(ref, revision=revision, device=device, dtype=dtype)
     passed_over: list[str] = []
@@ -138,7 +129,21 @@ def plan(
         **about,
     )
     warnings = (*made.warnings, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
-    return Sized(made.model_copy(update={"warnings": warnings}), tuple(encoded), tuple(losses))
+    return Sized(made.model_copy(update={"warnings": warnings}), encoded, tuple(losses))
+
+
+def _read(corpus: Sequence[Path], reading: Reading, folder: Path) -> tuple[tuple[EncodedPassage, ...], CorpusSummary]:
+    """The corpus as passages in token ids, and what the plan says of it."""
+    passages, files = read_corpus(corpus, reading)
+    encoded = encode_corpus(passages, models.load_tokenizer(folder), reading, models.max_positions(folder))
+    summary = CorpusSummary(
+        n_passages=len(encoded),
+        n_tokens=sum(p.n_tokens for p in encoded),
+        sha256=corpus_sha256(files),
+        files=files,
+        reading=reading,
+    )
+    return tuple(encoded), summary
 
 
 def _calibration(
@@ -174,7 +179,7 @@ def demand(encoded: Sequence[EncodedPassage], losses: Sequence[Tensor]) -> Deman
     nats = sum(costs)
     order = sorted(range(len(costs)), key=lambda k: -costs[k])
     return Demand(
-        base_loss=nats / sum(len(loss) for loss in losses),
+        base_loss=sum(float(loss.sum()) for loss in losses) / sum(len(loss) for loss in losses),
         nats=nats,
         bits=bits(nats),
         n_repeated=sum(sum(old) for old in again),

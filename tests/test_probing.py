@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lorasize.calibration import calibrate
+from lorasize.catalog import read_calibration
 from lorasize.errors import CalibrationError
 from lorasize.probing import executor
 from lorasize.probing.executors import run_job
@@ -57,46 +58,86 @@ def test_processes_observe_what_this_process_does(able_llama: Path, tmp_path: Pa
     assert made[1].cost.seconds_per_forward_token > 0
 
 
+@pytest.mark.slow
+def test_a_worker_that_dies_is_one_error_and_the_next_call_goes_on(
+    able_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorasize.probing.executors.run_job", _dies)
+    with pytest.raises(CalibrationError, match="a worker process died"):
+        calibrate(str(able_llama), device="cpu", folder=tmp_path, execute=executor("local", 2))
+    kept = next(tmp_path.glob("*.journal.jsonl")).read_text("utf-8").splitlines()[1:]
+    assert len(kept) >= 1  # the search for the boundary, which ran here
+    monkeypatch.undo()
+    calibration, path = calibrate(str(able_llama), device="cpu", folder=tmp_path)
+    assert path.is_file()
+    assert [o.model_dump_json() for o in calibration.observations[: len(kept)]] == kept
+
+
+def _dies(text: str) -> str:
+    os._exit(1)
+
+
 RAY_DRIVER = """
+import os
 import sys
 from pathlib import Path
 from lorasize.calibration import calibrate
-from lorasize.probing import executor
-calibration, _ = calibrate(
+from lorasize.probing import executor, executors
+
+run_job = executors.run_job
+fuse = Path(sys.argv[3])
+
+def killed_once(text):
+    if fuse.exists():
+        fuse.unlink()
+        os._exit(1)
+    return run_job(text)
+
+executors.run_job = killed_once
+calibrate(
     sys.argv[1], device="cpu", folder=Path(sys.argv[2]), execute=executor("ray", 2),
     notify=lambda report: print(report.done, flush=True),
 )
-print("made", len(calibration.observations), flush=True)
+print("fuse", fuse.exists(), flush=True)
 """
 
 
 @pytest.fixture
-def ray_driver(tmp_path: Path) -> Path:
-    """A script that calibrates on a local Ray cluster."""
+def on_ray(able_llama: Path, tmp_path: Path) -> list[str]:
+    """Calibrates on a local Ray cluster; the first job kills its worker if the file `fuse` is there."""
     pytest.importorskip("ray")
     script = tmp_path / "driver.py"
     script.write_text(textwrap.dedent(RAY_DRIVER), encoding="utf-8")
-    return script
+    return [sys.executable, str(script), str(able_llama), str(tmp_path / "out"), str(tmp_path / "fuse")]
+
+
+def like_serial(folder: Path, able_llama: Path) -> bool:
+    """Whether the calibration in a folder holds the observations of one made in this process."""
+    serial = calibrate(str(able_llama), device="cpu", folder=folder / "serial")[0]
+    return essence(read_calibration(next((folder / "out").glob("*.json")))) == essence(serial)
 
 
 @pytest.mark.slow
-def test_a_killed_driver_loses_nothing_that_had_come_back(able_llama: Path, tmp_path: Path, ray_driver: Path) -> None:
-    command = [sys.executable, str(ray_driver), str(able_llama), str(tmp_path / "out")]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+def test_a_killed_worker_is_replaced_and_its_job_runs_again(
+    on_ray: list[str], able_llama: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "fuse").touch()
+    done = subprocess.run(on_ray, capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "fuse False"
+    assert like_serial(tmp_path, able_llama)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_nothing_that_had_come_back(on_ray: list[str], able_llama: Path, tmp_path: Path) -> None:
+    first = subprocess.Popen(on_ray, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert first.stdout is not None
-    seen = 0
-    for line in first.stdout:  # until one probe of the cluster has come back
-        seen = int(line)
-        if seen >= 4:
-            break
+    seen = next(n for line in first.stdout if (n := int(line)) >= 4)  # at least one has come back from the cluster
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
+    first.stdout.close()
     journal = next((tmp_path / "out").glob("*.journal.jsonl"))
     kept = journal.read_text("utf-8").splitlines()[1:]
     assert len(kept) >= seen - 1
-    again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    assert again.stdout.splitlines()[-1].startswith("made")
-    serial = calibrate(str(able_llama), device="cpu", folder=tmp_path / "serial")[0]
-    from lorasize.catalog import read_calibration
-
-    assert essence(read_calibration(next((tmp_path / "out").glob("*.json")))) == essence(serial)
+    again = subprocess.run(on_ray, capture_output=True, text=True, check=True, timeout=300)
+    assert again.stdout.splitlines()[-1] == "fuse False"
+    assert like_serial(tmp_path, able_llama)

@@ -53,6 +53,6 @@ def test_demand_names_the_costliest_passages_and_leaves_copies_out(torch: Any) -
     encoded = [passage(1, PAGE, 1), passage(2, PAGE, 2), passage(3, (1, 2, 3, 4), 3)]
     found = demand(encoded, losses)
     assert found.nats == pytest.approx(40 * 2.0 + CONTEXT * 3.0 + 4 * 1.0)
-    assert found.base_loss == pytest.approx(found.nats / 84)
+    assert found.base_loss == pytest.approx((40 * 2.0 + 40 * 3.0 + 4 * 1.0) / 84)
     assert found.n_repeated == 40 - CONTEXT
     assert [(p.line, p.nats) for p in found.costliest] == [(1, 80.0), (2, CONTEXT * 3.0), (3, 4.0)]

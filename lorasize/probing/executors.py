@@ -1,7 +1,8 @@
 """Where probes run besides this process: in processes of this machine (joblib), or on a Ray cluster.
 
-A job is JSON and so is its result; a worker that dies is replaced and its job runs again. What has come back is in the
-caller's journal, so a driver that dies loses only what was under way. The only door to joblib and ray.
+A job is JSON and so is its result. What has come back is in the caller's journal, so a driver that dies loses only what
+was under way. A worker that dies is replaced by Ray; joblib gives up, and the same command goes on from the journal.
+The only door to joblib and ray.
 """
 
 from __future__ import annotations
@@ -55,10 +56,13 @@ def _texts(jobs: Sequence[ProbeJob], workers: int) -> list[str]:
 
 def _processes(jobs: Sequence[ProbeJob], workers: int) -> Iterator[str]:
     from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    yield from Parallel(n_jobs=workers, return_as="generator_unordered")(
-        delayed(run_job)(text) for text in _texts(jobs, workers)
-    )
+    parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
+    try:
+        yield from parallel(delayed(run_job)(text) for text in _texts(jobs, workers))
+    except TerminatedWorkerError:
+        raise CalibrationError("a worker process died, for want of memory perhaps: the same call goes on") from None
 
 
 def _cluster(jobs: Sequence[ProbeJob], address: str | None, workers: int) -> Iterator[str]:

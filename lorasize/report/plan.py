@@ -72,12 +72,9 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.prediction is not None:
         yield from _prediction(plan.prediction)
     if (thumbs := plan.rules_of_thumb) is not None:
-        yield (
-            "rules of thumb",
-            (
-                f"parameters ≥ tokens: rank {thumbs.parameters_ge_tokens_rank} · flat: rank {thumbs.flat_rank}; "
-                "both on all linear layers"
-            ),
+        yield "rules of thumb", (
+            f"parameters ≥ tokens: rank {thumbs.parameters_ge_tokens_rank} · flat: rank {thumbs.flat_rank}; "
+            "both on all linear layers"
         )
     if plan.serving is not None:
         rank, notes = plan.serving.vllm_max_lora_rank, list(plan.serving.notes)
@@ -96,12 +93,9 @@ def _where_the_bits_go(demand: Demand, n_passages: int) -> Iterator[tuple[str, s
 
 def _prediction(p: Prediction) -> Iterator[tuple[str, str]]:
     lo, hi = p.rank_interval
-    yield (
-        "why",
-        (
-            f"capacity slack {p.capacity_slack:.2f} · success probability {chance(p.success_probability)} "
-            f"(asked: {p.confidence:g}) · final loss {p.final_loss:.2f} nats per token"
-        ),
+    yield "why", (
+        f"capacity slack {p.capacity_slack:.2f} · success probability {chance(p.success_probability)} "
+        f"(asked: {p.confidence:g}) · final loss {p.final_loss:.2f} nats per token"
     )
     yield "rank interval", f"{lo} to {hi} at this site (success probability 0.05 to 0.95)"
     yield "cost", f"{_steps(p.steps)} · {_seconds(p.seconds)} · {format_bytes(p.peak_memory_bytes)} of memory"
