@@ -1,6 +1,6 @@
 """Compare the law with and without its soft ceiling: how it fits, how it predicts what was held out.
 
-    python benchmarks/law_forms.py [CALIBRATION.json …] [--points paper_law_points.csv]
+    python benchmarks/law_forms.py [CALIBRATION.json …] [--points paper_law_points.csv] [--refit]
 
 For each calibration (every shipped one by default) and each form: the exponents, r² on probes that show a limit, how
 well slack separates probes that held every token from those that did not, and the held-out error: each probe that shows
@@ -8,6 +8,8 @@ a limit is predicted by a law fitted on the others, root mean square, as a share
 
 `--points`: a table rank, n_tokens, loss_reduction_nats at one site (8,192 parameters a rank, ceiling 14 nats), such as
 the paper's; each form is fitted on points of at most 3,000 tokens and predicts those of 10,000.
+
+`--refit` writes each calibration anew, law, efficiencies and transition fitted on the observations in it.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorasize.catalog import read_calibration
+from lorasize.catalog import read_calibration, write_calibration
 from lorasize.errors import FitError
-from lorasize.fitting import law_points, transition_points
+from lorasize.fitting import fit_observations, law_points, transition_points
 from lorasize.law import Fit, LawPoint, bent, fit_law, predict
 from lorasize.records import Calibration
 
@@ -88,10 +90,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("calibration", nargs="*", type=Path)
     parser.add_argument("--points", type=Path)
+    parser.add_argument("--refit", action="store_true")
     chosen = parser.parse_args()
     for path in chosen.calibration or sorted((Path(__file__).parent.parent / "calibrations").glob("*.json")):
         calibration = read_calibration(path)
         print(f"{path.name}: {len(calibration.observations)} observations")
+        if chosen.refit:
+            fitted = fit_observations(calibration.observations)
+            parts = {"law": fitted.law, "sites": fitted.sites, "transition": fitted.transition}
+            write_calibration(calibration.model_copy(update=parts), path)
         for name, soft in FORMS.items():
             print(f"  {name}  {describe(calibration, soft=soft)}")
     if chosen.points:
