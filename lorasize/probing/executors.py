@@ -8,6 +8,7 @@ The only door to joblib and ray.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -70,7 +71,7 @@ def _cluster(jobs: Sequence[ProbeJob], address: str | None, workers: int) -> Ite
         import ray
     except ImportError:
         raise CalibrationError("running on Ray needs ray: pip install 'lorasize[ray]'") from None
-    ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="error")
+    ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     gpus = 1 if jobs and jobs[0].device.startswith("cuda") else 0  # leased, so that no two probes share one
     texts = _texts(jobs, workers)
     cpus = max(1, (os.cpu_count() or 1) // workers)
