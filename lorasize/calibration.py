@@ -1,7 +1,8 @@
 """The verb calibrate: probes on the user's model and device, then the law, the transition and the cost model.
 
-The design is a short search: at the reference site, probes find how many bits a parameter holds; every other site is
-then probed near that boundary, below it (a success) and above it (an unsaturated point of the law).
+A short search at the reference site finds how many bits a parameter holds, a few probes around that boundary make the
+law fittable, and then each round runs the probes that most reduce what is not known of the recommended size
+(lorasize.design), until the preset's budget is spent.
 """
 
 from __future__ import annotations
@@ -16,20 +17,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from lorasize import __version__, adapters, models
 from lorasize.catalog import calibration_path, write_calibration
 from lorasize.corpus import read_corpus
+from lorasize.costs import fit_cost
+from lorasize.design import next_probes, work_of
+from lorasize.errors import FitError
 from lorasize.fitting import fit_observations
 from lorasize.law import SATURATED
-from lorasize.probing import Execute, Journal, peak_memory, probe_passage, run_probe
+from lorasize.probing import Execute, Journal, probe_passage, run_probe
 from lorasize.records import (
+    PROBE_STEPS,
     RECIPE,
     Calibration,
-    CostModel,
     Observation,
     ProbeJob,
     ProbeKind,
@@ -43,9 +43,14 @@ from lorasize.units import LN2, bits
 
 Preset = Literal["quick", "standard", "thorough"]
 
-_FIRST_RATIO: dict[Preset, float] = {"quick": 0.75, "standard": 0.6, "thorough": 0.6}  # bits a parameter, first probe
-_STEPS = 100  # of a probe at most
+_FIRST_RATIO = 0.75  # bits a parameter of the first probe
+_WIDER = 1.35  # factor to the next one, while they succeed
+_BUDGET: dict[Preset, float] = {"quick": 2.2e6, "standard": 10e6, "thorough": 36e6}  # layer-tokens (lorasize.design)
+_STEPS: dict[Preset, int] = {"quick": 200, "standard": PROBE_STEPS, "thorough": PROBE_STEPS}  # of a probe at most
+_ROUND = 4  # probes chosen together, wherever they run
+_MOST: dict[Preset, int] = {"quick": 10, "standard": 40, "thorough": 120}  # probes, where the budget allows for more
 _MIN_TOKENS = 12
+_SHORTEST = 48  # tokens of a probe once the law can be fitted: shorter ones say little about corpora
 _TIMED = 8  # steps that show what one costs
 
 
@@ -123,6 +128,12 @@ def _sample(base: models.BaseModel, corpus: Sequence[Path]) -> list[int]:
     return [token for passage in encoded for token in passage.target_ids[:-1]]
 
 
+def shows_a_limit(observation: Observation) -> bool:
+    """Whether the law learns from a probe more than that its adapter held at least so much."""
+    early = observation.early_reduction < SATURATED * observation.base_loss
+    return early and not (observation.threshold_met and observation.early_loss is None)
+
+
 # ---------------------------------------------------------------- sites
 def calibrated_sites(base: models.BaseModel, preset: Preset) -> list[Site]:
     """Sites to probe, the reference first.
@@ -164,22 +175,50 @@ class _Run:
     execute: Execute | None
     observations: list[Observation] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
-    total: int = 0
 
     def all_probes(self) -> None:
         """Find the boundary at the reference site, then probe each site around it."""
         sites = calibrated_sites(self.base, self.preset)
-        self.total = 3 + len(self._around(sites, _FIRST_RATIO[self.preset]))
         boundary = self._boundary(sites[0])
         self._all([self._spec(*probe) for probe in self._around(sites, boundary)])
-        for ratio in (2.6, 3.2, 3.8):  # the law needs four probes that show a limit
-            limited = [o for o in self.observations if not o.threshold_met]
-            if sum(o.loss_reduction < SATURATED * o.base_loss for o in limited) < 4:
+        for ratio in (2.2, 2.8, 3.4):  # the law needs four probes that show a limit
+            if sum(shows_a_limit(o) for o in self.observations) < 4:
                 self._probe(sites[0], 1, "random", ratio * boundary, self.seed + 1)
+        while self._work_left() > 0 and len(self.observations) < _MOST[self.preset] and not self._late():
+            before = len(self.observations)
+            self._all(self._next(sites))
+            if len(self.observations) == before:
+                break
+
+    def _next(self, sites: Sequence[Site]) -> list[ProbeSpec]:
+        """The probes of the next round; none when the law cannot be fitted, which the end will say."""
+        shapes = models.linear_shapes(self.base.model)
+        try:
+            fitted = fit_observations(self.observations)
+        except FitError:
+            return []
+        found = next_probes(
+            fitted,
+            sites,
+            {site: adapters.count_parameters(shapes, site, 1) for site in sites},
+            {site: self.base.n_layers - min(site.layers_to_transform) for site in sites},
+            (_SHORTEST, self.base.max_positions // 2),
+            min(_ROUND, _MOST[self.preset] - len(self.observations)),
+            self._work_left(),
+        )
+        seed = self.seed + len(self.observations)
+        return [self._spec_of(*probe, "random", seed + k) for k, probe in enumerate(found)]
+
+    def _work_left(self) -> float:
+        n = self.base.n_layers
+        runs = ((o.probe, o.steps) for o in self.observations)
+        return _BUDGET[self.preset] - sum(
+            work_of(probe.n_tokens, n - min(probe.layers_to_transform), steps) for probe, steps in runs
+        )
 
     def _boundary(self, site: Site) -> float:
         """Bits per parameter between the last success and the first failure at rank 1, from up to four probes."""
-        ratio, best, worst = _FIRST_RATIO[self.preset], 0.0, math.inf
+        ratio, best, worst = _FIRST_RATIO, 0.0, math.inf
         for _ in range(4):
             observation = self._probe(site, 1, "random", ratio, self.seed)
             if observation is None:
@@ -191,32 +230,25 @@ class _Run:
                 worst = min(worst, held)
             if best and worst < math.inf:
                 break
-            ratio = held * 1.45 if observation.threshold_met else held / 2
+            ratio = held * _WIDER if observation.threshold_met else held / 2
         if not best and worst == math.inf:  # out of time before the first probe
-            return _FIRST_RATIO[self.preset]
-        return math.sqrt((best or worst / 2) * (worst if worst < math.inf else best * 1.45))
+            return _FIRST_RATIO
+        return math.sqrt((best or worst / 2) * (worst if worst < math.inf else best * _WIDER))
 
     def _around(self, sites: Sequence[Site], boundary: float) -> list[tuple[Site, int, ProbeKind, float, int]]:
         """Probes beyond the boundary, for the law, and below it: site, rank, kind, bits per parameter, seed."""
         reference, two = sites[0], sites[min(1, len(sites) - 1)]
         seed = self.seed + 1
-        beyond, rank_two, text, spread = (2.05, 1.25, 0.85, 0.7) if self.preset == "quick" else (1.8, 1.1, 0.75, 0.8)
         probes: list[tuple[Site, int, ProbeKind, float, int]] = [
-            (reference, 1, "random", beyond * boundary, seed),
-            (reference, 2, "random", rank_two * boundary, seed),
-            (reference, 1, "text", text * boundary, seed),
-            (two, 1, "random", spread * boundary, seed),
+            (reference, 1, "random", 1.5 * boundary, seed),
+            (reference, 2, "random", 0.8 * boundary, seed),
+            (reference, 1, "text", 0.7 * boundary, seed),
+            (two, 1, "random", 0.75 * boundary, seed),
         ]
-        if self.preset == "quick":
-            return probes
-        for seed in range(self.seed + 2, self.seed + {"standard": 3, "thorough": 7}[self.preset]):
-            probes += [(reference, 1, "random", ratio * boundary, seed) for ratio in (0.85, 1.4)]
-            probes += [(reference, 2, "random", ratio * boundary, seed) for ratio in (0.8, 1.3)]
-            probes += [(two, 1, "random", ratio * boundary, seed) for ratio in (0.9, 1.3)]
-            probes += [(reference, 1, "text", 0.9 * boundary, seed)]
-        for site in sites[2:]:
-            same = site.target_modules == reference.target_modules
-            probes += [(site, 1, "random", ratio * boundary, seed) for ratio in ((0.85,) if same else (0.7, 1.3))]
+        if self.preset != "quick":
+            probes.append((reference, 1, "text", 0.9 * boundary, seed + 1))
+        if self.sample:
+            probes += [(two, 1, "text", ratio * boundary, seed + 2) for ratio in (0.9, 1.1)]
         return probes
 
     def _all(self, specs: Sequence[ProbeSpec]) -> None:
@@ -228,15 +260,14 @@ class _Run:
         wanted = list(dict.fromkeys(specs))
         missing = [spec for spec in wanted if self.journal.get(spec) is None]
         jobs = [ProbeJob.model_validate({**self.where, "spec": s, "sample": tuple(self.sample)}) for s in missing]
-        results, begun = self.execute(jobs), time.perf_counter()
+        results = self.execute(jobs)
         for k in range(1, len(missing) + 1):
             if self._late():
                 break
             observation = Observation.model_validate_json(next(results))
             self.journal.add(observation)
-            left = (time.perf_counter() - begun) / k * (len(missing) - k)
             done = len(self.observations) + len(wanted) - len(missing) + k
-            self.notify(ProbeReport(done, max(self.total, done), observation.probe, observation, left))
+            self.notify(ProbeReport(done, self._total(done), observation.probe, observation, self._seconds_left()))
         known = [self.journal.get(spec) for spec in wanted]
         self.observations += [o for o in known if o is not None and o not in self.observations]
 
@@ -269,15 +300,28 @@ class _Run:
 
     def _tell(self, spec: ProbeSpec, observation: Observation | None) -> None:
         done = len(self.observations)
-        each = sum(o.seconds for o in self.observations) / max(1, done)
-        self.total = max(self.total, done + (observation is None))
-        self.notify(ProbeReport(done, self.total, spec, observation, each * (self.total - done)))
+        total = self._total(done + (observation is None))
+        self.notify(ProbeReport(done, total, spec, observation, self._seconds_left()))
+
+    def _total(self, at_least: int) -> int:
+        """Probes in all, as the budget and the work of those behind us suggest."""
+        spent = _BUDGET[self.preset] - self._work_left()
+        each = spent / len(self.observations) if self.observations else _BUDGET[self.preset] / 8
+        return max(at_least, min(_MOST[self.preset], math.ceil(_BUDGET[self.preset] / each)))
+
+    def _seconds_left(self) -> float:
+        """By the work behind us and before us."""
+        spent = _BUDGET[self.preset] - self._work_left()
+        return sum(o.seconds for o in self.observations) / max(1.0, spent) * max(0.0, self._work_left())
 
     def _spec(self, site: Site, rank: int, kind: ProbeKind, ratio: float, seed: int) -> ProbeSpec:
         shapes = models.linear_shapes(self.base.model)
         wanted = ratio * adapters.count_parameters(shapes, site, rank) * LN2
         longest = self.base.max_positions // 2
         n_tokens = min(longest, max(_MIN_TOKENS, round(wanted / self._nats_per_token(kind))))
+        return self._spec_of(site, rank, n_tokens, kind, seed)
+
+    def _spec_of(self, site: Site, rank: int, n_tokens: int, kind: ProbeKind, seed: int) -> ProbeSpec:
         return ProbeSpec(
             target_modules=site.target_modules,
             layers_to_transform=site.layers_to_transform,
@@ -285,7 +329,7 @@ class _Run:
             kind=kind,
             n_tokens=n_tokens,
             seed=seed,
-            max_steps=_STEPS,
+            max_steps=_STEPS[self.preset],
         )
 
     def _nats_per_token(self, kind: ProbeKind) -> float:
@@ -323,50 +367,10 @@ def fit(
         law=fitted.law,
         sites=fitted.sites,
         transition=fitted.transition,
-        cost=_cost(base, timed or observations),
+        cost=fit_cost(base, timed or observations),
         observations=tuple(observations),
         provenance=_provenance(observations, preset, seed),
     )
-
-
-def _cost(base: models.BaseModel, observations: Sequence[Observation]) -> CostModel:
-    """Seconds per step against positions and layers run, by least squares without negative terms."""
-    layers = np.array([base.n_layers - min(o.probe.layers_to_transform) for o in observations], dtype=float)
-    positions = np.array([o.probe.n_tokens for o in observations], dtype=float)
-    seconds = np.array([o.seconds_per_step for o in observations])
-    design = np.stack([np.ones_like(positions), positions * layers, positions], axis=1)
-    terms = _non_negative(design, seconds)
-    spread = float(np.std(np.log(seconds / (design @ terms)))) if len(seconds) > 3 else 0.5
-    weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
-    return CostModel(
-        seconds_overhead=float(terms[0]),
-        seconds_per_layer_token=float(terms[1]),
-        seconds_per_head_token=float(terms[2]),
-        relative_spread=max(0.1, spread),
-        seconds_per_forward_token=_forward_seconds(base),
-        memory_base_bytes=weights,
-        memory_bytes_per_token=max(0.0, (peak_memory() - weights) / float(positions.max())),
-    )
-
-
-def _non_negative(design: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least squares relative to `wanted`, terms that would be negative left out."""
-    kept = list(range(design.shape[1]))
-    while True:
-        solution = np.linalg.lstsq(design[:, kept] / wanted[:, None], np.ones_like(wanted), rcond=None)[0]
-        if (solution >= 0).all() or len(kept) == 1:
-            full = np.zeros(design.shape[1])
-            full[kept] = np.maximum(solution, 0.0)
-            return full
-        kept.pop(int(np.argmin(solution)))
-
-
-def _forward_seconds(base: models.BaseModel) -> float:
-    ids = torch.zeros((1, min(256, base.max_positions)), dtype=torch.long, device=base.device)
-    started = time.perf_counter()
-    with torch.no_grad():
-        base.model(input_ids=ids, use_cache=False)
-    return (time.perf_counter() - started) / ids.numel()
 
 
 def _provenance(observations: Sequence[Observation], preset: Preset, seed: int) -> dict[str, str]:

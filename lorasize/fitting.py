@@ -83,8 +83,8 @@ def _point(observation: Observation, order: Sequence[Site], reference_loss: floa
         site_index=order.index(_site(observation)),
         n_parameters=observation.n_parameters,
         n_tokens=observation.nats / reference_loss,
-        loss_reduction=observation.loss_reduction * reference_loss / observation.base_loss,
-        censored=observation.threshold_met,  # it ended there because it had succeeded
+        loss_reduction=observation.early_reduction * reference_loss / observation.base_loss,
+        censored=observation.threshold_met and observation.early_loss is None,  # it ended because it had succeeded
     )
 
 

@@ -79,13 +79,23 @@ def bent(share: float) -> float:
     return float(_bend(np.array([share]), 1.0)[0])
 
 
+def bent_slope(share: float) -> float:
+    """How fast `bent` rises at `share`: 1 far below the ceiling, 0 far above."""
+    return float(_bend_slope(np.array([share]), 1.0)[0])
+
+
 def predict_stderr(law: Law, effective_parameters: float, n_tokens: float) -> float:
     """Standard error of one new observation, nats per token: covariance by the delta method, plus residual scatter."""
-    power = _power(law, effective_parameters, n_tokens)
-    slope = law.coefficient * power
-    gradient = np.array([power, slope * math.log(effective_parameters), -slope * math.log(n_tokens), 1.0])
+    gradient = predict_gradient(law, effective_parameters, n_tokens)
     variance = float(gradient @ np.array(law.covariance) @ gradient)
     return math.sqrt(max(variance, 0.0) + law.residual_stderr**2)
+
+
+def predict_gradient(law: Law, effective_parameters: float, n_tokens: float) -> Array:
+    """Of `predict`, by coefficient, parameter exponent, length exponent and offset, shape (4,)."""
+    power = _power(law, effective_parameters, n_tokens)
+    slope = law.coefficient * power
+    return np.array([power, slope * math.log(effective_parameters), -slope * math.log(n_tokens), 1.0])
 
 
 def required_parameters(law: Law, loss_reduction: float, n_tokens: float) -> float:

@@ -21,6 +21,7 @@ from lorasize.corpus import corpus_sha256, read_corpus
 from lorasize.errors import InfeasibleCorpusError, ModelError, StalePlanError
 from lorasize.probing import peak_memory
 from lorasize.records import (
+    LAW_STEPS,
     RECIPE,
     AdapterSpec,
     Escalation,
@@ -36,13 +37,12 @@ from lorasize.records import (
     to_json,
 )
 from lorasize.tokens import EncodedPassage, encode_corpus
-from lorasize.training import Evaluation, Trainer, TrainingOptions
+from lorasize.training import PATIENCE, Evaluation, Stall, Trainer, TrainingOptions
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 _MAX_RANK = 256
-_PATIENCE = 40  # epochs without progress after which an adapter counts as too small
 _BYTES_PER_PARAMETER = 4  # adapters are saved in float32
 
 
@@ -177,27 +177,14 @@ def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[Encoded
 
 
 # ---------------------------------------------------------------- training with escalation
-@dataclass
-class Stall:
-    """Whether training has stopped getting anywhere.
+@dataclass(frozen=True)
+class _FirstRun:
+    """How training the planned adapter, before any growth, ended."""
 
-    Progress is a new low in stubborn tokens, or a mean loss one percent below its best; without any for `patience`
-    steps plus a quarter of the steps already spent, or after `limit` steps, the adapter counts as too small.
-    """
-
-    limit: int
-    patience: int = _PATIENCE
-    fewest: int = 2**62
-    lowest: float = float("inf")
-    since: int = 0
-
-    def seen(self, step: int, report: StepReport) -> bool:
-        """Take note of a report, `step` steps into this adapter; whether training has stalled."""
-        if report.n_stubborn < self.fewest or report.loss < 0.99 * self.lowest:
-            self.fewest = min(self.fewest, report.n_stubborn)
-            self.lowest = min(self.lowest, report.loss)
-            self.since = step
-        return step - self.since > self.patience + step // 4 or step >= self.limit
+    outcome: Outcome
+    final: Evaluation
+    epochs: float
+    early_loss: float | None  # nats per token after LAW_STEPS epochs, of a run that went on
 
 
 @dataclass
@@ -216,7 +203,7 @@ class _Session:
     final: Evaluation = field(init=False)
     steps: int = 0
     seconds: float = 0.0
-    first: tuple[Outcome, Evaluation, float] | None = None  # the planned adapter: how it ended, and after what epochs
+    first: _FirstRun | None = None  # of the planned adapter
 
     def run(self) -> None:
         """Train until memorised or a budget ends, growing the adapter on the way."""
@@ -243,9 +230,10 @@ class _Session:
             ),
         )
         epoch = trainer.steps_per_epoch
-        stall = Stall(limit=max(200 * epoch, self._step_limit()), patience=_PATIENCE * epoch)
+        stall = Stall(limit=max(200 * epoch, self._step_limit()), patience=PATIENCE * epoch)
         before = self.steps
         ended: Outcome | None = None
+        early: float | None = None
         for report in trainer.steps():
             self.steps = before + report.step
             self.notify(report.model_copy(update={"step": self.steps, "seconds": time.perf_counter() - started}))
@@ -256,11 +244,13 @@ class _Session:
                 ended = Outcome.TIME_LIMIT
             elif self.steps < options.max_steps and stall.seen(report.step, report):
                 ended = Outcome.STALLED
+            elif early is None and report.step >= LAW_STEPS * epoch:
+                early = report.loss
             if ended:
                 break
         self.final = trainer.evaluate()
         self.outcome = ended or Outcome.STEP_BUDGET_EXHAUSTED
-        self.first = self.first or (self.outcome, self.final, (self.steps - before) / epoch)
+        self.first = self.first or _FirstRun(self.outcome, self.final, (self.steps - before) / epoch, early)
         return not (self.outcome is Outcome.STALLED and options.escalate and self.spec.rank < _MAX_RANK)
 
     def _step_limit(self) -> int:
@@ -320,10 +310,9 @@ def _observation(session: _Session) -> Observation | None:
     as_calibrated = (options.method, options.threshold, options.margin) == (usual.method, usual.threshold, usual.margin)
     if session.first is None or demand is None or spec is None or not as_calibrated:
         return None
-    outcome, final, epochs = session.first
-    if outcome not in (Outcome.MEMORIZED, Outcome.STALLED):
+    first = session.first
+    if first.outcome not in (Outcome.MEMORIZED, Outcome.STALLED):
         return None
-    steps = max(1, round(epochs))
     return Observation(
         probe=ProbeSpec(
             target_modules=spec.target_modules,
@@ -336,14 +325,15 @@ def _observation(session: _Session) -> Observation | None:
         ),
         n_parameters=spec.n_parameters,
         base_loss=demand.base_loss,
-        final_loss=final.mean_loss,
-        loss_reduction=demand.base_loss - final.mean_loss,
-        n_stubborn=final.n_below(options.threshold),
-        threshold_met=outcome is Outcome.MEMORIZED,
-        steps=steps,
+        final_loss=first.final.mean_loss,
+        loss_reduction=demand.base_loss - first.final.mean_loss,
+        n_stubborn=first.final.n_below(options.threshold),
+        threshold_met=first.outcome is Outcome.MEMORIZED,
+        steps=max(1, round(first.epochs)),
         seconds=session.seconds,
         seconds_per_step=session.seconds / max(1, session.steps),
         peak_memory_bytes=peak_memory(),
+        early_loss=first.early_loss,
     )
 
 

@@ -20,9 +20,9 @@ PACKAGE = ROOT / "lorasize"
 LEVELS = (
     ("errors", "units"),
     ("records", "corpus"),
-    ("law", "transition", "planning", "fitting", "catalog", "learning"),
+    ("law", "transition", "planning", "fitting", "design", "catalog", "learning"),
     ("models", "tokens", "repetition", "losses", "adapters", "training", "recall"),
-    ("probing", "calibration", "sizing", "memorization"),
+    ("probing", "costs", "calibration", "sizing", "memorization"),
     ("report", "cli"),
 )
 ORDER = tuple(module for level in LEVELS for module in level)  # a module may import what stands before it

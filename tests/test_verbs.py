@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import calibration, memorization, models, recall, sizing
+from lorasize import calibration, costs, memorization, models, recall, sizing
 from lorasize.calibration import ProbeReport, calibrate, calibrated_sites
 from lorasize.catalog import read_calibration, read_plan, write_plan
 from lorasize.errors import CorpusError, FitError, InfeasibleCorpusError, ModelError, StalePlanError
-from lorasize.memorization import ApplyOptions, Decoding, Stall, apply, load_inputs, staged
+from lorasize.memorization import ApplyOptions, Decoding, apply, load_inputs, staged
 from lorasize.models import BaseModel
 from lorasize.planning import Limits
 from lorasize.probing import Journal, invented_sentences, probe_passage, run_probe
@@ -282,6 +282,7 @@ def test_progress_counts_up_to_its_total_and_no_probe_counts_twice(
         return observation().model_copy(update={"probe": spec, "threshold_met": spec.n_tokens < held})
 
     monkeypatch.setattr(calibration, "run_probe", made_up)
+    monkeypatch.setattr(calibration, "fit_observations", _nothing_fits)
     monkeypatch.setattr(calibration, "fit", lambda *_, **__: pytest.fail("end of the probes"))
     told: list[ProbeReport] = []
     with pytest.raises(pytest.fail.Exception, match="end of the probes"):
@@ -291,7 +292,11 @@ def test_progress_counts_up_to_its_total_and_no_probe_counts_twice(
     assert all(r.done <= r.total for r in told)
     assert all(r.seconds_left >= 0 for r in told)
     specs = [r.spec for r in finished]
-    assert len(set(specs)) == len(specs) > 10
+    assert len(set(specs)) == len(specs) >= 6
+
+
+def _nothing_fits(observations: Any) -> None:
+    raise FitError("made-up observations")
 
 
 def test_sites_to_probe(base: BaseModel, tiny_gpt2: Path) -> None:
@@ -315,8 +320,8 @@ def test_sites_to_probe(base: BaseModel, tiny_gpt2: Path) -> None:
 def test_cost_terms_are_recovered_and_never_negative() -> None:
     draw = np.random.default_rng(0)
     design = np.stack([np.ones(9), draw.uniform(100, 900, 9), draw.uniform(10, 90, 9)], axis=1)
-    assert calibration._non_negative(design, design @ [0.02, 1e-4, 3e-3]) == pytest.approx([0.02, 1e-4, 3e-3])
-    found = calibration._non_negative(design, design @ [1.0, 1e-2, -1e-3])
+    assert costs._non_negative(design, design @ [0.02, 1e-4, 3e-3]) == pytest.approx([0.02, 1e-4, 3e-3])
+    found = costs._non_negative(design, design @ [1.0, 1e-2, -1e-3])
     assert (found >= 0).all()
     assert found[1] == pytest.approx(1e-2, rel=0.2)
 
@@ -530,22 +535,6 @@ def test_a_run_that_falls_short_is_a_result(
     assert (record.adapter.rank, record.recall.n_passages) == (1, 24)
     assert 0 < len(record.recall.failures) == 24 - record.recall.n_recalled
     assert recall.read_record(tmp_path / "out") == record
-
-
-def report(n_stubborn: int, loss: float) -> StepReport:
-    """A step on the way."""
-    values: dict[str, Any] = {"n_tokens": 9, "n_active": 9, "min_probability": 0.1, "seconds": 0.0, "evaluated": False}
-    return StepReport(step=1, loss=loss, n_stubborn=n_stubborn, **values)
-
-
-def test_stalled_means_no_progress_for_long() -> None:
-    stall = Stall(limit=10_000, patience=40)
-    assert not any(stall.seen(step, report(9, 5.0)) for step in range(1, 55))
-    assert stall.seen(55, report(9, 4.96))  # 54 steps since the first; 40 + 55 // 4 are granted
-    assert not stall.seen(56, report(8, 5.0))  # fewer stubborn tokens are progress
-    assert not any(stall.seen(step, report(8, 5.0)) for step in range(57, 120))
-    assert not stall.seen(121, report(8, 4.94))  # a percent off the best loss is progress
-    assert Stall(limit=7).seen(7, report(9, 5.0))
 
 
 # ---------------------------------------------------------------- the output folder

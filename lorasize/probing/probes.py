@@ -9,7 +9,6 @@ import random
 import resource
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -17,9 +16,9 @@ import torch
 from lorasize import adapters
 from lorasize.errors import CorpusError
 from lorasize.models import BaseModel
-from lorasize.records import Observation, Passage, ProbeSpec, Site, StepReport
+from lorasize.records import CLEARLY_FAILED, LAW_STEPS, Observation, Passage, ProbeSpec, Site, StepReport
 from lorasize.tokens import EncodedPassage, stop_token_id
-from lorasize.training import Trainer, TrainingOptions
+from lorasize.training import Stall, Trainer, TrainingOptions
 
 _PROMPT = "[probe]\n"
 
@@ -88,7 +87,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         trainer = Trainer(adapted, [passage], TrainingOptions(max_steps=spec.max_steps, seed=spec.seed))
         base_loss = trainer.evaluate().mean_loss
         training = time.perf_counter()
-        last = _last(trainer.steps())
+        last, early = _run(trainer.steps(), base_loss, spec.max_steps)
         ended = time.perf_counter()
     finally:
         adapters.detach(adapted)
@@ -104,11 +103,24 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         seconds=ended - started,
         seconds_per_step=(ended - training) / max(1, last.step),
         peak_memory_bytes=peak_memory(),
+        early_loss=early,
     )
 
 
-def _last(reports: Iterator[StepReport]) -> StepReport:
-    return deque(reports, maxlen=1).pop()
+def _run(reports: Iterator[StepReport], base_loss: float, max_steps: int) -> tuple[StepReport, float | None]:
+    """The last report, and the loss after LAW_STEPS steps of a run that went on.
+
+    It ends there when it has clearly failed, with a fifth of the base loss left; later when training stalls.
+    """
+    stall, early = Stall(limit=max_steps), None
+    for report in reports:
+        if report.step == LAW_STEPS and not report.evaluated:
+            if base_loss - report.loss < CLEARLY_FAILED * base_loss:
+                break
+            early = report.loss
+        if stall.seen(report.step, report):
+            break
+    return report, early if report.step > LAW_STEPS else None
 
 
 def peak_memory() -> int:

@@ -54,7 +54,19 @@ from lorasize.records.run import (
     RecallSummary,
     StepReport,
 )
-from lorasize.records.words import BATCH_TOKENS, RECIPE, STRICT, Method, Minimize, PassageKind, ProbeKind, Serve
+from lorasize.records.words import (
+    BATCH_TOKENS,
+    CLEARLY_FAILED,
+    LAW_STEPS,
+    PROBE_STEPS,
+    RECIPE,
+    STRICT,
+    Method,
+    Minimize,
+    PassageKind,
+    ProbeKind,
+    Serve,
+)
 
 __all__ = [
     "AdapterSpec",
@@ -93,6 +105,9 @@ __all__ = [
     "ProbeJob",
     "ProbeSpec",
     "BATCH_TOKENS",
+    "CLEARLY_FAILED",
+    "LAW_STEPS",
+    "PROBE_STEPS",
     "RECIPE",
     "Reading",
     "RecallFailure",

@@ -52,6 +52,12 @@ class Observation(BaseModel):
     seconds: float
     seconds_per_step: float
     peak_memory_bytes: int
+    early_loss: float | None = None  # after LAW_STEPS steps, of a run that went on
+
+    @property
+    def early_reduction(self) -> float:
+        """Loss reduction after at most LAW_STEPS steps: what the law is about."""
+        return self.loss_reduction if self.early_loss is None else self.base_loss - self.early_loss
 
     @property
     def nats(self) -> float:

@@ -2,5 +2,16 @@
 
 from lorasize.training.batches import Batch, base_losses, make_batches, sequence_length
 from lorasize.training.loop import Evaluation, Trainer, TrainingOptions
+from lorasize.training.stall import PATIENCE, Stall
 
-__all__ = ["Batch", "Evaluation", "Trainer", "TrainingOptions", "base_losses", "make_batches", "sequence_length"]
+__all__ = [
+    "PATIENCE",
+    "Batch",
+    "Evaluation",
+    "Stall",
+    "Trainer",
+    "TrainingOptions",
+    "base_losses",
+    "make_batches",
+    "sequence_length",
+]

@@ -1,0 +1,54 @@
+"""What training costs on this device: seconds of a step and bytes of memory, from probes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lorasize import models
+from lorasize.probing import peak_memory
+from lorasize.records import CostModel, Observation
+
+
+def fit_cost(base: models.BaseModel, observations: Sequence[Observation]) -> CostModel:
+    """Seconds per step against positions and layers run, by least squares without negative terms."""
+    layers = np.array([base.n_layers - min(o.probe.layers_to_transform) for o in observations], dtype=float)
+    positions = np.array([o.probe.n_tokens for o in observations], dtype=float)
+    seconds = np.array([o.seconds_per_step for o in observations])
+    design = np.stack([np.ones_like(positions), positions * layers, positions], axis=1)
+    terms = _non_negative(design, seconds)
+    spread = float(np.std(np.log(seconds / (design @ terms)))) if len(seconds) > 3 else 0.5
+    weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    return CostModel(
+        seconds_overhead=float(terms[0]),
+        seconds_per_layer_token=float(terms[1]),
+        seconds_per_head_token=float(terms[2]),
+        relative_spread=max(0.1, spread),
+        seconds_per_forward_token=_forward_seconds(base),
+        memory_base_bytes=weights,
+        memory_bytes_per_token=max(0.0, (peak_memory() - weights) / float(positions.max())),
+    )
+
+
+def _non_negative(design: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares relative to `wanted`, terms that would be negative left out."""
+    kept = list(range(design.shape[1]))
+    while True:
+        solution = np.linalg.lstsq(design[:, kept] / wanted[:, None], np.ones_like(wanted), rcond=None)[0]
+        if (solution >= 0).all() or len(kept) == 1:
+            full = np.zeros(design.shape[1])
+            full[kept] = np.maximum(solution, 0.0)
+            return full
+        kept.pop(int(np.argmin(solution)))
+
+
+def _forward_seconds(base: models.BaseModel) -> float:
+    ids = torch.zeros((1, min(256, base.max_positions)), dtype=torch.long, device=base.device)
+    started = time.perf_counter()
+    with torch.no_grad():
+        base.model(input_ids=ids, use_cache=False)
+    return (time.perf_counter() - started) / ids.numel()
