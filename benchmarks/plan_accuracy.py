@@ -38,7 +38,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 KINDS = ("prose", "code", "records", "random")
-SIZES = {"prose": (60, 90, 130, 190, 280, 800), "random": (60, 80, 110, 150, 200, 270)}  # target tokens, about
+SIZES = {"prose": (60, 90, 130, 190, 240, 800), "code": (60, 90, 130, 190, 240, 800)}  # target tokens, about
+SMALL = (60, 80, 110, 150, 200, 270)  # of the other kinds, whose tokens cost more
 SEEDS = (0, 1)
 STEPS = 400  # optimiser steps at most; stalled runs end earlier, as in apply
 BITS_PER_PARAMETER = 1.1  # where the search of the ladder begins
@@ -63,7 +64,7 @@ LADDER: tuple[tuple[str, tuple[int, ...], int], ...] = (  # module, layers, rank
 def corpora(n: int, first_seed: int) -> list[tuple[str, int, int]]:
     """Kind, target tokens wanted, and seed of each corpus."""
     rounds = range(math.ceil(n / len(KINDS)))
-    every = [(kind, SIZES.get(kind, SIZES["prose"])[k % 6], first_seed + k) for k in rounds for kind in KINDS]
+    every = [(kind, SIZES.get(kind, SMALL)[k % 6], first_seed + k) for k in rounds for kind in KINDS]
     return every[:n]
 
 

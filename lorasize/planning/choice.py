@@ -147,7 +147,7 @@ def assess(
     """Slack, chance and cost of one candidate; the interval of seconds joins that of steps and of the step time."""
     slack = capacity_slack(calibration.law, candidate.effective_parameters, demand)
     epoch = max(1, math.ceil(n_sequence_tokens / BATCH_TOKENS))  # the transition knows steps on one full batch
-    steps = _scaled(expected_steps(transition, slack), epoch)
+    steps = _scaled(expected_steps(transition, slack, demand.base_loss / calibration.law.reference_loss), epoch)
     each = step_seconds(calibration, candidate.site.layers_to_transform, n_sequence_tokens / epoch)
     spread = 1.0 + calibration.cost.relative_spread
     seconds = Estimate(point=steps.point * each, lo=steps.lo * each / spread, hi=steps.hi * each * spread)
