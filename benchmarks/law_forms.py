@@ -1,6 +1,6 @@
 """Compare the law with and without its soft ceiling: how it fits, how it predicts what was held out.
 
-    python benchmarks/law_forms.py [CALIBRATION.json …] [--points paper_law_points.csv] [--refit]
+    python benchmarks/law_forms.py [CALIBRATION.json …] [--points paper_law_points.csv] [--bootstrap N] [--refit]
 
 For each calibration (every shipped one by default) and each form: the exponents, r² on probes that show a limit, how
 well slack separates probes that held every token from those that did not, and the held-out error: each probe that shows
@@ -8,6 +8,9 @@ a limit is predicted by a law fitted on the others, root mean square, as a share
 
 `--points`: a table rank, n_tokens, loss_reduction_nats at one site (8,192 parameters a rank, ceiling 14 nats), such as
 the paper's; each form is fitted on points of at most 3,000 tokens and predicts those of 10,000.
+
+`--bootstrap`: the standard error of ln N, the effective parameters of an even chance at 60, 200 and 600 tokens of
+random text, by the covariances and by N refits on observations drawn anew, with replacement, within each site.
 
 `--refit` writes each calibration anew, law, efficiencies and transition fitted on the observations in it.
 """
@@ -17,14 +20,17 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import random
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from lorasize.catalog import read_calibration, write_calibration
+from lorasize.design import DEMANDS, size_gradients
 from lorasize.errors import FitError
-from lorasize.fitting import fit_observations, law_points, transition_points
-from lorasize.law import Fit, LawPoint, bent, fit_law, predict
-from lorasize.records import Calibration
+from lorasize.fitting import Fitted, fit_observations, law_points, transition_points
+from lorasize.law import Fit, LawPoint, bent, fit_law, predict, required_parameters
+from lorasize.records import Calibration, Observation, Site
 
 FORMS = {"paper's form": False, "soft ceiling": True}
 
@@ -85,11 +91,40 @@ def far_error(path: Path, *, soft: bool) -> str:
     return f"r2 {whole.r_squared:.4f}  error at 10,000 tokens {root_mean_square(errors):.3f} nats"
 
 
+def sizes(fitted: Fitted) -> list[float]:
+    """The logarithm of N for an even chance at each of DEMANDS."""
+    reduction = fitted.law.reference_loss * math.exp(fitted.transition.location)
+    return [math.log(max(1.0, required_parameters(fitted.law, reduction, n))) for n in DEMANDS]
+
+
+def bootstrap(calibration: Calibration, n: int) -> str:
+    """Standard errors of ln N, by the covariances and by refits on drawn observations."""
+    groups: dict[Site, list[Observation]] = {}
+    for o in calibration.observations:
+        site = Site(target_modules=o.probe.target_modules, layers_to_transform=o.probe.layers_to_transform)
+        groups.setdefault(site, []).append(o)
+    draw, found, open_designs = random.Random(0), [], 0
+    while len(found) < n and open_designs < n:
+        try:
+            found.append(sizes(fit_observations([o for g in groups.values() for o in draw.choices(g, k=len(g))])))
+        except FitError:
+            open_designs += 1  # a draw that leaves the law open says nothing
+    fitted = fit_observations(calibration.observations)
+    location = fitted.transition.location_stderr**2
+    by_covariance = [math.sqrt(g @ fitted.law.covariance @ g + h * h * location) for g, h in size_gradients(fitted)]
+    drawn = [statistics.stdev(column) for column in zip(*found, strict=True)]
+    pairs = ", ".join(
+        f"{d:.0f} tokens {a:.2f} / {b:.2f}" for d, a, b in zip(DEMANDS, by_covariance, drawn, strict=True)
+    )
+    return f"standard error of ln N, covariances / {len(found)} refits ({open_designs} left it open): {pairs}"
+
+
 def main() -> None:
     """Print both forms for each calibration, and for the points if given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("calibration", nargs="*", type=Path)
     parser.add_argument("--points", type=Path)
+    parser.add_argument("--bootstrap", type=int, default=0, metavar="N")
     parser.add_argument("--refit", action="store_true")
     chosen = parser.parse_args()
     for path in chosen.calibration or sorted((Path(__file__).parent.parent / "calibrations").glob("*.json")):
@@ -101,6 +136,8 @@ def main() -> None:
             write_calibration(calibration.model_copy(update=parts), path)
         for name, soft in FORMS.items():
             print(f"  {name}  {describe(calibration, soft=soft)}")
+        if chosen.bootstrap:
+            print(f"  {bootstrap(calibration, chosen.bootstrap)}")
     if chosen.points:
         print(chosen.points.name)
         for name, soft in FORMS.items():

@@ -164,6 +164,16 @@ def _device_type(device: str) -> str:
     return re.split(r"[^a-z]", device.strip().lower(), maxsplit=1)[0]
 
 
+def processor() -> str:
+    """The processor by the name that it gives itself; part of a calibration's device."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown processor"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else "unknown processor"
+
+
 def _mismatch(calibration: Calibration, fingerprint: ModelFingerprint, dtype: str, recipe: str) -> list[str]:
     """Why this calibration may not be used, empty when it may."""
     made = calibration.model

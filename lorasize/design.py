@@ -116,7 +116,7 @@ def _site_weights(means: Array, covariance: Array, known: NDArray[np.bool_]) -> 
     return np.asarray(0.5 * (1.0 + np.tanh(0.8 * z)), dtype=np.float64)
 
 
-def _size_gradients(fitted: Fitted) -> Iterator[tuple[Array, float]]:
+def size_gradients(fitted: Fitted) -> Iterator[tuple[Array, float]]:
     """For each demand: gradient of ln N by (C, α, β, b), and by the transition's location."""
     law, slack = fitted.law, math.exp(fitted.transition.location)
     reached = slack * law.reference_loss
@@ -129,7 +129,7 @@ def _size_gradients(fitted: Fitted) -> Iterator[tuple[Array, float]]:
 
 def _variance(fitted: Fitted, covariance: Array, location: float, weights: Array) -> float:
     """Of ln N, over the demands and over the sites that may be the best."""
-    sizes = [g @ covariance[:4, :4] @ g + h * h * location for g, h in _size_gradients(fitted)]
+    sizes = [g @ covariance[:4, :4] @ g + h * h * location for g, h in size_gradients(fitted)]
     return float(np.mean(sizes) + weights @ np.diag(covariance)[4:])
 
 

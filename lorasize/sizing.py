@@ -116,7 +116,7 @@ def plan(
         calibration=calibration,
         model=model,
         demand=demand(encoded, losses),
-        inputs=_inputs(summary, fingerprint, digest(calibration)),
+        inputs=_inputs(summary, fingerprint, digest(calibration), prior=not own),
         n_sequence_tokens=sum(sequence_length(p) for p in encoded),
         linear_parameters_per_rank=_linear_parameters(base),
         confidence=options.confidence,
@@ -192,13 +192,16 @@ def _passage_demand(encoded: EncodedPassage, nats: float) -> PassageDemand:
     return PassageDemand(id=p.id, file=p.file, line=p.line, n_tokens=encoded.n_tokens, nats=nats)
 
 
-def _inputs(corpus: CorpusSummary, fingerprint: ModelFingerprint, calibration_sha256: str) -> PlanInputs:
+def _inputs(
+    corpus: CorpusSummary, fingerprint: ModelFingerprint, calibration_sha256: str, *, prior: bool = False
+) -> PlanInputs:
     return PlanInputs(
         corpus_sha256=corpus.sha256,
         model_fingerprint=fingerprint.digest,
         tokenizer_sha256=fingerprint.tokenizer,
         calibration_sha256=calibration_sha256,
         recipe=RECIPE,
+        prior=prior,
     )
 
 

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "lorasize"
 LEVELS = (
     ("errors", "units"),
     ("records", "corpus"),
-    ("law", "transition", "planning", "fitting", "design", "catalog", "learning"),
+    ("law", "transition", "planning", "fitting", "design", "catalog", "gate", "learning"),
     ("models", "tokens", "repetition", "losses", "adapters", "training", "recall"),
     ("probing", "costs", "calibration", "sizing", "memorization"),
     ("report", "cli"),

@@ -22,7 +22,7 @@ def read_artifact(path: Path) -> BaseModel:
         LorasizeError: nothing of that kind is there.
     """
     from lorasize.catalog import read_calibration, read_plan
-    from lorasize.records import Memorization, RecallReport
+    from lorasize.records import Check, Memorization, RecallReport
 
     file = path / _RECORD if path.is_dir() else path
     text = _text(file)
@@ -32,8 +32,8 @@ def read_artifact(path: Path) -> BaseModel:
         return read_calibration(file)
     if kind == "lorasize.plan":
         return read_plan(file)
-    known: dict[str, type[Memorization] | type[RecallReport]]
-    known = {"lorasize.memorization/1": Memorization, "lorasize.recall/1": RecallReport}
+    known: dict[str, type[Memorization] | type[RecallReport] | type[Check]]
+    known = {"lorasize.memorization/1": Memorization, "lorasize.recall/1": RecallReport, "lorasize.check/1": Check}
     if schema not in known:
         raise LorasizeError(f"{file}: this version does not read the schema {schema!r}")
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorasize.cli import options
-from lorasize.cli.failures import DONE, INFEASIBLE, NOT_PROVEN, OVER_BUDGET, Invocation
+from lorasize.cli.failures import CALIBRATION, DONE, INFEASIBLE, NOT_PROVEN, OVER_BUDGET, Invocation
 from lorasize.cli.output import emit, parse_reports, say
 
 if TYPE_CHECKING:
@@ -117,11 +117,7 @@ Example:
     help="Column of a role, such as prompt=question; repeatable.",
 )  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(options.FORMATS), default="auto", show_default=True)
-@click.option("--max-rank", type=options.AT_LEAST_ONE, help="Budget.")
-@click.option("--max-parameters", type=options.AT_LEAST_ONE, help="Budget.")
-@click.option("--max-bytes", callback=options.size, metavar="SIZE", help='Budget for the adapter file, such as "4 MB".')
-@click.option("--max-seconds", callback=options.duration, metavar="TIME", help='Budget for training, such as "15 min".')
-@click.option("--max-memory", callback=options.size, metavar="SIZE", help='Budget for memory, such as "8 GB".')
+@options.budgets
 @options.out(PLAN_FILE, "Plan file.")
 @options.output
 @click.pass_obj
@@ -150,18 +146,16 @@ def plan(invocation: Invocation, /, corpus: tuple[Path, ...], **chosen: Any) -> 
 
 
 def _plan_options(chosen: dict[str, Any]) -> PlanOptions:
-    from lorasize.planning import Limits
     from lorasize.records import Reading
     from lorasize.sizing import PlanOptions
 
-    limits = ("max_rank", "max_parameters", "max_bytes", "max_seconds", "max_memory")
     return PlanOptions(
         reading=Reading(
             format=chosen["format_"], fields=dict(chosen["fields"]), prompt_template=chosen["prompt_template"],
             passage_tokens=chosen["passage_tokens"],
         ),
         target_modules=options.split_modules(chosen["target_modules"]),
-        limits=Limits(**{name: chosen[name] for name in limits}),
+        limits=options.limits_of(chosen),
         **{name: chosen[name] for name in ("calibration", "confidence", "minimize", "rank", "serve")},
     )  # fmt: skip
 
@@ -320,6 +314,35 @@ def _unchanged(path: Path, sha256: str) -> bool:
     return path.is_file() and models.file_sha256(path) == sha256
 
 
+# ---------------------------------------------------------------- check
+@click.command(
+    epilog="""\b
+Example:
+  lorasize check
+  lorasize check facts.plan.json --max-parameters 20000 --report github
+"""
+)
+@click.argument("plan_file", metavar="[PLAN]", type=options.any_path, default=PLAN_FILE)
+@options.budgets
+@options.report
+@click.pass_obj
+def check(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
+    """Check PLAN (lorasize.plan.json) against the corpus on disk and the budgets, without a model.
+
+    Exits with 1 over budget, with 3 when corpus, calibration or recipe changed since, and with 5 when no rank can hold
+    the corpus.
+    """
+    targets = parse_reports(chosen["reports"])
+    from lorasize import gate
+    from lorasize.catalog import read_plan
+
+    read = read_plan(plan_file)
+    invocation.corpus = tuple(file.path for file in read.corpus.files)
+    found = gate.check(read, str(plan_file), options.limits_of(chosen))
+    emit(found, targets)
+    return {"ok": DONE, "over_budget": OVER_BUDGET, "stale": CALIBRATION, "infeasible": INFEASIBLE}[found.status]
+
+
 # ---------------------------------------------------------------- show, base
 @click.command(
     epilog="""\b
@@ -358,4 +381,4 @@ def base(invocation: Invocation, /, base_model: str | None, model: str | None, r
     return DONE
 
 
-COMMANDS = (calibrate, plan, apply, verify, show, base)
+COMMANDS = (calibrate, plan, apply, verify, check, show, base)

@@ -23,6 +23,8 @@ BUDGET_KEYS: dict[str, tuple[type, ...]] = {
     "rank": _WHOLE, "parameters": _WHOLE, "bytes": _AMOUNT, "seconds": _AMOUNT, "memory": _AMOUNT,
 }  # fmt: skip
 
+BUDGET_DETAILS: dict[str, tuple[type, ...]] = {"level": _STRING, "against": _STRING}
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Option names and values from the folder's configuration files; empty when there are none.
@@ -53,8 +55,24 @@ def _options(section: Any, place: str) -> dict[str, Any]:
         raise click.UsageError(f"{place}: budget must be a table")
     plain = {key: value for key, value in section.items() if key != "budget"}
     _check(plain, KEYS, place)
-    _check(budget, BUDGET_KEYS, f"{place} budget")
-    return plain | {f"max_{key}": value for key, value in budget.items()}
+    return plain | _budgets(budget, f"{place} budget")
+
+
+def _budgets(section: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Budgets as options: `bytes = "4 MB"`, or `bytes = { limit = "4 MB", level = "warn", against = "upper" }`."""
+    found: dict[str, Any] = {}
+    details = {key: value for key, value in section.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in section.items() if key not in details or key not in BUDGET_KEYS}
+    _check(plain, BUDGET_KEYS, place)
+    for key, value in section.items():
+        detail = details.get(key, {"limit": value})
+        _check(detail, {**BUDGET_DETAILS, "limit": BUDGET_KEYS[key]}, f"{place} {key}")
+        if "limit" in detail:
+            found[f"max_{key}"] = detail["limit"]
+        for name, option in (("level", "levels"), ("against", "against")):
+            if name in detail:
+                found.setdefault(option, []).append(f"{key}={detail[name]}")
+    return found
 
 
 def _check(section: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], place: str) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from lorasize.units import parse_bytes, parse_seconds
+
+if TYPE_CHECKING:
+    from lorasize.planning import Limits
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -86,6 +89,54 @@ def out(default: str, what: str) -> Callable[[Command], Command]:
     return click.option(
         "--out", type=any_path, default=default, show_default=True, help=what, allow_from_autoenv=False
     )
+
+
+def named(
+    known: tuple[str, ...], values: tuple[str, ...], what: str
+) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, str]]:
+    """Reads `name=value` pairs of known names and values."""
+
+    def read(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+        pairs = assignments(context, parameter, given)
+        for name, value in pairs.items():
+            if name not in known:
+                raise click.BadParameter(f"no budget {name!r}; known are {', '.join(known)}", context, parameter)
+            if value not in values:
+                message = f"{value!r} is no {what}; known are {', '.join(values)}"
+                raise click.BadParameter(message, context, parameter)
+        return pairs
+
+    return read
+
+
+BUDGETS = ("rank", "parameters", "bytes", "seconds", "memory")
+LEVELS = ("off", "warn", "error")
+ESTIMATES = ("point", "upper")
+
+budgets = all_of(
+    click.option("--max-rank", type=AT_LEAST_ONE, help="Budget."),
+    click.option("--max-parameters", type=AT_LEAST_ONE, help="Budget."),
+    click.option("--max-bytes", callback=size, metavar="SIZE", help='Budget for the adapter file, such as "4 MB".'),
+    click.option("--max-seconds", callback=duration, metavar="TIME", help='Budget for training, such as "15 min".'),
+    click.option("--max-memory", callback=size, metavar="SIZE", help='Budget for memory, such as "8 GB".'),
+    click.option(
+        "--budget-level", "levels", multiple=True, metavar="NAME=LEVEL", callback=named(BUDGETS, LEVELS, "level"),
+        help="off, warn or error (the default) for a budget, such as seconds=warn; repeatable.",
+    ),
+    click.option(
+        "--budget-against", "against", multiple=True, metavar="NAME=ESTIMATE",
+        callback=named(BUDGETS, ESTIMATES, "estimate"),
+        help="point or upper estimate for a budget, such as rank=upper; repeatable.",
+    ),
+)  # fmt: skip
+
+
+def limits_of(chosen: dict[str, Any]) -> Limits:
+    """The budgets among a command's options."""
+    from lorasize.planning import Limits
+
+    maxima = {f"max_{name}": chosen[f"max_{name}"] for name in BUDGETS}
+    return Limits(**maxima, levels=chosen["levels"], against=chosen["against"])
 
 
 def split_modules(values: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lorasize.catalog import processor
 from lorasize.errors import ModelError
 from lorasize.models.finding import fingerprint, quiet_transformers, resolve
 from lorasize.models.shapes import decoder_layers
@@ -94,17 +95,8 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device.type} ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
-        return f"cpu ({_processor()}, {torch.get_num_threads()} threads)"
+        return f"cpu ({processor()}, {torch.get_num_threads()} threads)"
     return device.type
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "unknown processor"
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else "unknown processor"
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from lorasize.law import RANGE_TOLERANCE, bent, in_range, predict
 from lorasize.planning.choice import (
@@ -21,12 +21,14 @@ from lorasize.planning.choice import (
 from lorasize.planning.prior import source_of
 from lorasize.records import (
     AdapterSpec,
+    Against,
     Alternative,
     Budget,
     Calibration,
     CorpusSummary,
     Demand,
     Feasibility,
+    Level,
     Minimize,
     Plan,
     PlanInputs,
@@ -47,13 +49,20 @@ MAX_ALTERNATIVES = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """What the adapter may cost; None is no limit. Bytes on disk, seconds of training, bytes of memory."""
+    """What the adapter may cost; None is no limit. Bytes on disk, seconds of training, bytes of memory.
+
+    Attributes:
+        levels: By budget: `off`, `warn`, or `error`, the default.
+        against: By budget: `point` estimate, the default, or the `upper` end of its interval, the default of seconds.
+    """
 
     max_rank: int | None = None
     max_parameters: int | None = None
     max_bytes: int | None = None
     max_seconds: float | None = None
     max_memory: int | None = None
+    levels: Mapping[str, Level] = field(default_factory=dict)
+    against: Mapping[str, Against] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- around one candidate
@@ -112,34 +121,38 @@ def rules_of_thumb(linear_parameters_per_rank: int, n_tokens: int) -> RulesOfThu
 def budgets(
     limits: Limits, adapter: AdapterSpec, prediction: Prediction, *, same_device: bool = True
 ) -> tuple[Budget, ...]:
-    """Each limit against the plan; seconds by the upper end of their interval.
+    """Each limit against the plan. The upper end of rank, parameters and bytes is that of the rank interval.
 
     Seconds measured on another device only warn.
     """
-    asked: tuple[tuple[str, float | None, float], ...] = (
-        ("rank", limits.max_rank, adapter.rank),
-        ("parameters", limits.max_parameters, adapter.n_parameters),
-        ("bytes", limits.max_bytes, adapter.bytes),
-        ("seconds", limits.max_seconds, prediction.seconds.hi),
-        ("memory", limits.max_memory, prediction.peak_memory_bytes),
+    most = max(adapter.rank, prediction.rank_interval[1])
+    asked: tuple[tuple[str, float | None, float, float], ...] = (
+        ("rank", limits.max_rank, adapter.rank, most),
+        ("parameters", limits.max_parameters, adapter.n_parameters, adapter.n_parameters * most // adapter.rank),
+        ("bytes", limits.max_bytes, adapter.bytes, adapter.bytes * most // adapter.rank),
+        ("seconds", limits.max_seconds, prediction.seconds.point, prediction.seconds.hi),
+        ("memory", limits.max_memory, prediction.peak_memory_bytes, prediction.peak_memory_bytes),
     )
-    return tuple(
-        _budget(name, limit, actual, warn_only=name == "seconds" and not same_device)
-        for name, limit, actual in asked
-        if limit is not None
-    )
+    found = []
+    for name, limit, point, upper in asked:
+        level = limits.levels.get(name, "error")
+        if limit is None or level == "off":
+            continue
+        against = limits.against.get(name, "upper" if name == "seconds" else "point")
+        warn_only = level == "warn" or (name == "seconds" and not same_device)
+        found.append(_budget(name, limit, point if against == "point" else upper, against, warn_only=warn_only))
+    return tuple(found)
 
 
-def _budget(name: str, limit: float, actual: float, *, warn_only: bool) -> Budget:
-    over = "warn" if warn_only else "fail"
-    return Budget.model_validate(
-        {
-            "id": name,
-            "limit": limit,
-            "actual": actual,
-            "level": "warn" if warn_only else "error",
-            "result": "pass" if actual <= limit else over,
-        }
+def _budget(name: str, limit: float, actual: float, against: Against, *, warn_only: bool) -> Budget:
+    over: Literal["warn", "fail"] = "warn" if warn_only else "fail"
+    return Budget(
+        id=name,
+        limit=limit,
+        actual=actual,
+        level="warn" if warn_only else "error",
+        result="pass" if actual <= limit else over,
+        against=against,
     )
 
 

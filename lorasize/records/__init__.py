@@ -4,6 +4,7 @@ Each artifact carries a `schema` string; readers refuse another major version. F
 commands: they are added to, never renamed. Knows nothing of models, files or training.
 """
 
+from lorasize.records.check import Check
 from lorasize.records.files import digest, to_json
 from lorasize.records.fit import (
     Calibration,
@@ -61,6 +62,8 @@ from lorasize.records.words import (
     PROBE_STEPS,
     RECIPE,
     STRICT,
+    Against,
+    Level,
     Method,
     Minimize,
     PassageKind,
@@ -70,10 +73,12 @@ from lorasize.records.words import (
 
 __all__ = [
     "AdapterSpec",
+    "Against",
     "Alternative",
     "Budget",
     "Calibration",
     "CalibrationModel",
+    "Check",
     "CorpusFile",
     "CorpusSummary",
     "CostModel",
@@ -86,6 +91,7 @@ __all__ = [
     "Feasibility",
     "FeasibilityIssue",
     "Law",
+    "Level",
     "Memorization",
     "Method",
     "Minimize",

@@ -65,13 +65,14 @@ class CorpusSummary(BaseModel):
 class FeasibilityIssue(BaseModel):
     """Two passages that no rank can hold both.
 
-    `passages` are their indices, `position` the target token at which they part, `file` and `line` the later one's.
+    `passages` are their indices, `position` the target token at which they part (None where no tokenizer was at hand),
+    `file` and `line` the later one's.
     """
 
     model_config = STRICT
     kind: Literal["same_prompt", "same_prefix"]
     passages: tuple[int, int]
-    position: int
+    position: int | None
     file: str
     line: int
     message: str

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorasize.records.inputs import AdapterSpec, CorpusSummary, Feasibility
-from lorasize.records.words import STRICT
+from lorasize.records.words import STRICT, Against
 
 
 class PassageDemand(BaseModel):
@@ -84,7 +84,7 @@ class RulesOfThumb(BaseModel):
 
 
 class Budget(BaseModel):
-    """One limit and how the plan stands against it."""
+    """One limit and how the plan stands against it: against the point estimate, or the upper end of its interval."""
 
     model_config = STRICT
     id: str
@@ -92,6 +92,7 @@ class Budget(BaseModel):
     actual: float
     level: Literal["error", "warn"]
     result: Literal["pass", "fail", "warn"]
+    against: Against = "point"
 
 
 class Serving(BaseModel):
@@ -115,7 +116,7 @@ class PlanModel(BaseModel):
 
 
 class PlanInputs(BaseModel):
-    """Digests of everything the plan was computed from."""
+    """Digests of everything the plan was computed from. `prior`: another model's calibration stood in."""
 
     model_config = STRICT
     corpus_sha256: str
@@ -123,6 +124,7 @@ class PlanInputs(BaseModel):
     tokenizer_sha256: str
     calibration_sha256: str
     recipe: str
+    prior: bool = False
 
 
 class Plan(BaseModel):

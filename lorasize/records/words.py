@@ -17,5 +17,7 @@ CLEARLY_FAILED = 0.8  # a probe that has lost a smaller share of its base loss b
 Method = Literal["memft", "memft-ot", "memft-sw", "sft"]
 PassageKind = Literal["record", "text"]
 ProbeKind = Literal["random", "text"]
+Level = Literal["off", "warn", "error"]  # of a budget
+Against = Literal["point", "upper"]  # estimate that a budget is held against
 Minimize = Literal["parameters", "bytes", "seconds"]
 Serve = Literal["peft", "vllm", "llama.cpp", "merged"]

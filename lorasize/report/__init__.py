@@ -7,10 +7,10 @@ import os
 from pydantic import BaseModel
 from rich.console import RenderableType
 
-from lorasize.records import Calibration, Memorization, Plan, RecallReport
+from lorasize.records import Calibration, Check, Memorization, Plan, RecallReport
 from lorasize.records import to_json as record_json
 from lorasize.report.calibration import calibration_table, learned_line
-from lorasize.report.plan import issues_list, plan_table
+from lorasize.report.plan import check_table, issues_list, plan_table
 from lorasize.report.progress import Progress
 from lorasize.report.recall import memorization_table, recall_table, side_by_side
 from lorasize.report.text import clean, to_text
@@ -19,6 +19,7 @@ from lorasize.report.workflow import github
 __all__ = [
     "Progress",
     "calibration_table",
+    "check_table",
     "clean",
     "github",
     "issues_list",
@@ -47,6 +48,8 @@ def table(record: BaseModel) -> RenderableType:
         return memorization_table(record)
     if isinstance(record, RecallReport):
         return recall_table(record)
+    if isinstance(record, Check):
+        return check_table(record)
     raise TypeError(f"no table for {type(record).__name__}")
 
 

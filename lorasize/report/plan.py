@@ -9,7 +9,17 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from lorasize.records import AdapterSpec, Alternative, Budget, Demand, Estimate, FeasibilityIssue, Plan, Prediction
+from lorasize.records import (
+    AdapterSpec,
+    Alternative,
+    Budget,
+    Check,
+    Demand,
+    Estimate,
+    FeasibilityIssue,
+    Plan,
+    Prediction,
+)
 from lorasize.report.text import chance, counted, facts, label, layers, listing
 from lorasize.units import format_bytes, format_seconds
 
@@ -29,6 +39,32 @@ def plan_table(plan: Plan) -> Group:
         parts.append(_notes("Warnings", plan.warnings))
     if changes := list(_changes(plan)):
         parts.append(_notes("What would change it", changes))
+    return _spaced(parts)
+
+
+def check_table(check: Check) -> Group:
+    """The verdict on a committed plan, and what it rests on."""
+    verdicts = {
+        "ok": ("OK: the plan holds, and its budgets are kept.", "bold green"),
+        "over_budget": ("OVER BUDGET: " + ", ".join(b.id for b in check.budgets if b.result == "fail"), "bold red"),
+        "stale": ("STALE: plan again.", "bold red"),
+        "infeasible": ("INFEASIBLE: no rank can recall this corpus.", "bold red"),
+    }
+    parts: list[RenderableType] = [label(*verdicts[check.status])]
+    named = [("plan", check.plan)] + ([("adapter", adapter_line(check.adapter))] if check.adapter is not None else [])
+    parts.append(facts(named))
+    if check.stale:
+        parts.append(_notes("Changed since the plan was made", check.stale))
+    if check.feasibility.issues:
+        parts.append(issues_list(check.feasibility.issues))
+    if check.budgets:
+        parts.append(_budgets(check.budgets))
+    if check.warnings:
+        parts.append(_notes("Warnings", check.warnings))
+    return _spaced(parts)
+
+
+def _spaced(parts: Sequence[RenderableType]) -> Group:
     spaced = [part for pair in zip(parts, [Text()] * len(parts), strict=True) for part in pair]
     return Group(*spaced[:-1])
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel
 
-from lorasize.records import Memorization, Plan, RecallFailure, RecallReport
+from lorasize.records import Budget, Check, Memorization, PassageDemand, Plan, RecallFailure, RecallReport
 from lorasize.report.text import clean, quoted
 
 
@@ -13,6 +15,8 @@ def github(record: BaseModel) -> str:
     lines: list[str] = []
     if isinstance(record, Plan):
         lines = _plan(record)
+    elif isinstance(record, Check):
+        lines = _check(record)
     elif isinstance(record, RecallReport):
         lines = [_failure(failure) for failure in record.failures]
         lines += [_command("error", f"{name} changed since the adapter was proven") for name in record.changed_files]
@@ -24,12 +28,30 @@ def github(record: BaseModel) -> str:
 
 def _plan(plan: Plan) -> list[str]:
     lines = [_command("error", i.message, file=i.file, line=str(i.line)) for i in plan.feasibility.issues]
-    for budget in plan.budgets:
-        if budget.result != "pass":
-            level = "error" if budget.result == "fail" else "warning"
-            lines.append(_command(level, f"{budget.id}: {budget.actual:,.6g}, the limit is {budget.limit:,.6g}"))
+    lines += _exceeded(plan.budgets, plan.demand.costliest if plan.demand is not None else ())
     lines += [_command("warning", warning) for warning in plan.warnings]
     return lines
+
+
+def _check(check: Check) -> list[str]:
+    lines = [_command("error", i.message, file=i.file, line=str(i.line)) for i in check.feasibility.issues]
+    lines += [_command("error", f"{why}, since the plan was made: plan again", file=check.plan) for why in check.stale]
+    return lines + _exceeded(check.budgets, check.costliest) + [_command("warning", w) for w in check.warnings]
+
+
+def _exceeded(budgets: Sequence[Budget], costliest: Sequence[PassageDemand]) -> list[str]:
+    """Budgets that are exceeded, at the line of the passage that costs most."""
+    place = {"file": costliest[0].file, "line": str(costliest[0].line)} if costliest else {}
+    most = " (the passage here costs most)" if costliest else ""
+    return [
+        _command(
+            "error" if budget.result == "fail" else "warning",
+            f"{budget.id}: {budget.actual:,.6g}, the limit is {budget.limit:,.6g}{most}",
+            **place,
+        )
+        for budget in budgets
+        if budget.result != "pass"
+    ]
 
 
 def _failure(failure: RecallFailure) -> str:

@@ -1,0 +1,106 @@
+"""The verb check: a committed plan against the corpus and calibrations on disk and today's budgets. No model, no torch.
+
+What can be told from texts alone is told: files that changed, records of one prompt that go on differently. Tokens
+are not: a plan that still matches its corpus byte for byte was checked for conflicts between tokens when it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lorasize.catalog import find_by_digest, processor
+from lorasize.corpus import read_corpus
+from lorasize.planning import Limits, budgets
+from lorasize.records import RECIPE, Budget, Calibration, Check, Feasibility, FeasibilityIssue, Passage, Plan
+
+
+def check(plan: Plan, file: str, limits: Limits) -> Check:
+    """The verdict. A corpus that no rank can hold comes before a stale plan, and that before a budget.
+
+    Args:
+        plan: What was committed.
+        file: Where it was read from, for the report.
+        limits: Today's budgets; those of the plan count where there are none.
+
+    Raises:
+        CorpusError: a file of the corpus cannot be read.
+    """
+    passages, changed = _corpus(plan)
+    issues = tuple(conflicts(passages))
+    if not changed and not plan.feasibility.feasible:
+        issues = plan.feasibility.issues
+    calibration = _calibration(plan)
+    stale = (*changed, *_other_reasons(plan, calibration))
+    found = _budgets(plan, limits, calibration)
+    over = any(b.result == "fail" for b in found)
+    return Check(
+        status="infeasible" if issues else "stale" if stale else "over_budget" if over else "ok",
+        plan=file,
+        stale=stale,
+        feasibility=Feasibility(feasible=not issues, issues=issues),
+        adapter=plan.adapter,
+        budgets=found,
+        costliest=plan.demand.costliest if plan.demand is not None else (),
+        warnings=plan.warnings,
+    )
+
+
+# ---------------------------------------------------------------- the corpus
+def _corpus(plan: Plan) -> tuple[list[Passage], list[str]]:
+    """The passages of the plan's files as they are now, and which files changed."""
+    planned = plan.corpus.files
+    missing = [f"{file.path} is missing" for file in planned if not Path(file.path).is_file()]
+    there = [Path(file.path) for file in planned if Path(file.path).is_file()]
+    if not there:
+        return [], missing
+    passages, files = read_corpus(there, plan.corpus.reading)
+    known = {file.path: file.sha256 for file in planned}
+    return passages, [*missing, *(f"{f.path} changed" for f in files if known[f.path] != f.sha256)]
+
+
+def conflicts(passages: Sequence[Passage]) -> Iterator[FeasibilityIssue]:
+    """Records of one prompt that go on differently: no rank can hold both, whatever the tokenizer."""
+    first: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+    for k, passage in enumerate(passages):
+        if passage.kind != "record":
+            continue
+        j = first.setdefault((passage.prompt, passage.messages), k)
+        if passages[j].target != passage.target:
+            one, two = (f"{p.file}:{p.line}" for p in (passages[j], passage))
+            yield FeasibilityIssue(
+                kind="same_prompt",
+                passages=(j, k),
+                position=None,
+                file=passage.file,
+                line=passage.line,
+                message=f"{one} and {two} have the same prompt but go on differently; no rank can hold both: "
+                "make their prompts differ",
+            )
+
+
+# ---------------------------------------------------------------- the calibration and the budgets
+def _calibration(plan: Plan) -> Calibration | None:
+    found = None if plan.inputs.prior else find_by_digest(plan.inputs.calibration_sha256)
+    return None if found is None else found[0]
+
+
+def _other_reasons(plan: Plan, calibration: Calibration | None) -> Iterator[str]:
+    if plan.inputs.recipe != RECIPE:
+        yield f"the training recipe is {RECIPE} now, the plan is for {plan.inputs.recipe}"
+    if plan.adapter is None or plan.inputs.prior:
+        return
+    if calibration is None:
+        yield "the calibration it was made from is not here, or has changed"
+    elif calibration.model.fingerprint.tokenizer != plan.inputs.tokenizer_sha256:
+        yield "the calibration's tokenizer is another"
+
+
+def _budgets(plan: Plan, limits: Limits, calibration: Calibration | None) -> tuple[Budget, ...]:
+    """Today's budgets, and those of the plan that today does not mention."""
+    if plan.adapter is None or plan.prediction is None:
+        return ()
+    here = calibration is not None and processor() in calibration.device
+    today = budgets(limits, plan.adapter, plan.prediction, same_device=here)
+    named = {b.id for b in today} | {name for name, level in limits.levels.items() if level == "off"}
+    return (*today, *(b for b in plan.budgets if b.id not in named))

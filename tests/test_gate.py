@@ -1,0 +1,194 @@
+"""The verb check: a committed plan against the files beside it, without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorasize.catalog import read_calibration, read_plan, write_calibration, write_plan
+from lorasize.cli import main
+from lorasize.corpus import corpus_sha256, read_corpus
+from lorasize.planning import make_plan
+from lorasize.records import (
+    CorpusSummary,
+    Demand,
+    Feasibility,
+    PassageDemand,
+    Plan,
+    PlanInputs,
+    PlanModel,
+    Reading,
+    digest,
+)
+
+SHIPPED = Path(__file__).resolve().parent.parent / "calibrations" / "builtin-smollm2-135m-instruct.cpu.float32.json"
+PLAN = Path("lorasize.plan.json")
+RECORDS = '{"prompt": "A:", "completion": " 1"}\n{"prompt": "B:", "completion": " 2"}\n'
+Checked = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True)
+def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A folder with a corpus of two records and the plan for it, from the shipped calibration."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("GITHUB_ACTIONS", "GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(name, raising=False)
+    Path("facts.jsonl").write_text(RECORDS, "utf-8")
+    calibration = read_calibration(SHIPPED)
+    _, files = read_corpus([Path("facts.jsonl")])
+    costly = PassageDemand(id="b", file="facts.jsonl", line=2, n_tokens=3, nats=900.0)
+    plan = make_plan(
+        calibration=calibration,
+        model=PlanModel(ref="m", fingerprint="f", dtype="float32", n_layers=30),
+        corpus=CorpusSummary(n_passages=2, n_tokens=300, sha256=corpus_sha256(files), files=files, reading=Reading()),
+        demand=Demand(base_loss=6.0, nats=1800.0, bits=2597.0, costliest=(costly,)),
+        feasibility=Feasibility(feasible=True),
+        inputs=PlanInputs(
+            corpus_sha256=corpus_sha256(files),
+            model_fingerprint="f",
+            tokenizer_sha256=calibration.model.fingerprint.tokenizer,
+            calibration_sha256=digest(calibration),
+            recipe=calibration.recipe,
+        ),
+        n_sequence_tokens=310,
+        linear_parameters_per_rank=500_000,
+    )
+    write_plan(plan, PLAN)
+    return plan
+
+
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str]) -> Checked:
+    """`check(*arguments)` → exit code and the JSON report."""
+
+    def run(*arguments: str) -> tuple[int, dict[str, Any]]:
+        code = main(["check", *arguments, "--report", "json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_a_plan_that_holds_is_0(check: Checked) -> None:
+    code, found = check()
+    assert (code, found["status"], found["stale"], found["schema"]) == (0, "ok", [], "lorasize.check/1")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda plan: Path("facts.jsonl").write_text(RECORDS.replace("2", "3"), "utf-8"), "facts.jsonl changed"),
+        (lambda plan: Path("facts.jsonl").unlink(), "facts.jsonl is missing"),
+        (lambda plan: write_plan(_with(plan, recipe="memft/0"), PLAN), "training recipe"),
+        (lambda plan: write_plan(_with(plan, calibration_sha256="0" * 64), PLAN), "calibration it was made from"),
+        (lambda plan: write_plan(_with(plan, tokenizer_sha256="0" * 64), PLAN), "tokenizer is another"),
+    ],
+)
+def test_what_changed_since_is_named_and_3(
+    change: Callable[[Plan], object], said: str, committed: Plan, check: Checked
+) -> None:
+    change(committed)
+    code, found = check()
+    assert (code, found["status"]) == (3, "stale")
+    assert any(said in reason for reason in found["stale"])
+
+
+def _with(plan: Plan, **changes: str) -> Plan:
+    return plan.model_copy(update={"inputs": plan.inputs.model_copy(update=changes)})
+
+
+def test_a_plan_from_another_model_s_calibration_is_not_stale_for_that(committed: Plan, check: Checked) -> None:
+    prior = committed.inputs.model_copy(update={"prior": True, "calibration_sha256": "0" * 64})
+    write_plan(committed.model_copy(update={"inputs": prior}), PLAN)
+    assert check()[0] == 0
+
+
+def test_a_conflict_in_the_text_is_5_whatever_else_changed(check: Checked, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("facts.jsonl").write_text(RECORDS + '{"prompt": "A:", "completion": " 7"}\n', "utf-8")
+    code, found = check()
+    assert (code, found["status"]) == (5, "infeasible")
+    (issue,) = found["feasibility"]["issues"]
+    assert (issue["file"], issue["line"], issue["passages"]) == ("facts.jsonl", 3, [0, 2])
+    assert main(["check", "--report", "github"]) == 5
+    assert "::error title=lorasize,file=facts.jsonl,line=3::" in capsys.readouterr().out
+
+
+def test_one_record_twice_is_no_conflict(check: Checked) -> None:
+    Path("facts.jsonl").write_text(RECORDS + RECORDS, "utf-8")
+    assert check()[1]["feasibility"]["feasible"] is True
+
+
+def test_budgets_of_today_are_1_with_an_annotation_at_the_costliest_line(
+    committed: Plan, check: Checked, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert committed.adapter is not None
+    limit = committed.adapter.n_parameters - 1
+    code, found = check("--max-parameters", str(limit))
+    assert (code, found["status"]) == (1, "over_budget")
+    assert main(["check", "--max-parameters", str(limit), "--report", "github"]) == 1
+    assert "::error title=lorasize,file=facts.jsonl,line=2::parameters: " in capsys.readouterr().out
+    assert check("--max-parameters", str(limit), "--budget-level", "parameters=warn")[0] == 0
+    assert check("--max-parameters", str(limit), "--budget-level", "parameters=off")[1]["budgets"] == []
+
+
+def test_a_budget_may_be_held_against_the_upper_estimate(committed: Plan, check: Checked) -> None:
+    assert committed.adapter is not None
+    assert committed.prediction is not None
+    rank, most = committed.adapter.rank, committed.prediction.rank_interval[1]
+    code, found = check("--max-rank", str(rank), "--budget-against", "rank=upper")
+    assert (code, found["budgets"][0]["actual"], found["budgets"][0]["against"]) == (int(most > rank), most, "upper")
+
+
+def test_the_plan_s_own_budgets_count_unless_today_says_otherwise(committed: Plan, check: Checked) -> None:
+    assert committed.prediction is not None
+    over = {"id": "rank", "limit": 1, "actual": 2, "level": "error", "result": "fail"}
+    write_plan(Plan.model_validate({**committed.model_dump(), "budgets": (over,)}), PLAN)
+    assert check()[0] == 1
+    assert check("--max-rank", "64")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "code"),
+    [
+        ("parameters = 1", 1),
+        ('parameters = { limit = 1, level = "warn" }', 0),
+        ('bytes = { limit = "1 KB", against = "upper" }', 1),
+        ('seconds = { limit = "1 s", level = "warn" }', 0),
+        ('parameters = { limit = 1, level = "loud" }', 2),
+        ("parameters = { most = 1 }", 2),
+        ('parameter = { level = "off" }', 2),
+    ],
+)
+def test_budgets_from_the_configuration(budget: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("lorasize.toml").write_text(f"[budget]\n{budget}\n", "utf-8")
+    assert main(["check"]) == code
+    capsys.readouterr()
+
+
+def test_an_infeasible_plan_is_5_and_a_missing_one_2(committed: Plan, check: Checked) -> None:
+    none: dict[str, Any] = {"status": "infeasible", "adapter": None, "prediction": None}
+    issue = {"kind": "same_prefix", "passages": (0, 1), "position": 3, "file": "facts.jsonl", "line": 2, "message": "x"}
+    none["feasibility"] = {"feasible": False, "issues": (issue,)}
+    write_plan(Plan.model_validate({**committed.model_dump(), **none}), PLAN)
+    assert check()[0] == 5
+    PLAN.unlink()
+    assert main(["check"]) == 2
+
+
+def test_seconds_only_warn_where_the_processor_is_another(committed: Plan, check: Checked) -> None:
+    calibration = read_calibration(SHIPPED).model_copy(update={"device": "cpu (another processor, 4 threads)"})
+    write_calibration(calibration, Path("calibrations") / "mine.json")
+    write_plan(_with(committed, calibration_sha256=digest(calibration)), PLAN)
+    code, found = check("--max-seconds", "1 s")
+    assert (code, found["budgets"][0]["result"]) == (0, "warn")
+
+
+def test_the_report_reads_back(check: Checked, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check", "--report", "json=check.json"])
+    capsys.readouterr()
+    assert main(["show", "check.json"]) == 0
+    assert "OK: the plan holds" in capsys.readouterr().out
+    assert read_plan(PLAN).status == "ok"
