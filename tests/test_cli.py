@@ -22,7 +22,7 @@ from lorasize.catalog import calibration_path, read_calibration, read_plan, writ
 from lorasize.cli import config, failures, options, output
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("calibrate", "plan", "apply", "verify", "show", "base", "demo")
+COMMANDS = ("calibrate", "plan", "apply", "verify", "check", "show", "base", "demo")
 
 Recorded = dict[str, Any]
 
@@ -197,7 +197,8 @@ def test_every_error_class_has_a_code() -> None:
         ("plan", "a", "--rank", "0"), ("plan", "a", "--field", "x"), ("apply", "--no-such"), ("show", "absent"),
         ("plan", "a", "--report", "html"), ("plan", "a", "--report", "nonsense"), ("plan", "a", "--report", "json="),
         ("plan", "a", "--report", "json", "--report", "table"), ("plan", "a", "--report", "json", "--report", "github"),
-        ("calibrate", "one", "--model", "two"), ("apply", "--threshold", "0.9", "--margin", "0.2"), ("check",),
+        ("calibrate", "one", "--model", "two"), ("apply", "--threshold", "0.9", "--margin", "0.2"),
+        ("check", "--budget-level", "rank=loud"), ("check", "--budget-level", "ranks=off"),
     ],
 )  # fmt: skip
 def test_usage_errors_are_2(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +212,8 @@ def test_usage_errors_are_2(arguments: tuple[str, ...], capsys: pytest.CaptureFi
 @pytest.mark.parametrize("name", output.LATER)
 def test_formats_to_come_are_refused_by_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", ".", "--report", f"{name}=x"]) == 2
-    assert f"--report {name}: this version cannot write it; it has table, json, github" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"--report {name}: this version cannot write it; it has table, json, github, junit, markdown" in said
 
 
 def test_unexpected_error_leaves_a_traceback(

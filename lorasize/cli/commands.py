@@ -118,6 +118,7 @@ Example:
 )  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(options.FORMATS), default="auto", show_default=True)
 @options.budgets
+@click.option("--compare", type=options.existing_file, metavar="OLD", help="Plan to report the difference to.")
 @options.out(PLAN_FILE, "Plan file.")
 @options.output
 @click.pass_obj
@@ -130,15 +131,19 @@ def plan(invocation: Invocation, /, corpus: tuple[Path, ...], **chosen: Any) -> 
     invocation.model = chosen["model"]
     invocation.corpus = tuple(map(str, corpus))
     from lorasize import models, sizing
-    from lorasize.catalog import write_plan
+    from lorasize.catalog import read_plan, write_plan
+    from lorasize.planning import compare
     from lorasize.report import Progress
 
+    old = None if chosen["compare"] is None else read_plan(chosen["compare"])
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.doing("measuring what the corpus asks of the model")
         made = sizing.plan(
             corpus, ref=chosen["model"] or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
             dtype=chosen["dtype"], options=_plan_options(chosen),
         ).plan  # fmt: skip
+        if old is not None:
+            made = made.model_copy(update={"compared": compare(old, made)})
         write_plan(made, chosen["out"])
         progress.note(f"wrote {chosen['out']}")
     emit(made, targets)

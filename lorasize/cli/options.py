@@ -76,7 +76,7 @@ seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_defaul
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress and no messages but errors.")
 report = click.option(
     "--report", "reports", multiple=True, metavar="FORMAT[=PATH]", allow_from_autoenv=False,
-    help="table, json or github; repeatable. Without PATH, or with -, to standard output.",
+    help="table, json, github, junit or markdown; repeatable. Without PATH, or with -, to standard output.",
 )  # fmt: skip
 output = all_of(quiet, report)
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import RenderableType
 
-FORMATS = ("table", "json", "github")
-LATER = ("junit", "markdown", "html")
+FORMATS = ("table", "json", "github", "junit", "markdown")
+LATER = ("html",)
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,18 @@ def emit(record: BaseModel, targets: Sequence[Target]) -> None:
         else:
             target.path.parent.mkdir(parents=True, exist_ok=True)
             target.path.write_text(text, encoding="utf-8", newline="\n")
+        if target.format == "github":
+            _tell_the_runner(record)
+
+
+def _tell_the_runner(record: BaseModel) -> None:
+    """Append to the job's summary and to the step's outputs, where GitHub Actions says that they are."""
+    from lorasize import report
+
+    for variable, text in (("GITHUB_STEP_SUMMARY", report.markdown(record)), ("GITHUB_OUTPUT", report.outputs(record))):
+        if path := os.environ.get(variable):
+            with Path(path).open("a", encoding="utf-8", newline="\n") as stream:
+                stream.write(text)
 
 
 def _written(record: BaseModel, target: Target) -> str:
@@ -70,6 +82,10 @@ def _written(record: BaseModel, target: Target) -> str:
         return report.to_json(record)
     if target.format == "github":
         return report.github(record)
+    if target.format == "junit":
+        return report.junit(record)
+    if target.format == "markdown":
+        return report.markdown(record)
     return report.to_text(report.table(record), sys.stdout if target.path is None else None)
 
 

@@ -27,6 +27,7 @@ from lorasize.records import (
     Calibration,
     CorpusSummary,
     Demand,
+    Difference,
     Feasibility,
     Level,
     Minimize,
@@ -45,6 +46,8 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts a
 VLLM_DEFAULT_RANK = 16
 FLAT_RANK = 16
 MAX_ALTERNATIVES = 8
+
+QuantityName = Literal["tokens", "nats", "rank", "parameters", "bytes", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,24 @@ def make_plan(
             "warnings": _warnings(calibration, demand, chosen, confidence, same_device),
         }
     )
+
+
+def compare(old: Plan, new: Plan) -> tuple[Difference, ...]:
+    """What changed from one plan to another, quantity by quantity; those that stayed are left out."""
+    both = zip(_quantities(old).items(), _quantities(new).values(), strict=True)
+    return tuple(Difference(id=name, before=was, after=now) for (name, was), now in both if was != now)
+
+
+def _quantities(plan: Plan) -> dict[QuantityName, float | None]:
+    adapter, prediction, demand = plan.adapter, plan.prediction, plan.demand
+    return {
+        "tokens": plan.corpus.n_tokens,
+        "nats": None if demand is None else demand.nats,
+        "rank": None if adapter is None else adapter.rank,
+        "parameters": None if adapter is None else adapter.n_parameters,
+        "bytes": None if adapter is None else adapter.bytes,
+        "seconds": None if prediction is None else prediction.seconds.point,
+    }
 
 
 def _kept(verdict: Sequence[Budget]) -> bool:

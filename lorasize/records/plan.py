@@ -95,6 +95,15 @@ class Budget(BaseModel):
     against: Against = "point"
 
 
+class Difference(BaseModel):
+    """One quantity of an older plan and of this one; None where a plan has no adapter."""
+
+    model_config = STRICT
+    id: Literal["tokens", "nats", "rank", "parameters", "bytes", "seconds"]
+    before: float | None
+    after: float | None
+
+
 class Serving(BaseModel):
     """What an inference engine needs to be told."""
 
@@ -145,3 +154,4 @@ class Plan(BaseModel):
     serving: Serving | None = None
     inputs: PlanInputs
     warnings: tuple[str, ...] = ()
+    compared: tuple[Difference, ...] = ()

@@ -10,11 +10,13 @@ from rich.console import RenderableType
 from lorasize.records import Calibration, Check, Memorization, Plan, RecallReport
 from lorasize.records import to_json as record_json
 from lorasize.report.calibration import calibration_table, learned_line
+from lorasize.report.junit import junit
+from lorasize.report.markdown import markdown
 from lorasize.report.plan import check_table, issues_list, plan_table
 from lorasize.report.progress import Progress
 from lorasize.report.recall import memorization_table, recall_table, side_by_side
 from lorasize.report.text import clean, to_text
-from lorasize.report.workflow import github
+from lorasize.report.workflow import github, outputs
 
 __all__ = [
     "Progress",
@@ -23,8 +25,11 @@ __all__ = [
     "clean",
     "github",
     "issues_list",
+    "junit",
     "learned_line",
+    "markdown",
     "memorization_table",
+    "outputs",
     "plan_table",
     "recall_table",
     "side_by_side",

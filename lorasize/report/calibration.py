@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 def calibration_table(calibration: Calibration) -> Group:
     """Everything that was fitted, fit for 80 columns; the observations only by their number."""
     title = f"Calibration of {calibration.model.ref}"
+    return Group(
+        label(title, "bold"), facts(calibration_facts(calibration)), Text(),
+        listing(*site_rows(calibration), "Sites"), Text(),
+        facts(_provenance(calibration)),
+    )  # fmt: skip
+
+
+def site_rows(calibration: Calibration) -> tuple[list[tuple[str, bool]], list[list[str]]]:
+    """Columns, and one row a site."""
     columns = [("modules", False), ("layers", False), ("parameters per rank", True), ("efficiency", True)]
     rows = [
         [
@@ -27,13 +36,11 @@ def calibration_table(calibration: Calibration) -> Group:
         ]
         for s in calibration.sites
     ]  # fmt: skip
-    return Group(
-        label(title, "bold"), facts(_facts(calibration)), Text(), listing(columns, rows, "Sites"), Text(),
-        facts(_provenance(calibration)),
-    )  # fmt: skip
+    return columns, rows
 
 
-def _facts(calibration: Calibration) -> Iterator[tuple[str, str]]:
+def calibration_facts(calibration: Calibration) -> Iterator[tuple[str, str]]:
+    """Names and what was fitted, from the model to its memory."""
     law, transition, cost = calibration.law, calibration.transition, calibration.cost
     yield "model", f"{calibration.model.architecture} · {counted(calibration.model.n_layers, 'layer')}"
     yield "device", f"{calibration.device} · {calibration.dtype}"

@@ -15,6 +15,7 @@ from lorasize.records import (
     Budget,
     Check,
     Demand,
+    Difference,
     Estimate,
     FeasibilityIssue,
     Plan,
@@ -28,13 +29,15 @@ _RESULT = {"pass": "kept", "fail": "EXCEEDED", "warn": "exceeded (warning)"}
 
 def plan_table(plan: Plan) -> Group:
     """Everything the plan says, fit for 80 columns."""
-    parts: list[RenderableType] = [_verdict(plan), facts(_facts(plan))]
+    parts: list[RenderableType] = [label(plan_verdict(plan), _style(plan)), facts(plan_facts(plan))]
     if plan.feasibility.issues:
         parts.append(issues_list(plan.feasibility.issues))
     if plan.budgets:
-        parts.append(_budgets(plan.budgets))
+        parts.append(listing(*budget_rows(plan.budgets)))
+    if plan.compared:
+        parts.append(listing(*compared_rows(plan.compared)))
     if plan.alternatives:
-        parts.append(_alternatives(plan.alternatives))
+        parts.append(listing(*alternative_rows(plan.alternatives), "Alternatives"))
     if plan.warnings:
         parts.append(_notes("Warnings", plan.warnings))
     if changes := list(_changes(plan)):
@@ -44,13 +47,7 @@ def plan_table(plan: Plan) -> Group:
 
 def check_table(check: Check) -> Group:
     """The verdict on a committed plan, and what it rests on."""
-    verdicts = {
-        "ok": ("OK: the plan holds, and its budgets are kept.", "bold green"),
-        "over_budget": ("OVER BUDGET: " + ", ".join(b.id for b in check.budgets if b.result == "fail"), "bold red"),
-        "stale": ("STALE: plan again.", "bold red"),
-        "infeasible": ("INFEASIBLE: no rank can recall this corpus.", "bold red"),
-    }
-    parts: list[RenderableType] = [label(*verdicts[check.status])]
+    parts: list[RenderableType] = [label(check_verdict(check), "bold green" if check.status == "ok" else "bold red")]
     named = [("plan", check.plan)] + ([("adapter", adapter_line(check.adapter))] if check.adapter is not None else [])
     parts.append(facts(named))
     if check.stale:
@@ -58,10 +55,20 @@ def check_table(check: Check) -> Group:
     if check.feasibility.issues:
         parts.append(issues_list(check.feasibility.issues))
     if check.budgets:
-        parts.append(_budgets(check.budgets))
+        parts.append(listing(*budget_rows(check.budgets)))
     if check.warnings:
         parts.append(_notes("Warnings", check.warnings))
     return _spaced(parts)
+
+
+def check_verdict(check: Check) -> str:
+    """The verdict in a sentence."""
+    return {
+        "ok": "OK: the plan holds, and its budgets are kept.",
+        "over_budget": f"OVER BUDGET: {', '.join(b.id for b in check.budgets if b.result == 'fail')}.",
+        "stale": "STALE: plan again.",
+        "infeasible": "INFEASIBLE: no rank can recall this corpus.",
+    }[check.status]
 
 
 def _spaced(parts: Sequence[RenderableType]) -> Group:
@@ -69,19 +76,29 @@ def _spaced(parts: Sequence[RenderableType]) -> Group:
     return Group(*spaced[:-1])
 
 
-def _verdict(plan: Plan) -> Text:
+def plan_verdict(plan: Plan) -> str:
+    """The plan in a sentence."""
     if plan.adapter is None or plan.prediction is None:
         n = len(plan.feasibility.issues)
-        return Text(f"INFEASIBLE: no rank can recall this corpus ({counted(n, 'conflict')}).", style="bold red")
+        return f"INFEASIBLE: no rank can recall this corpus ({counted(n, 'conflict')})."
     holds = f"rank {plan.adapter.rank} is predicted to hold {counted(plan.corpus.n_tokens, 'token')}"
     if plan.status == "over_budget":
         over = ", ".join(b.id for b in plan.budgets if b.result == "fail")
-        return label(f"OVER BUDGET ({over}): {holds}.", "bold red")
-    p = plan.prediction
-    if p.success_probability < p.confidence:
-        odds = f"with probability {chance(p.success_probability)}, not the {p.confidence:g} asked for"
-        return label(f"DOUBTFUL: {holds} only {odds}.", "bold yellow")
-    return label(f"OK: {holds} word for word.", "bold green")
+        return f"OVER BUDGET ({over}): {holds}."
+    if _doubtful(plan.prediction):
+        odds = f"probability {chance(plan.prediction.success_probability)}"
+        return f"DOUBTFUL: {holds} only with {odds}, not the {plan.prediction.confidence:g} asked for."
+    return f"OK: {holds} word for word."
+
+
+def _doubtful(prediction: Prediction) -> bool:
+    return prediction.success_probability < prediction.confidence
+
+
+def _style(plan: Plan) -> str:
+    if plan.status != "ok" or plan.prediction is None:
+        return "bold red"
+    return "bold yellow" if _doubtful(plan.prediction) else "bold green"
 
 
 def adapter_line(adapter: AdapterSpec | Alternative) -> str:
@@ -95,7 +112,8 @@ def adapter_line(adapter: AdapterSpec | Alternative) -> str:
     )  # fmt: skip
 
 
-def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
+def plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Names and what there is to say, from the adapter to its serving."""
     if plan.adapter is not None:
         yield "adapter", adapter_line(plan.adapter)
     yield "model", f"{plan.model.ref} · {plan.model.dtype} · {counted(plan.model.n_layers, 'layer')}"
@@ -152,9 +170,28 @@ def issues_list(issues: Sequence[FeasibilityIssue]) -> Group:
     return Group(*(label(f"{i.file}:{i.line}: {i.message}") for i in issues))
 
 
-def _budgets(budgets: Sequence[Budget]) -> RenderableType:
+Listing = tuple[list[tuple[str, bool]], list[list[str]]]
+
+
+def budget_rows(budgets: Sequence[Budget]) -> Listing:
+    """Columns and rows of the budgets."""
     rows = [[b.id, _amount(b.id, b.limit), _amount(b.id, b.actual), _RESULT[b.result]] for b in budgets]
-    return listing([("budget", False), ("limit", True), ("plan", True), ("result", False)], rows)
+    return [("budget", False), ("limit", True), ("plan", True), ("result", False)], rows
+
+
+def compared_rows(differences: Sequence[Difference]) -> Listing:
+    """Columns and rows of what changed since an older plan."""
+    rows = [[d.id, _known(d.id, d.before), _known(d.id, d.after), _share(d)] for d in differences]
+    return [("compared", False), ("before", True), ("now", True), ("change", True)], rows
+
+
+def _known(quantity: str, value: float | None) -> str:
+    return "–" if value is None else _amount(quantity, value)
+
+
+def _share(difference: Difference) -> str:
+    before, after = difference.before, difference.after
+    return f"{after / before - 1:+.0%}" if before and after else "–"
 
 
 def _amount(budget: str, value: float) -> str:
@@ -163,7 +200,8 @@ def _amount(budget: str, value: float) -> str:
     return format_seconds(value) if budget == "seconds" else f"{value:,.0f}"
 
 
-def _alternatives(alternatives: Sequence[Alternative]) -> RenderableType:
+def alternative_rows(alternatives: Sequence[Alternative]) -> Listing:
+    """Columns and rows of the other adapters."""
     columns = [("rank", True), ("modules", False), ("layers", False), ("parameters", True), ("size", True)]
     columns += [("bits/par.", True), ("success", True), ("time", True)]
     rows = [
@@ -174,7 +212,7 @@ def _alternatives(alternatives: Sequence[Alternative]) -> RenderableType:
         ]
         for a in alternatives
     ]  # fmt: skip
-    return listing(columns, rows, "Alternatives")
+    return columns, rows
 
 
 def _notes(title: str, notes: Sequence[str]) -> Group:

@@ -22,16 +22,21 @@ if TYPE_CHECKING:
 def recall_table(report: RecallReport) -> Group:
     """A verdict, one line a passage, and how it was decoded."""
     good = report.recalled and report.threshold_met and not report.changed_files
-    parts: list[RenderableType] = [label(_recall_verdict(report), "bold green" if good else "bold red")]
+    parts: list[RenderableType] = [label(recall_verdict(report), "bold green" if good else "bold red")]
     parts += [label(f"changed since it was proven: {name}", "red") for name in report.changed_files]
-    failures = {failure.passage: failure for failure in report.failures}
-    rows = [_passage_row(passage, failures.get(passage.passage)) for passage in report.passages]
-    columns = [("", False), ("passage", False), ("tokens", True), ("min p", True), ("first mismatch", False)]
-    parts += [listing(columns, rows)] if rows else [failures_list(report.failures)]
+    parts += [listing(*passage_rows(report))] if report.passages else [failures_list(report.failures)]
     return Group(*parts, label(_decoded_with(report), "dim"))
 
 
-def _recall_verdict(report: RecallReport) -> str:
+def passage_rows(report: RecallReport) -> tuple[list[tuple[str, bool]], list[list[str]]]:
+    """Columns, and one row a passage."""
+    failures = {failure.passage: failure for failure in report.failures}
+    rows = [_passage_row(passage, failures.get(passage.passage)) for passage in report.passages]
+    return [("", False), ("passage", False), ("tokens", True), ("min p", True), ("first mismatch", False)], rows
+
+
+def recall_verdict(report: RecallReport) -> str:
+    """The report in a sentence."""
     count = f"{report.n_recalled:,} of {counted(report.n_passages, 'passage')} recalled"
     met = "every token above the threshold" if report.threshold_met else "some token is not above the threshold"
     verdict = "RECALLED" if report.recalled and report.threshold_met else "NOT PROVEN" if report.recalled else "LOST"
@@ -65,18 +70,26 @@ def _decoded_with(report: RecallReport | RecallSummary) -> str:
 # ---------------------------------------------------------------- memorization
 def memorization_table(memorization: Memorization) -> Group:
     """What apply did: outcome, adapter, recall and what it took."""
-    good = memorization.recalled and memorization.threshold_met and memorization.outcome.value == "memorized"
     recall = memorization.recall
-    verdict = f"{'MEMORIZED' if good else 'NOT MEMORIZED'}: {memorization.outcome.sentence}"
     return Group(
-        label(verdict, "bold green" if good else "bold red"),
-        facts(_memorization_facts(memorization)),
+        label(memorization_verdict(memorization), "bold green" if _good(memorization) else "bold red"),
+        facts(memorization_facts(memorization)),
         failures_list(recall.failures),
         label(_decoded_with(recall), "dim"),
     )
 
 
-def _memorization_facts(m: Memorization) -> Iterator[tuple[str, str]]:
+def _good(m: Memorization) -> bool:
+    return m.recalled and m.threshold_met and m.outcome.value == "memorized"
+
+
+def memorization_verdict(m: Memorization) -> str:
+    """The run in a sentence."""
+    return f"{'MEMORIZED' if _good(m) else 'NOT MEMORIZED'}: {m.outcome.sentence}"
+
+
+def memorization_facts(m: Memorization) -> Iterator[tuple[str, str]]:
+    """Names and what there is to say, from recall to the base model."""
     yield "recall", f"{m.recall.n_recalled:,} of {counted(m.recall.n_passages, 'passage')} come back word for word"
     met = "met" if m.threshold_met else "NOT met"
     yield "threshold", f"p > {m.threshold:g} {met} · min p {probability(m.min_probability)}"

@@ -26,6 +26,21 @@ def github(record: BaseModel) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def outputs(record: BaseModel) -> str:
+    """Step outputs, one `name=value` a line: the status and, where there is an adapter, its size."""
+    pairs: dict[str, object] = {}
+    adapter = None
+    if isinstance(record, Plan | Check):
+        pairs["status"], adapter = record.status, record.adapter
+    elif isinstance(record, RecallReport):
+        pairs = {"recalled": record.recalled, "threshold-met": record.threshold_met}
+    elif isinstance(record, Memorization):
+        pairs, adapter = {"outcome": record.outcome.value, "recalled": record.recalled}, record.adapter
+    if adapter is not None:
+        pairs |= {"rank": adapter.rank, "parameters": adapter.n_parameters, "bytes": adapter.bytes}
+    return "".join(f"{name}={str(value).lower()}\n" for name, value in pairs.items())
+
+
 def _plan(plan: Plan) -> list[str]:
     lines = [_command("error", i.message, file=i.file, line=str(i.line)) for i in plan.feasibility.issues]
     lines += _exceeded(plan.budgets, plan.demand.costliest if plan.demand is not None else ())
