@@ -97,6 +97,5 @@ def transition_points(
     for o in observations:
         effective = o.n_parameters * efficiency[o.probe.target_modules, o.probe.layers_to_transform]
         demand = Demand(base_loss=o.base_loss, nats=o.nats, bits=bits(o.nats))
-        slack = capacity_slack(law, effective, demand)
-        points.append(TransitionPoint(slack, o.threshold_met, o.steps, o.base_loss / law.reference_loss))
+        points.append(TransitionPoint(capacity_slack(law, effective, demand), o.threshold_met, o.steps))
     return points

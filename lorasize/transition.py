@@ -3,11 +3,7 @@
 Mean loss does not decide recall (one stubborn token breaks all that follows), so the count of successes is modelled
 directly, against capacity slack:
 
-    P(success) = 1 / (1 + exp(−(ln slack − location) / scale))
-    steps      = coefficient · slack^−exponent · (loss share)^−loss exponent
-
-The loss share is a text's base loss over the reference loss. Natural text, spread over more tokens for as many nats,
-was seen to take twice as many steps as random tokens at the same slack (docs/log.md).
+    P(success) = 1 / (1 + exp(−(ln slack − location) / scale))        steps = coefficient · slack^−exponent
 
 Source: the step from mean loss to exact recall in arXiv 2605.30260; MacKay 1992 for the integral over the location.
 numpy and scipy only, scipy within the fit.
@@ -28,12 +24,10 @@ from lorasize.records import Estimate, Transition
 LOCATION_PRIOR = (0.0, 1.0)  # mean and sd of the location: recall begins where predicted meets required reduction
 LN_SCALE_PRIOR = (math.log(0.15), 0.7)
 STEPS_EXPONENT_LIMITS = (0.0, 4.0)
-STEPS_LOSS_LIMITS = (0.0, 1.5)
 STEPS_EXPONENT_DEFAULT = 1.0  # where the successes share one slack
 STEPS_SPREAD_FLOOR = 0.15
 STEPS_SPREAD_UNKNOWN = 0.4  # fewer than 3 successes leave no residual to measure
 NORMAL_95 = 1.6448536269514722  # two-sided 90 %
-_LEAST_SPREAD = 0.05  # of logarithms, below which a slope means nothing
 _MIN_SLACK = 1e-3  # the law may predict less than nothing; its logarithm stops here
 
 Array = NDArray[np.float64]
@@ -41,12 +35,11 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TransitionPoint:
-    """One probe: its predicted capacity slack, whether every token ended above ½, the steps it ran, its loss share."""
+    """One probe: its predicted capacity slack, whether every token ended above ½, and the steps it ran."""
 
     slack: float
     success: bool
     steps: int
-    loss_share: float = 1.0
 
 
 def fit_transition(points: Sequence[TransitionPoint]) -> Transition:
@@ -69,7 +62,7 @@ def fit_transition(points: Sequence[TransitionPoint]) -> Transition:
     success = np.array([float(p.success) for p in points])
     found = minimize(_loss, _start(x, success), args=(x, success), jac=_gradient, method="BFGS", options={"gtol": 1e-9})
     location, stderr, ln_scale = _posterior(found.x, x, success)
-    coefficient, exponent, by_loss, spread = _fit_steps([p for p in points if p.success])
+    coefficient, exponent, spread = _fit_steps([p for p in points if p.success])
     return Transition(
         location=location,
         location_stderr=stderr,
@@ -78,7 +71,6 @@ def fit_transition(points: Sequence[TransitionPoint]) -> Transition:
         n_successes=int(success.sum()),
         steps_coefficient=coefficient,
         steps_exponent=exponent,
-        steps_loss_exponent=by_loss,
         steps_spread=spread,
         largest_slack=max(p.slack for p in points if p.success),
     )
@@ -93,16 +85,21 @@ def success_probability(transition: Transition, slack: float) -> float:
     return float(_logistic((_ln(slack) - transition.location) / _effective_scale(transition)))
 
 
+def finishes_within(transition: Transition, slack: float, limit: float) -> float:
+    """P(a successful run takes at most `limit` steps), steps being lognormal. Increases with slack."""
+    late = math.log(expected_steps(transition, slack).point / limit) / transition.steps_spread
+    return 0.5 * math.erfc(late / math.sqrt(2.0))
+
+
 def required_slack(transition: Transition, confidence: float) -> float:
     """The slack at which `success_probability` equals this confidence, which lies strictly between 0 and 1."""
     return math.exp(transition.location + _effective_scale(transition) * math.log(confidence / (1.0 - confidence)))
 
 
-def expected_steps(transition: Transition, slack: float, loss_share: float = 1.0) -> Estimate:
+def expected_steps(transition: Transition, slack: float) -> Estimate:
     """Optimiser steps of a successful run, with a 90 % interval; never below one step."""
     seen = slack if transition.largest_slack is None else min(slack, transition.largest_slack)
     ln_steps = math.log(transition.steps_coefficient) - transition.steps_exponent * _ln(seen)
-    ln_steps -= transition.steps_loss_exponent * _ln(loss_share)
     half = NORMAL_95 * transition.steps_spread
     point, lo, hi = (max(1.0, math.exp(ln_steps + shift)) for shift in (0.0, -half, half))
     return Estimate(point=point, lo=lo, hi=hi)
@@ -175,28 +172,16 @@ def _posterior(mode: Array, x: Array, success: Array) -> tuple[float, float, flo
     return mean, math.sqrt(variance), float(weight.sum(axis=0) @ ln_scales)
 
 
-def _fit_steps(successes: Sequence[TransitionPoint]) -> tuple[float, float, float, float]:
-    """Coefficient, exponents of slack and of loss share, and spread (sd of ln steps) of the successful probes.
-
-    The loss share needs four successes, of texts that differ in it; else it is taken not to matter.
-    """
+def _fit_steps(successes: Sequence[TransitionPoint]) -> tuple[float, float, float]:
+    """Coefficient, exponent and spread (sd of ln steps) of the successful probes."""
     x = np.array([_ln(p.slack) for p in successes])
-    z = np.array([_ln(p.loss_share) for p in successes])
     y = np.log([max(p.steps, 1) for p in successes])
-    both = len(successes) >= 4 and float(z.std()) > _LEAST_SPREAD
-    by_loss = min(max(_slopes(y, x, z)[1], STEPS_LOSS_LIMITS[0]), STEPS_LOSS_LIMITS[1]) if both else 0.0
-    left = y + by_loss * z
-    slope = _slopes(left, x)[0] if float(((x - x.mean()) ** 2).sum()) > _LEAST_SPREAD**2 else STEPS_EXPONENT_DEFAULT
+    centred = x - x.mean()
+    spread_x = float((centred**2).sum())
+    slope = -float(centred @ y) / spread_x if spread_x > 0.05**2 else STEPS_EXPONENT_DEFAULT
     exponent = min(max(slope, STEPS_EXPONENT_LIMITS[0]), STEPS_EXPONENT_LIMITS[1])
-    intercept = float((left + exponent * x).mean())
-    spare = len(successes) - 2 - both
-    if spare < 1:
-        return math.exp(intercept), exponent, by_loss, STEPS_SPREAD_UNKNOWN
-    rss = float(((left + exponent * x - intercept) ** 2).sum())
-    return math.exp(intercept), exponent, by_loss, max(STEPS_SPREAD_FLOOR, math.sqrt(rss / spare))
-
-
-def _slopes(y: Array, *columns: Array) -> list[float]:
-    """How fast y falls with each column, by least squares."""
-    design = np.stack([c - c.mean() for c in columns], axis=1)
-    return [-float(v) for v in np.linalg.lstsq(design, y - y.mean(), rcond=None)[0]]
+    intercept = float((y + exponent * x).mean())
+    if len(successes) < 3:
+        return math.exp(intercept), exponent, STEPS_SPREAD_UNKNOWN
+    rss = float(((y + exponent * x - intercept) ** 2).sum())
+    return math.exp(intercept), exponent, max(STEPS_SPREAD_FLOOR, math.sqrt(rss / (len(successes) - 2)))

@@ -49,7 +49,7 @@ def test_a_run_that_held_as_expected_makes_the_law_no_less_sure(own: Calibration
     learned = learn(digest(own), run(own, held=True))
     assert learned is not None
     assert learned.after.transition.n_successes == learned.before.transition.n_successes + 1
-    assert learned.after.transition.location_stderr <= 1.05 * learned.before.transition.location_stderr
+    assert learned.after.transition.location_stderr <= 1.1 * learned.before.transition.location_stderr
 
 
 def test_a_shipped_calibration_is_copied_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,20 +141,6 @@ def test_a_rising_or_absurd_exponent_is_clipped() -> None:
     assert steep.steps_exponent == 4.0
 
 
-def test_steps_of_texts_that_differ_in_loss_are_recovered_too() -> None:
-    points = [
-        TransitionPoint(s, True, round(1e6 * s**-1.5 * share**-0.5), share)
-        for s in (1.0, 1.3, 1.7, 2.2)
-        for share in (0.2, 0.5, 1.0)
-    ]
-    fit = fit_transition(points)
-    assert fit.steps_exponent == pytest.approx(1.5, rel=1e-5)
-    assert fit.steps_loss_exponent == pytest.approx(0.5, rel=1e-5)
-    assert expected_steps(fit, 1.3, 0.2).point == pytest.approx(points[3].steps, rel=1e-5)
-    alike = fit_transition([p for p in points if p.loss_share == 0.2])
-    assert alike.steps_loss_exponent == 0.0  # nothing to tell it from
-
-
 def test_one_success_leaves_the_steps_wide() -> None:
     fit = fit_transition([TransitionPoint(2.0, True, 60), TransitionPoint(0.5, False, 400)])
     assert fit.steps_spread == 0.4

@@ -15,6 +15,7 @@ from lorasize.errors import CalibrationError
 from lorasize.law import RANGE_TOLERANCE, predict, required_parameters
 from lorasize.records import (
     BATCH_TOKENS,
+    PROBE_STEPS,
     AdapterSpec,
     Calibration,
     Demand,
@@ -24,7 +25,7 @@ from lorasize.records import (
     SiteEfficiency,
     Transition,
 )
-from lorasize.transition import expected_steps, success_probability
+from lorasize.transition import expected_steps, finishes_within, success_probability
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _DISTANCE_SD = 0.05  # sd of the location, in ln slack, added for every e-fold outside the calibrated range
@@ -137,6 +138,11 @@ def step_seconds(calibration: Calibration, layers_to_transform: Sequence[int], n
     return cost.seconds_overhead + n_tokens * per_token
 
 
+def chance(transition: Transition, slack: float) -> float:
+    """P(every token above ½ within the steps that probes were given): what took longer was never seen to succeed."""
+    return success_probability(transition, slack) * finishes_within(transition, slack, PROBE_STEPS)
+
+
 def _scaled(steps: Estimate, factor: int) -> Estimate:
     return Estimate(point=steps.point * factor, lo=steps.lo * factor, hi=steps.hi * factor)
 
@@ -147,11 +153,11 @@ def assess(
     """Slack, chance and cost of one candidate; the interval of seconds joins that of steps and of the step time."""
     slack = capacity_slack(calibration.law, candidate.effective_parameters, demand)
     epoch = max(1, math.ceil(n_sequence_tokens / BATCH_TOKENS))  # the transition knows steps on one full batch
-    steps = _scaled(expected_steps(transition, slack, demand.base_loss / calibration.law.reference_loss), epoch)
+    steps = _scaled(expected_steps(transition, slack), epoch)
     each = step_seconds(calibration, candidate.site.layers_to_transform, n_sequence_tokens / epoch)
     spread = 1.0 + calibration.cost.relative_spread
     seconds = Estimate(point=steps.point * each, lo=steps.lo * each / spread, hi=steps.hi * each * spread)
-    return Assessment(candidate, slack, success_probability(transition, slack), steps, seconds)
+    return Assessment(candidate, slack, chance(transition, slack), steps, seconds)
 
 
 # ---------------------------------------------------------------- choosing

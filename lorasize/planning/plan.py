@@ -15,6 +15,7 @@ from lorasize.planning.choice import (
     assess_all,
     capacity_slack,
     cautious_transition,
+    chance,
     cheapest,
     equivalent_tokens,
 )
@@ -40,7 +41,6 @@ from lorasize.records import (
     Serving,
     SiteEfficiency,
 )
-from lorasize.transition import success_probability
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts as max_lora_rank
 VLLM_DEFAULT_RANK = 16
@@ -73,11 +73,11 @@ def rank_interval(calibration: Calibration, site: SiteEfficiency, demand: Demand
     """The smallest ranks at this site with a chance of 0.05 and of 0.95; the ladder's end where none has it."""
     transition = cautious_transition(calibration, demand)
 
-    def chance(rank: int) -> float:
+    def at(rank: int) -> float:
         n = Candidate(site, rank).effective_parameters
-        return success_probability(transition, capacity_slack(calibration.law, n, demand))
+        return chance(transition, capacity_slack(calibration.law, n, demand))
 
-    lo, hi = (next((r for r in RANKS if chance(r) >= p), RANKS[-1]) for p in (0.05, 0.95))
+    lo, hi = (next((r for r in RANKS if at(r) >= p), RANKS[-1]) for p in (0.05, 0.95))
     return lo, max(lo, hi)
 
 

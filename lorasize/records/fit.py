@@ -102,9 +102,9 @@ class SiteEfficiency(BaseModel):
 class Transition(BaseModel):
     """P(every token above ½) = 1 / (1 + exp(−(ln slack − location) / scale)).
 
-    `steps_coefficient`, `steps_exponent` and `steps_loss_exponent` give the steps of a successful run: coefficient ·
-    slack^−exponent · (base loss ÷ reference loss)^−loss exponent, with `steps_spread` the standard deviation of ln
-    steps. Past `largest_slack`, the most any successful probe had, steps are taken to fall no further.
+    `steps_coefficient` and `steps_exponent` give the steps of a successful run: coefficient · slack^−exponent, with
+    `steps_spread` the standard deviation of ln steps. Past `largest_slack`, the most any successful probe had, steps
+    are taken to fall no further.
     """
 
     model_config = STRICT
@@ -115,7 +115,6 @@ class Transition(BaseModel):
     n_successes: int
     steps_coefficient: float
     steps_exponent: float
-    steps_loss_exponent: float = 0.0
     steps_spread: float
     largest_slack: float | None = None
 

@@ -59,8 +59,7 @@ def calibration_facts(calibration: Calibration) -> Iterator[tuple[str, str]]:
         f"{transition.scale:.3f} · {transition.n_successes} of {transition.n_observations} probes held every token"
     )
     yield "steps", (
-        f"{transition.steps_coefficient:.0f} · slack^-{transition.steps_exponent:.2f} · "
-        f"(loss share)^-{transition.steps_loss_exponent:.2f}, "
+        f"{transition.steps_coefficient:.0f} · slack^-{transition.steps_exponent:.2f}, "
         f"spread {transition.steps_spread:.2f} in ln steps"
     )
     yield "seconds per step", (
