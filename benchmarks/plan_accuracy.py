@@ -1,13 +1,13 @@
 """How good plans are: corpora nobody tuned for, the true smallest adapter of each, and what plan recommended.
 
     python benchmarks/plan_accuracy.py [--corpora 24] [--first-seed 100] [--journal FOLDER] [--out FILE]
-                                       [--calibration FILE] [--truth] [--json]
+                                       [--calibration FILE] [--truth | --recommended] [--json]
 
 Corpora are made from a seed: prose, code, key/value records and random tokens, 60 to 800 target tokens. The truth is
 found by training with the product's own loop, without growing: an adapter holds a corpus when two seeds of it end with
 every token above the threshold within STEPS steps, and the true minimum is the first of a ladder of sites and ranks
 that does (LADDER; from the estimate upwards to a success, then downwards to a failure). It does not depend on the
-calibration; `--truth` finds it and nothing else. Each corpus has a process and a core to itself, and every finished
+calibration; `--truth` finds it and nothing else, `--recommended` trains what plan recommends and nothing else. Each corpus has a process and a core to itself, and every finished
 run is in the journal, so the same command goes on where it was stopped.
 
 Beside plan stand the rules people use today, on all linear layers: parameters ≥ target tokens, rank 16, rank 256. They
@@ -132,8 +132,8 @@ def _function(draw: random.Random) -> str:
 
 
 # ---------------------------------------------------------------- one corpus, in its own process
-def run_one(kind: str, n_tokens: int, seed: int, journal: Path, calibration: Path | None, *, truth: bool) -> None:
-    """Find the true minimum of a corpus, then train what plan recommends for it; every run goes to the journal."""
+def run_one(kind: str, n_tokens: int, seed: int, journal: Path, calibration: Path | None, *, what: str) -> None:
+    """Find the true minimum of a corpus, then train what plan recommends; `what`: all, or one of the two alone."""
     from lorasize import models
     from lorasize.sizing import PlanOptions, plan
 
@@ -149,12 +149,17 @@ def run_one(kind: str, n_tokens: int, seed: int, journal: Path, calibration: Pat
         "seed": seed,
         "nats": round(sized.plan.demand.nats, 1),
     }
+    if what == "recommended":
+        adapter = sized.plan.adapter
+        rung = (adapter.target_modules[0], adapter.layers_to_transform, adapter.rank)
+        print(json.dumps({"corpus": corpus, "rung": rung, "successes": [runs.get(rung, s)["success"] for s in SEEDS]}))
+        return
     sizes = [runs.parameters(rung) for rung in LADDER]
     enough = (k for k, n in enumerate(sizes) if n >= sized.plan.demand.bits / BITS_PER_PARAMETER)
     smallest = runs.smallest(LADDER, next(enough, len(LADDER) - 1))
     minimum = None if smallest is None else {"rung": LADDER[smallest], "n_parameters": sizes[smallest]}
     row = {"corpus": corpus, "true_minimum": minimum}
-    print(json.dumps(row if truth else row | _judged(sized.plan, runs)))
+    print(json.dumps(row if what == "truth" else row | _judged(sized.plan, runs)))
 
 
 def _judged(plan: Any, runs: _Runs) -> dict[str, Any]:
@@ -286,19 +291,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write rows and summary here")
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--first-seed", type=int, default=100, help="other seeds are corpora not seen before")
+    parser.add_argument("--recommended", action="store_true", help="success of the recommended adapters only")
     parser.add_argument("--truth", action="store_true", help="find the true minima only")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    what = "truth" if chosen.truth else "recommended" if chosen.recommended else "all"
     if chosen.one:
         pin(chosen.core)
         kind, n_tokens, seed = chosen.one
-        run_one(kind, int(n_tokens), int(seed), chosen.journal, chosen.calibration, truth=chosen.truth)
+        run_one(kind, int(n_tokens), int(seed), chosen.journal, chosen.calibration, what=what)
         return
     chosen.journal.mkdir(parents=True, exist_ok=True)
     cores, started = Cores(), time.perf_counter()
-    extra = ["--journal", str(chosen.journal), *(["--truth"] if chosen.truth else [])]
+    extra = ["--journal", str(chosen.journal), *([] if what == "all" else [f"--{what}"])]
     extra += ["--calibration", str(chosen.calibration)] if chosen.calibration else []
 
     def one(corpus: tuple[str, int, int]) -> dict[str, Any]:
@@ -306,11 +313,14 @@ def main() -> None:
         return found
 
     rows = cores.map(one, sorted(corpora(chosen.corpora, chosen.first_seed), key=lambda corpus: -corpus[1]))
-    found = {"n_corpora": len(rows)} if chosen.truth else summary(rows)
+    outcomes = [success for row in rows for success in row.get("successes", ())]
+    found = (
+        {"n_corpora": len(rows), "held": f"{sum(outcomes)} of {len(outcomes)} runs"} if what != "all" else summary(rows)
+    )
     if chosen.out:
         made = {"command": " ".join(sys.argv), "seconds": round(time.perf_counter() - started)}
         chosen.out.write_text(json.dumps({**made, "summary": found, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    if chosen.json or chosen.truth:
+    if chosen.json or what != "all":
         print(json.dumps(found))
         return
     print(

@@ -173,8 +173,9 @@ def choose(
 ) -> Assessment:
     """The cheapest candidate whose success probability reaches `confidence`; the largest if none does.
 
-    Cheapest means fewest parameters (bytes are proportional to them), then fewest seconds, or the other way round. An
-    explicit rank or module set restricts the search and wins even where it falls short.
+    Cheapest means fewest parameters (bytes are proportional to them), then the likeliest to succeed, then fewest
+    seconds; or fewest seconds, then fewest parameters. An explicit rank or module set restricts the search and wins even
+    where it falls short.
 
     Raises:
         CalibrationError: the module set was not calibrated.
@@ -215,4 +216,4 @@ def cheapest(options: Sequence[Assessment], confidence: float, minimize: Minimiz
         return max(options, key=lambda a: (a.candidate.effective_parameters, -a.candidate.n_parameters))
     if minimize == "seconds":
         return min(enough, key=lambda a: (a.seconds.point, a.candidate.n_parameters))
-    return min(enough, key=lambda a: (a.candidate.n_parameters, a.seconds.point))
+    return min(enough, key=lambda a: (a.candidate.n_parameters, -round(a.success_probability, 2), a.seconds.point))
