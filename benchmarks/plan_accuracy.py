@@ -7,8 +7,9 @@ Corpora are made from a seed: prose, code, key/value records and random tokens, 
 found by training with the product's own loop, without growing: an adapter holds a corpus when two seeds of it end with
 every token above the threshold within STEPS steps, and the true minimum is the first of a ladder of sites and ranks
 that does (LADDER; from the estimate upwards to a success, then downwards to a failure). It does not depend on the
-calibration; `--truth` finds it and nothing else, `--recommended` trains what plan recommends and nothing else. Each corpus has a process and a core to itself, and every finished
-run is in the journal, so the same command goes on where it was stopped.
+calibration; `--truth` finds it and nothing else, `--recommended` trains what plan recommends and nothing else. Each
+corpus has a process and a core to itself, and every finished run is in the journal, so the same command goes on where
+it was stopped.
 
 Beside plan stand the rules people use today, on all linear layers: parameters ≥ target tokens, rank 16, rank 256. They
 are not trained: they are taken to succeed, and only their parameters are compared.

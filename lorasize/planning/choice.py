@@ -174,8 +174,8 @@ def choose(
     """The cheapest candidate whose success probability reaches `confidence`; the largest if none does.
 
     Cheapest means fewest parameters (bytes are proportional to them), then the likeliest to succeed, then fewest
-    seconds; or fewest seconds, then fewest parameters. An explicit rank or module set restricts the search and wins even
-    where it falls short.
+    seconds; or fewest seconds, then fewest parameters. An explicit rank or module set restricts the search and wins
+    even where it falls short.
 
     Raises:
         CalibrationError: the module set was not calibrated.
