@@ -181,6 +181,8 @@ class _Run:
         sites = calibrated_sites(self.base, self.preset)
         boundary = self._boundary(sites[0])
         self._all([self._spec(*probe) for probe in self._around(sites, boundary)])
+        if len({o.n_parameters for o in self._limited(sites[0])}) < 2:  # the law needs two ranks that show a limit
+            self._probe(sites[0], 2, "random", 1.5 * boundary, self.seed + 1)
         for ratio in (2.2, 2.8, 3.4):  # the law needs four probes that show a limit
             if sum(shows_a_limit(o) for o in self.observations) < 4:
                 self._probe(sites[0], 1, "random", ratio * boundary, self.seed + 1)
@@ -189,6 +191,11 @@ class _Run:
             self._all(self._next(sites))
             if len(self.observations) == before:
                 break
+
+    def _limited(self, site: Site) -> list[Observation]:
+        where = (site.target_modules, site.layers_to_transform)
+        at = [o for o in self.observations if (o.probe.target_modules, o.probe.layers_to_transform) == where]
+        return [o for o in at if shows_a_limit(o)]
 
     def _next(self, sites: Sequence[Site]) -> list[ProbeSpec]:
         """The probes of the next round; none when the law cannot be fitted, which the end will say."""
