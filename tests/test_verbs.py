@@ -491,7 +491,7 @@ LONGER = [(f"{i}:", f" {i * 7919 % 9973} {i * 104729 % 99991}") for i in range(1
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Call training stalled after 5 epochs without progress."""
-    monkeypatch.setattr(memorization, "_PATIENCE", 5)
+    monkeypatch.setattr(memorization, "PATIENCE", 5)
 
 
 @pytest.mark.usefixtures("_same_process", "_impatient")
