@@ -11,6 +11,9 @@ calibration; `--truth` finds it and nothing else, `--recommended` trains what pl
 corpus has a process and a core to itself, and every finished run is in the journal, so the same command goes on where
 it was stopped.
 
+A run has one core, so the seconds it is judged by must be those of one: `--one-core FILE` measures them, ten steps of
+four probes of the calibration, writes the calibration with them to FILE and stops.
+
 Beside plan stand the rules people use today, on all linear layers: parameters ≥ target tokens, rank 16, rank 256. They
 are not trained: they are taken to succeed, and only their parameters are compared.
 
@@ -186,6 +189,23 @@ def _judged(plan: Any, runs: _Runs) -> dict[str, Any]:
     }
 
 
+def write_one_core(calibration: Path, out: Path) -> None:
+    """The calibration with seconds measured on one core."""
+    pin(min(os.sched_getaffinity(0)))
+    from lorasize import models
+    from lorasize.catalog import read_calibration, write_calibration
+    from lorasize.costs import fit_cost
+    from lorasize.probing import run_probe
+
+    read = read_calibration(calibration)
+    base = models.load(models.BUILTIN, device="cpu", dtype="float32")
+    by_size = sorted((o.probe for o in read.observations), key=lambda probe: probe.n_tokens)
+    longest = {min(probe.layers_to_transform): probe for probe in by_size}  # at each depth
+    specs = [by_size[0], by_size[len(by_size) // 2], *longest.values()]
+    timed = [run_probe(base, spec.model_copy(update={"max_steps": 10})) for spec in specs]
+    write_calibration(read.model_copy(update={"cost": fit_cost(base, timed)}), out)
+
+
 class _Runs:
     """Trainings on one corpus, each on disk before the next starts."""
 
@@ -294,11 +314,15 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=100, help="other seeds are corpora not seen before")
     parser.add_argument("--recommended", action="store_true", help="success of the recommended adapters only")
     parser.add_argument("--truth", action="store_true", help="find the true minima only")
+    parser.add_argument("--one-core", type=Path, metavar="FILE", help="write --calibration as one core sees it")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     what = "truth" if chosen.truth else "recommended" if chosen.recommended else "all"
+    if chosen.one_core:
+        write_one_core(chosen.calibration, chosen.one_core)
+        return
     if chosen.one:
         pin(chosen.core)
         kind, n_tokens, seed = chosen.one

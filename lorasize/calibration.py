@@ -130,8 +130,7 @@ def _sample(base: models.BaseModel, corpus: Sequence[Path]) -> list[int]:
 
 def shows_a_limit(observation: Observation) -> bool:
     """Whether the law learns from a probe more than that its adapter held at least so much."""
-    early = observation.early_reduction < SATURATED * observation.base_loss
-    return early and not (observation.threshold_met and observation.early_loss is None)
+    return not observation.censored and observation.early_reduction < SATURATED * observation.base_loss
 
 
 # ---------------------------------------------------------------- sites

@@ -84,7 +84,7 @@ def _point(observation: Observation, order: Sequence[Site], reference_loss: floa
         n_parameters=observation.n_parameters,
         n_tokens=observation.nats / reference_loss,
         loss_reduction=observation.early_reduction * reference_loss / observation.base_loss,
-        censored=observation.threshold_met and observation.early_loss is None,  # it ended because it had succeeded
+        censored=observation.censored,
     )
 
 

@@ -51,6 +51,20 @@ def test_junit_of_the_rest() -> None:
     assert cases(made.RECORDS["calibration"]) == {"calibrated": None}
 
 
+def test_a_check_is_reported_in_every_format() -> None:
+    plan = made.over_budget()
+    found = r.Check(
+        status="stale", plan="p.json", stale=("a|b changed",), feasibility=plan.feasibility, budgets=plan.budgets
+    )
+    assert cases(found)["not stale"] == "a|b changed"
+    assert "the limit is 1,000" in str(cases(found)["budget bytes"])
+    said = report.markdown(found)
+    assert said.startswith("### STALE")
+    assert "- a\\|b changed" in said
+    assert "a|b changed, since the plan was made: plan again" in report.github(found)
+    assert report.outputs(found) == "status=stale\n"
+
+
 def test_text_from_a_corpus_stays_text_in_xml() -> None:
     found = cases(made.recall(recalled=False, passage=NASTY))
     assert any("<script>alert(1)</script>" in name for name in found)

@@ -60,6 +60,11 @@ class Observation(BaseModel):
         return self.loss_reduction if self.early_loss is None else self.base_loss - self.early_loss
 
     @property
+    def censored(self) -> bool:
+        """Whether it ended before the law looks, because it had succeeded: capacity was at least what was lost."""
+        return self.threshold_met and self.early_loss is None
+
+    @property
     def nats(self) -> float:
         """Demand of the probe's text: nats to be written."""
         return self.base_loss * self.probe.n_tokens
@@ -67,6 +72,8 @@ class Observation(BaseModel):
 
 class Law(BaseModel):
     """ΔL = coefficient · N^parameter_exponent · ℓ^−length_exponent + offset, in nats per target token.
+
+    Of losses after at most LAW_STEPS optimiser steps, since recall is left to the transition.
 
     N: effective parameters. ℓ: target tokens whose base loss is `reference_loss`; a corpus of D nats counts as
     ℓ = D / reference_loss tokens. `covariance` follows the order of the four names above. Ranges are those of the
