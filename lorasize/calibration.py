@@ -245,9 +245,10 @@ class _Run:
         """Probes beyond the boundary, for the law, and below it: site, rank, kind, bits per parameter, seed."""
         reference, two = sites[0], sites[min(1, len(sites) - 1)]
         seed = self.seed + 1
+        rank_two = 1.25 if self.preset == "quick" else 0.8  # a short calibration has no time for both sides
         probes: list[tuple[Site, int, ProbeKind, float, int]] = [
             (reference, 1, "random", 1.5 * boundary, seed),
-            (reference, 2, "random", 0.8 * boundary, seed),
+            (reference, 2, "random", rank_two * boundary, seed),
             (reference, 1, "text", 0.7 * boundary, seed),
             (two, 1, "random", 0.75 * boundary, seed),
         ]
