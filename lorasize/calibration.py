@@ -43,7 +43,7 @@ from lorasize.units import LN2, bits
 
 Preset = Literal["quick", "standard", "thorough"]
 
-_FIRST_RATIO = 0.75  # bits a parameter of the first probe
+_FIRST_RATIO: dict[Preset, float] = {"quick": 1.0, "standard": 0.75, "thorough": 0.75}  # bits a parameter, first probe
 _WIDER = 1.35  # factor to the next one, while they succeed
 _BUDGET: dict[Preset, float] = {"quick": 2.2e6, "standard": 10e6, "thorough": 36e6}  # layer-tokens (lorasize.design)
 _STEPS: dict[Preset, int] = {"quick": 200, "standard": PROBE_STEPS, "thorough": PROBE_STEPS}  # of a probe at most
@@ -224,7 +224,7 @@ class _Run:
 
     def _boundary(self, site: Site) -> float:
         """Bits per parameter between the last success and the first failure at rank 1, from up to four probes."""
-        ratio, best, worst = _FIRST_RATIO, 0.0, math.inf
+        ratio, best, worst = _FIRST_RATIO[self.preset], 0.0, math.inf
         for _ in range(4):
             observation = self._probe(site, 1, "random", ratio, self.seed)
             if observation is None:
@@ -238,19 +238,20 @@ class _Run:
                 break
             ratio = held * _WIDER if observation.threshold_met else held / 2
         if not best and worst == math.inf:  # out of time before the first probe
-            return _FIRST_RATIO
+            return _FIRST_RATIO[self.preset]
         return math.sqrt((best or worst / 2) * (worst if worst < math.inf else best * _WIDER))
 
     def _around(self, sites: Sequence[Site], boundary: float) -> list[tuple[Site, int, ProbeKind, float, int]]:
         """Probes beyond the boundary, for the law, and below it: site, rank, kind, bits per parameter, seed."""
         reference, two = sites[0], sites[min(1, len(sites) - 1)]
         seed = self.seed + 1
-        rank_two = 1.25 if self.preset == "quick" else 0.8  # a short calibration has no time for both sides
+        # a short calibration has no time for both sides at rank 2, nor for successes that take long
+        rank_two, text, spread = (1.25, 0.5, 0.6) if self.preset == "quick" else (0.8, 0.7, 0.75)
         probes: list[tuple[Site, int, ProbeKind, float, int]] = [
             (reference, 1, "random", 1.5 * boundary, seed),
             (reference, 2, "random", rank_two * boundary, seed),
-            (reference, 1, "text", 0.7 * boundary, seed),
-            (two, 1, "random", 0.75 * boundary, seed),
+            (reference, 1, "text", text * boundary, seed),
+            (two, 1, "random", spread * boundary, seed),
         ]
         if self.preset != "quick":
             probes.append((reference, 1, "text", 0.9 * boundary, seed + 1))

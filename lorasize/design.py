@@ -60,7 +60,7 @@ def next_probes(
     how_many: int,
     work_left: float,
 ) -> list[tuple[Site, int, int]]:
-    """Site, rank and random tokens of the probes that together tell most for their work, greedily; at least one.
+    """Site, rank and random tokens of the probes that together tell most for their work, greedily.
 
     Args:
         fitted: What the observations say so far.
@@ -78,7 +78,7 @@ def next_probes(
     chosen: list[tuple[Site, int, int]] = []
     for _ in range(how_many):
         best = max(pool, key=lambda c: _gain(c, fitted, covariance, location, weights) / c.work)
-        if chosen and best.work > work_left:
+        if best.work > work_left:
             break
         work_left -= best.work
         pool.remove(best)

@@ -96,7 +96,7 @@ def test_texts_stay_within_their_limits_and_work_within_what_is_left() -> None:
     found = next_probes(fitted, SITES, PER_RANK, LAYERS_RUN, (40, 90), 6, 1e9)
     assert len(found) == 6
     assert all(40 <= tokens <= 90 for _, _, tokens in found)
-    assert len(next_probes(fitted, SITES, PER_RANK, LAYERS_RUN, LIMITS, 6, 0.0)) == 1
+    assert next_probes(fitted, SITES, PER_RANK, LAYERS_RUN, LIMITS, 6, 0.0) == []
 
 
 def test_work_counts_layers_tokens_and_steps() -> None:
