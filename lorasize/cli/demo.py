@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorasize.cli import options
-from lorasize.cli.commands import ADAPTER_FOLDER, PLAN_FILE, verdict
+from lorasize.cli.commands import ADAPTER_FOLDER, PLAN_FILE
 from lorasize.cli.failures import INFEASIBLE, NOT_PROVEN, OVER_BUDGET, Invocation
-from lorasize.cli.output import show
+from lorasize.cli.looking import verdict
+from lorasize.cli.output import Target, emit, show
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from lorasize.records import Calibration, Plan
-    from lorasize.report import Progress
+    from lorasize.report import Beside, Progress
 
 CORPUS = ("page.md", "table.jsonl")
 
@@ -99,9 +102,10 @@ def _calibrate(run: _Demo) -> Path:
         run.progress.note(f"reusing {known}, a finished calibration of this model on this device")
         return known
     run.progress.doing("loading the model")
-    _, path = calibration.calibrate(
+    made, path = calibration.calibrate(
         models.BUILTIN, device=run.device, preset="quick", seed=run.seed, folder=folder, notify=run.progress.probe
     )
+    _page(run, "calibration", made)
     return path
 
 
@@ -131,25 +135,44 @@ def _reusable(found: Calibration, device: str) -> bool:
 def _plan(run: _Demo, corpus: list[Path], calibration: Path) -> Plan:
     from lorasize import models, sizing
     from lorasize.catalog import write_plan
+    from lorasize.cli.beside import of_plan
     from lorasize.report import plan_table
 
     run.progress.doing("measuring what the corpus asks of the model")
     wanted = sizing.PlanOptions(calibration=calibration)
-    plan = sizing.plan(corpus, ref=models.BUILTIN, device=run.device, options=wanted).plan
+    sized = sizing.plan(corpus, ref=models.BUILTIN, device=run.device, options=wanted)
+    plan = sized.plan
     write_plan(plan, run.folder / PLAN_FILE)
+    _page(run, "plan", plan, lambda: of_plan(sized))
     run.progress.heading(str(run.folder / PLAN_FILE))
     show(plan_table(plan))
     return plan
 
 
+def _page(run: _Demo, name: str, record: BaseModel, beside: Callable[[], Beside] | None = None) -> None:
+    """The record as an HTML page in the working folder, where the libraries for it are installed."""
+    from lorasize.errors import LorasizeError
+
+    path = run.folder / f"{name}.html"
+    try:
+        emit(record, [Target("html", path)], beside)
+    except LorasizeError as error:
+        run.progress.note(str(error))
+    else:
+        run.progress.note(f"wrote {path}")
+
+
 def _prove(run: _Demo, plan: Plan) -> int:
-    from lorasize import memorization, recall
+    from lorasize import memorization, recall, session
+    from lorasize.cli.beside import of_apply
     from lorasize.report import memorization_table, recall_table, side_by_side
 
     folder = run.folder / ADAPTER_FOLDER
     with run.stage("apply", "train until every token passes, save, decode from disk"):
-        how = memorization.ApplyOptions(seed=run.seed, device=run.device)
+        how = session.ApplyOptions(seed=run.seed, device=run.device)
+        run.progress.expect(plan.prediction)
         applied = memorization.apply(plan, folder, how, run.progress.event)
+        _page(run, "apply", applied.memorization, lambda: of_apply(applied))
         run.progress.heading(str(folder))
         show(memorization_table(applied.memorization))
     with run.stage("verify", "the adapter from disk, in a fresh process"):

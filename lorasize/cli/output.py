@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import RenderableType
 
-FORMATS = ("table", "json", "github", "junit", "markdown")
-LATER = ("html",)
+    from lorasize.report import Beside
+
+FORMATS = ("table", "json", "github", "junit", "markdown", "html")
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,17 @@ def parse_reports(values: Sequence[str]) -> list[Target]:
     """What `--report` asks for; a table on standard output when nothing else goes there.
 
     Raises:
-        click.UsageError: an unknown format, one that this version cannot write, or two documents on standard output.
+        click.UsageError: an unknown format, or two documents on standard output.
     """
     targets = [_target(value) for value in values]
     on_stdout = [t.format for t in targets if t.path is None]
-    if len(on_stdout) > 1 and ("json" in on_stdout or len(set(on_stdout)) < len(on_stdout)):
+    if len(on_stdout) > 1 and ({"json", "html"} & set(on_stdout) or len(set(on_stdout)) < len(on_stdout)):
         raise click.UsageError(f"--report: {' and '.join(on_stdout)} cannot share standard output; write FORMAT=PATH")
     return targets if on_stdout else [*targets, Target("table", None)]
 
 
 def _target(value: str) -> Target:
     name, equals, path = value.partition("=")
-    if name in LATER:
-        raise click.UsageError(f"--report {name}: this version cannot write it; it has {', '.join(FORMATS)}")
     if name not in FORMATS:
         raise click.UsageError(f"--report {value}: unknown format; known are {', '.join(FORMATS)}")
     if equals and not path:
@@ -52,12 +51,12 @@ def _target(value: str) -> Target:
     return Target(name, Path(path) if path not in ("", "-") else None)
 
 
-def emit(record: BaseModel, targets: Sequence[Target]) -> None:
-    """Write the record in every format asked for."""
+def emit(record: BaseModel, targets: Sequence[Target], beside: Callable[[], Beside] | None = None) -> None:
+    """Write the record in every format asked for; `beside` finds what an HTML page shows beside it."""
     for target in targets:
-        text = _written(record, target)
+        text = _written(record, target, beside)
         if target.path is None:
-            click.echo(text.encode() if target.format == "json" else text, nl=False)
+            click.echo(text.encode() if target.format in ("json", "html") else text, nl=False)
         else:
             target.path.parent.mkdir(parents=True, exist_ok=True)
             target.path.write_text(text, encoding="utf-8", newline="\n")
@@ -75,8 +74,11 @@ def _tell_the_runner(record: BaseModel) -> None:
                 stream.write(text)
 
 
-def _written(record: BaseModel, target: Target) -> str:
+def _written(record: BaseModel, target: Target, beside: Callable[[], Beside] | None) -> str:
     from lorasize import report
+
+    if target.format == "html":
+        return report.html(record, None if beside is None else beside())
 
     if target.format == "json":
         return report.to_json(record)

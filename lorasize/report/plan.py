@@ -40,7 +40,7 @@ def plan_table(plan: Plan) -> Group:
         parts.append(listing(*alternative_rows(plan.alternatives), "Alternatives"))
     if plan.warnings:
         parts.append(_notes("Warnings", plan.warnings))
-    if changes := list(_changes(plan)):
+    if changes := list(plan_changes(plan)):
         parts.append(_notes("What would change it", changes))
     return _spaced(parts)
 
@@ -219,7 +219,7 @@ def _notes(title: str, notes: Sequence[str]) -> Group:
     return Group(Text(title, style="bold"), *(Padding(label(f"- {note}"), (0, 0, 0, 2)) for note in notes))
 
 
-def _changes(plan: Plan) -> Iterator[str]:
+def plan_changes(plan: Plan) -> Iterator[str]:
     """What the reader could ask for otherwise, each with its price."""
     if plan.adapter is None or plan.prediction is None:
         return

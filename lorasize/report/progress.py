@@ -11,13 +11,13 @@ from typing import IO, TYPE_CHECKING
 from rich.console import Console
 from rich.status import Status
 
-from lorasize.records import Escalation, StepReport
+from lorasize.records import Escalation, Estimate, Prediction, StepReport
 from lorasize.report.text import counted, encodable, guard, label, layers, probability
 from lorasize.units import format_seconds
 
 if TYPE_CHECKING:
     from lorasize.calibration import ProbeReport
-    from lorasize.memorization import Decoding
+    from lorasize.events import Decoding
     from lorasize.records import Observation, ProbeSpec
 
 EVERY = 5.0  # seconds between two plain lines
@@ -35,6 +35,7 @@ class Progress:
         self._status: Status | None = None
         self._said = -math.inf
         self._pending: str | None = None
+        self._expected: Estimate | None = None  # steps of the training under way
 
     def __enter__(self) -> Progress:
         """Begin; nothing is shown before the first message."""
@@ -45,6 +46,10 @@ class Progress:
     ) -> None:
         """Take the live line away; elsewhere, say the last word if it was held back."""
         self._settle()
+
+    def expect(self, prediction: Prediction | None) -> None:
+        """What the plan predicts of the training to come, for the time left."""
+        self._expected = None if prediction is None else prediction.steps
 
     # ------------------------------------------------------------ listeners
     def probe(self, report: ProbeReport) -> None:
@@ -60,7 +65,7 @@ class Progress:
     def event(self, event: StepReport | Escalation | Decoding) -> None:
         """A training step, a growth of the adapter, or a decoded passage."""
         if isinstance(event, StepReport):
-            self._now(_step_text(event), last=event.evaluated)
+            self._now(_step_text(event) + _left(event, self._expected), last=event.evaluated)
         elif isinstance(event, Escalation):
             self.note(f"step {event.step:,}: training stalled, the adapter grows from {event.from_} to {event.to}")
         else:
@@ -142,3 +147,12 @@ def _step_text(step: StepReport) -> str:
         f"step {step.step:,}: {step.n_stubborn:,} of {counted(step.n_tokens, 'token')} stubborn, "
         f"loss {step.loss:.3f}, min p {probability(step.min_probability)}, {format_seconds(step.seconds)}"
     )
+
+
+def _left(step: StepReport, expected: Estimate | None) -> str:
+    """Time left by the plan's steps at the pace so far, with its interval; empty once the plan is surpassed."""
+    if expected is None or step.evaluated or not 0 < step.step < expected.hi:
+        return ""
+    each = step.seconds / step.step
+    point, lo, hi = (format_seconds(each * max(0.0, n - step.step)) for n in (expected.point, expected.lo, expected.hi))
+    return f", about {point} left ({lo} to {hi})"

@@ -25,7 +25,7 @@ def recall_table(report: RecallReport) -> Group:
     parts: list[RenderableType] = [label(recall_verdict(report), "bold green" if good else "bold red")]
     parts += [label(f"changed since it was proven: {name}", "red") for name in report.changed_files]
     parts += [listing(*passage_rows(report))] if report.passages else [failures_list(report.failures)]
-    return Group(*parts, label(_decoded_with(report), "dim"))
+    return Group(*parts, label(decoded_with(report), "dim"))
 
 
 def passage_rows(report: RecallReport) -> tuple[list[tuple[str, bool]], list[list[str]]]:
@@ -58,10 +58,16 @@ def _mismatch(failure: RecallFailure) -> str:
 
 def failures_list(failures: Sequence[RecallFailure]) -> Group:
     """One line a lost passage."""
-    return Group(*(label(f"LOST {f.passage}: {_mismatch(f)}") for f in failures))
+    return Group(*(label(f"LOST {passage}: {mismatch}") for passage, mismatch in failure_rows(failures)))
 
 
-def _decoded_with(report: RecallReport | RecallSummary) -> str:
+def failure_rows(failures: Sequence[RecallFailure]) -> list[tuple[str, str]]:
+    """Each lost passage and its first mismatch."""
+    return [(f.passage, _mismatch(f)) for f in failures]
+
+
+def decoded_with(report: RecallReport | RecallSummary) -> str:
+    """How it was decoded, in a line."""
     process = "a fresh process" if report.fresh_process else "the training process"
     how = (report.dtype, report.device, report.attn_implementation, f"batch {report.batch_size}")
     return f"decoded greedily in {process}: {', '.join(part for part in how if part)}"
@@ -72,20 +78,16 @@ def memorization_table(memorization: Memorization) -> Group:
     """What apply did: outcome, adapter, recall and what it took."""
     recall = memorization.recall
     return Group(
-        label(memorization_verdict(memorization), "bold green" if _good(memorization) else "bold red"),
+        label(memorization_verdict(memorization), "bold green" if memorization.proven else "bold red"),
         facts(memorization_facts(memorization)),
         failures_list(recall.failures),
-        label(_decoded_with(recall), "dim"),
+        label(decoded_with(recall), "dim"),
     )
-
-
-def _good(m: Memorization) -> bool:
-    return m.recalled and m.threshold_met and m.outcome.value == "memorized"
 
 
 def memorization_verdict(m: Memorization) -> str:
     """The run in a sentence."""
-    return f"{'MEMORIZED' if _good(m) else 'NOT MEMORIZED'}: {m.outcome.sentence}"
+    return f"{'MEMORIZED' if m.proven else 'NOT MEMORIZED'}: {m.outcome.sentence}"
 
 
 def memorization_facts(m: Memorization) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -80,8 +82,16 @@ def _threshold(met: bool) -> list[str]:
 
 def _command(level: str, message: str, **properties: str) -> str:
     """One workflow command. In properties, colons and commas are escaped as well."""
+    if "file" in properties:
+        properties["file"] = _in_workspace(properties["file"])
     pairs = [f"{k}={_escaped(v).replace(':', '%3A').replace(',', '%2C')}" for k, v in properties.items()]
     return f"::{level} {','.join(['title=lorasize', *pairs])}::{_escaped(clean(message))}"
+
+
+def _in_workspace(file: str) -> str:
+    """The file as GitHub knows it: relative to the checkout, whichever folder the command ran in."""
+    workspace, path = os.environ.get("GITHUB_WORKSPACE"), Path(os.path.abspath(file))
+    return path.relative_to(workspace).as_posix() if workspace and path.is_relative_to(workspace) else file
 
 
 def _escaped(text: str) -> str:

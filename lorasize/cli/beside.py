@@ -1,0 +1,44 @@
+"""What an HTML page shows beside its record: found only when one is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorasize.report import Beside
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from lorasize.memorization import Applied
+    from lorasize.records import Calibration, Plan
+    from lorasize.sizing import Sized
+
+
+def of_plan(sized: Sized) -> Beside:
+    """The calibration of a plan just made, and its corpus token by token."""
+    return Beside(calibration=sized.calibration, passages=sized.surprises())
+
+
+def of_apply(applied: Applied) -> Beside:
+    """The steps of an apply just done, and what came back."""
+    return Beside(steps=applied.steps, recall=applied.recall)
+
+
+def of_artifact(path: Path, record: BaseModel) -> Beside:
+    """What lies on disk: the calibration a plan names, the events in an adapter folder."""
+    from lorasize.events import EVENTS, read_steps
+    from lorasize.records import Memorization, Plan
+
+    if isinstance(record, Plan):
+        return Beside(calibration=_calibration(record))
+    if isinstance(record, Memorization):
+        return Beside(steps=read_steps((path if path.is_dir() else path.parent) / EVENTS))
+    return Beside()
+
+
+def _calibration(plan: Plan) -> Calibration | None:
+    from lorasize.catalog import find_by_digest
+
+    found = find_by_digest(plan.inputs.calibration_sha256)
+    return None if found is None else found[0]

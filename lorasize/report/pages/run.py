@@ -1,0 +1,116 @@
+"""Pages of what happened: apply (stubborn tokens over time, p before and after, recall), verify and check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lorasize.records import Check, Histogram, Memorization, RecallReport, StepReport
+from lorasize.report.pages.figures import BLUE, GREEN, MUTED, ORANGE, RED, draw
+from lorasize.report.pages.page import Facts, Figure, Notes, Page, Part, Rows, Table, stated
+from lorasize.report.plan import adapter_line, budget_rows, check_verdict
+from lorasize.report.recall import (
+    decoded_with,
+    failure_rows,
+    memorization_facts,
+    memorization_verdict,
+    passage_rows,
+    recall_verdict,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# ---------------------------------------------------------------- apply
+def memorization_page(run: Memorization, steps: Sequence[StepReport], recall: RecallReport | None) -> Page:
+    """The page of an apply. Its steps and its passages are shown where they are at hand."""
+    parts: list[Part] = [stated(memorization_facts(run))]
+    if steps:
+        parts.append(_stubborn(run, steps))
+    if run.probabilities is not None:
+        parts.append(_probabilities(run.probabilities, run.threshold))
+    parts += _recall(recall) if recall is not None else _failures(run)
+    digests = f"base model {run.model_fingerprint.digest}", f"corpus sha256 {run.plan.corpus.sha256}"
+    return Page("lorasize apply", memorization_verdict(run), parts, run.proven, [decoded_with(run.recall), *digests])
+
+
+def _stubborn(run: Memorization, steps: Sequence[StepReport]) -> Figure:
+    """Target tokens with p ≤ ½ after each step, on a scale that shows the last few."""
+
+    def paint(axes: Axes) -> None:
+        axes.plot([s.step for s in steps], [s.n_stubborn for s in steps], color=BLUE, label="stubborn (p ≤ ½)")
+        for grown in run.escalations:
+            axes.axvline(grown.step, color=ORANGE, lw=1, ls="--", label=f"grown to {grown.to}")
+        if (predicted := run.plan.prediction) is not None:
+            axes.axvspan(predicted.steps.lo, predicted.steps.hi, color=GREEN, alpha=0.12, lw=0, label="predicted end")
+        axes.set(xlabel="optimiser step", ylabel="target tokens", yscale="symlog")
+        ticks = [0, 1, *(10**k for k in range(1, 1 + len(str(run.n_tokens))))]
+        axes.set_yticks(ticks, [f"{n:,}" for n in ticks])
+        axes.set_ylim(0, 1.3 * run.n_tokens)
+        axes.legend(loc="upper right")
+
+    rows: Rows = [[s.step, s.n_stubborn, s.n_active, s.loss, s.min_probability, s.seconds] for s in steps]
+    columns = [("step", True), ("stubborn", True), ("trained on", True), ("loss", True), ("min p", True)]
+    return Figure(
+        title="Stubborn tokens over time",
+        caption="Target tokens with p ≤ ½ after each step; training ends when a full look finds none.",
+        svg=draw("Stubborn tokens against optimiser steps", paint),
+        data=Table([*columns, ("seconds", True)], rows),
+    )
+
+
+def _probabilities(seen: Histogram, threshold: float) -> Figure:
+    """How p of the target tokens was spread before and after."""
+    left, width = seen.edges[:-1], seen.edges[1] - seen.edges[0]
+
+    def paint(axes: Axes) -> None:
+        axes.bar(left, seen.before, width=width, align="edge", color=MUTED, alpha=0.55, label="before")
+        axes.bar(left, seen.after, width=width * 0.6, align="edge", color=BLUE, label="after")
+        axes.axvline(threshold, color=RED, ls="--", label=f"p = {threshold:g}")
+        axes.set(xlabel="p of a target token", ylabel="target tokens", xlim=(0, 1))
+        axes.legend(loc="upper left", bbox_to_anchor=(0.1, 1.0))
+
+    pairs = zip(seen.edges[:-1], seen.edges[1:], seen.before, seen.after, strict=True)
+    return Figure(
+        title="Every token's p, before and after",
+        caption="Above ½ a token is the likeliest whatever the others are, so greedy decoding gives it.",
+        svg=draw("Histogram of p before and after", paint),
+        data=Table([("p from", True), ("to", True), ("before", True), ("after", True)], [list(row) for row in pairs]),
+    )
+
+
+def _failures(run: Memorization) -> list[Part]:
+    if not run.recall.failures:
+        return []
+    return [Table([("passage", False), ("first mismatch", False)], failure_rows(run.recall.failures), "What was lost")]
+
+
+# ---------------------------------------------------------------- verify, check
+def recall_page(report: RecallReport) -> Page:
+    """The page of a verify."""
+    good = report.recalled and report.threshold_met and not report.changed_files
+    parts: list[Part] = []
+    if report.changed_files:
+        parts.append(Notes("Changed since it was proven", report.changed_files))
+    return Page("lorasize verify", recall_verdict(report), [*parts, *_recall(report)], good, [decoded_with(report)])
+
+
+def _recall(report: RecallReport) -> list[Part]:
+    return [Table(*passage_rows(report), "Recall, passage by passage")]
+
+
+def check_page(check: Check) -> Page:
+    """The page of a check."""
+    named = [("plan", check.plan)] + ([("adapter", adapter_line(check.adapter))] if check.adapter is not None else [])
+    parts: list[Part] = [Facts(named)]
+    if check.stale:
+        parts.append(Notes("Changed since the plan was made", check.stale))
+    if check.feasibility.issues:
+        rows: Rows = [[i.file, i.line, i.message] for i in check.feasibility.issues]
+        parts.append(Table([("file", False), ("line", True), ("conflict", False)], rows, "What no rank can hold"))
+    if check.budgets:
+        parts.append(Table(*budget_rows(check.budgets), "Budgets"))
+    if check.warnings:
+        parts.append(Notes("Warnings", check.warnings))
+    return Page("lorasize check", check_verdict(check), parts, check.status == "ok")

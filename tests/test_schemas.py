@@ -1,0 +1,49 @@
+"""The published JSON schemas: those of the records, and what each record in the tests validates against."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import test_report as made
+
+from lorasize import report
+from lorasize.records.schemas import ARTIFACTS, schemas
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schemas"
+
+
+def validate(document: dict[str, Any]) -> None:
+    """Check a document against the schema it names, as published.
+
+    Raises:
+        jsonschema.ValidationError: it does not fit.
+    """
+    name = document["schema"].removeprefix("lorasize.").replace("/", ".")
+    schema = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(document)
+
+
+def test_the_published_schemas_are_those_of_the_records() -> None:
+    published = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
+    assert published == schemas(), "run `python -m lorasize.records.schemas docs/schemas`"
+    assert len(published) == len(ARTIFACTS)
+
+
+@pytest.mark.parametrize("name", list(made.RECORDS))
+def test_a_record_fits_its_schema(name: str) -> None:
+    validate(json.loads(report.to_json(made.RECORDS[name])))
+
+
+@pytest.mark.parametrize("name", list(made.RECORDS))
+def test_a_lost_or_changed_field_is_caught_and_a_new_one_is_not(name: str) -> None:
+    document = json.loads(report.to_json(made.RECORDS[name]))
+    validate(document | {"added_later": 1})
+    key = next(k for k in document if k != "schema")
+    for wrong in ({k: v for k, v in document.items() if k != key}, document | {key: {"odd": [1]}}):
+        with pytest.raises(jsonschema.ValidationError):
+            validate(wrong)
