@@ -1,3 +1,82 @@
-"""lorasize: how big must the adapter be to hold this text word for word, and did it?"""
+"""How big must the adapter be to hold this text word for word, and did it?
+
+The verbs as functions, and what they take and give back; each is loaded when it is first used, so that importing the
+package costs nothing. `examples/library_use.py` runs them one after another.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorasize.calibration import calibrate
+    from lorasize.errors import (
+        CalibrationError,
+        CorpusError,
+        FitError,
+        InfeasibleCorpusError,
+        LorasizeError,
+        ModelError,
+        StalePlanError,
+        TrainingDivergedError,
+    )
+    from lorasize.memorization import Applied, apply
+    from lorasize.planning import Limits
+    from lorasize.recall import verify
+    from lorasize.records import Calibration, Memorization, Outcome, Plan, Reading, RecallReport, StepReport
+    from lorasize.session import ApplyOptions
+    from lorasize.sizing import PlanOptions, Sized, plan
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Applied",
+    "ApplyOptions",
+    "Calibration",
+    "CalibrationError",
+    "CorpusError",
+    "FitError",
+    "InfeasibleCorpusError",
+    "Limits",
+    "LorasizeError",
+    "Memorization",
+    "ModelError",
+    "Outcome",
+    "Plan",
+    "PlanOptions",
+    "Reading",
+    "RecallReport",
+    "Sized",
+    "StalePlanError",
+    "StepReport",
+    "TrainingDivergedError",
+    "__version__",
+    "apply",
+    "calibrate",
+    "plan",
+    "verify",
+]
+
+_HOMES = {
+    "calibration": ("calibrate",),
+    "memorization": ("Applied", "apply"),
+    "planning": ("Limits",),
+    "recall": ("verify",),
+    "records": ("Calibration", "Memorization", "Outcome", "Plan", "Reading", "RecallReport", "StepReport"),
+    "session": ("ApplyOptions",),
+    "sizing": ("PlanOptions", "Sized", "plan"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None and name in __all__ and name.endswith("Error"):
+        home = "errors"
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,54 @@
+"""The package as a library: complete, typed, and free until it is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lorasize
+from lorasize import errors
+
+
+def test_every_public_name_is_there() -> None:
+    for name in lorasize.__all__:
+        assert getattr(lorasize, name) is not None
+        assert name in dir(lorasize)
+    assert lorasize.__all__ == sorted(lorasize.__all__, key=lambda name: (name.lower() == name, name))
+    assert (lorasize.calibrate.__module__, lorasize.plan.__module__) == ("lorasize.calibration", "lorasize.sizing")
+    assert (lorasize.apply.__module__, lorasize.verify.__module__) == ("lorasize.memorization", "lorasize.recall")
+
+
+def test_every_error_is_public() -> None:
+    tree = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert tree == {name for name in lorasize.__all__ if name.endswith("Error")}
+    assert all(issubclass(getattr(lorasize, name), lorasize.LorasizeError) for name in tree)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="calibrat"):
+        lorasize.calibrat  # noqa: B018
+
+
+def test_importing_costs_nothing() -> None:
+    code = "import lorasize, sys; print({'torch', 'numpy', 'pydantic', 'click'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.slow
+def test_a_type_checker_sees_the_verbs(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api")
+    script = tmp_path / "use.py"
+    script.write_text(
+        "from pathlib import Path\nimport lorasize\n"
+        "reveal_type(lorasize.plan([Path('a')]).plan)\nreveal_type(lorasize.apply(lorasize.plan([]).plan))\n"
+        "lorasize.plan('a', device=3)\n"
+    )
+    root = str(Path(lorasize.__file__).parent)
+    said, _, code = api.run([str(script), "--strict", "--cache-dir", str(Path(root).parent / ".mypy_cache")])
+    assert 'Revealed type is "lorasize.records.plan.Plan"' in said, said
+    assert 'Revealed type is "lorasize.memorization.Applied"' in said
+    assert 'Argument "device" to "plan" has incompatible type "int"' in said
+    assert code == 1
