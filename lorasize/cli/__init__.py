@@ -20,7 +20,7 @@ from typing import NoReturn
 import click
 
 from lorasize import __version__
-from lorasize.cli import commands, demo
+from lorasize.cli import commands, demo, looking, settings
 from lorasize.cli.config import read_config
 from lorasize.cli.failures import BROKEN_PIPE, DONE, TERMINATED, Invocation, failed
 from lorasize.cli.output import silence_stdout
@@ -34,6 +34,12 @@ Example:
 
 Exit codes: 0 done, 1 over budget, 2 usage or input, 3 calibration or plan does not fit, 4 not proven,
 5 no rank can recall the corpus, 70 internal error, 130 interrupted.
+
+\b
+Completion of commands, options and paths, in the start-up file of your shell:
+  bash: eval "$(_LORASIZE_COMPLETE=bash_source lorasize)"
+  zsh:  eval "$(_LORASIZE_COMPLETE=zsh_source lorasize)"
+  fish: _LORASIZE_COMPLETE=fish_source lorasize | source
 """
 
 
@@ -53,12 +59,12 @@ def lorasize(context: click.Context) -> int:
         click.echo(context.get_help())
         return DONE
     context.obj.command = context.invoked_subcommand
-    settings = read_config(Path())
-    context.default_map = {name: settings for name in lorasize.commands}
+    chosen = read_config(Path())
+    context.default_map = {name: chosen for name in lorasize.commands}
     return DONE
 
 
-for _command in (*commands.COMMANDS, demo.demo):
+for _command in (*commands.COMMANDS, *looking.COMMANDS, settings.config, demo.demo):
     _command.context_settings["auto_envvar_prefix"] = "LORASIZE"
     lorasize.add_command(_command)
 
@@ -70,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read once, when torch loads: threads that spin while they wait slow a step tenfold once the cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    invocation = Invocation()
+    invocation = Invocation(arguments=tuple(arguments))
     try:
         with _terminable(), _quiet_warnings():
             code = _run(arguments, invocation)
@@ -80,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _reader_is_gone(error):
             silence_stdout()
             return BROKEN_PIPE
-        return failed(error, invocation, arguments)
+        return failed(error, invocation)
 
 
 def _run(arguments: Sequence[str], invocation: Invocation) -> int:

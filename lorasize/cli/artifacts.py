@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasize.errors import LorasizeError
+from lorasize.staging import RECORD
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-_RECORD = "lorasize.json"
 _MAX_BYTES = 50_000_000
 
 
@@ -22,9 +22,9 @@ def read_artifact(path: Path) -> BaseModel:
         LorasizeError: nothing of that kind is there.
     """
     from lorasize.catalog import read_calibration, read_plan
-    from lorasize.records import Check, Memorization, RecallReport
+    from lorasize.records import Check, Config, Memorization, RecallReport
 
-    file = path / _RECORD if path.is_dir() else path
+    file = path / RECORD if path.is_dir() else path
     text = _text(file)
     schema = _schema(file, text)
     kind = schema.partition("/")[0]
@@ -32,8 +32,8 @@ def read_artifact(path: Path) -> BaseModel:
         return read_calibration(file)
     if kind == "lorasize.plan":
         return read_plan(file)
-    known: dict[str, type[Memorization] | type[RecallReport] | type[Check]]
-    known = {"lorasize.memorization/1": Memorization, "lorasize.recall/1": RecallReport, "lorasize.check/1": Check}
+    kinds = (Memorization, RecallReport, Check, Config)
+    known: dict[str, type[BaseModel]] = {kind.model_fields["schema_"].default: kind for kind in kinds}
     if schema not in known:
         raise LorasizeError(f"{file}: this version does not read the schema {schema!r}")
     try:

@@ -1,4 +1,4 @@
-"""The commands: each turns its options into one call of a verb, and the verb's record into reports and an exit code."""
+"""The commands that make something: calibrate, plan, apply. Each turns its options into one call of a verb."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorasize.cli import options
-from lorasize.cli.failures import CALIBRATION, DONE, INFEASIBLE, NOT_PROVEN, OVER_BUDGET, Invocation
+from lorasize.cli.failures import DONE, INFEASIBLE, NOT_PROVEN, OVER_BUDGET, Invocation
 from lorasize.cli.output import emit, parse_reports, say
 
 if TYPE_CHECKING:
-    from lorasize.records import Memorization, Plan, RecallReport
+    from lorasize.memorization import Applied
+    from lorasize.records import Plan
     from lorasize.sizing import PlanOptions
-    from lorasize.tokens import EncodedPassage
 
 PLAN_FILE = "lorasize.plan.json"
 ADAPTER_FOLDER = "adapter"
@@ -49,7 +49,7 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
     An interrupted calibration goes on where it stopped when the same command is run again.
     """
     targets = parse_reports(chosen["reports"])
-    invocation.model = _ref(base_model, chosen["model"])
+    invocation.model = model_ref(base_model, chosen["model"])
     from lorasize import calibration, models
     from lorasize.probing import executor
     from lorasize.report import Progress
@@ -72,7 +72,7 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
     return DONE
 
 
-def _ref(argument: str | None, option: str | None) -> str | None:
+def model_ref(argument: str | None, option: str | None) -> str | None:
     """The model named as an argument or as an option; the option may also come from a configuration."""
     source = click.get_current_context().get_parameter_source("model")
     if argument and option and argument != option and source is click.core.ParameterSource.COMMANDLINE:
@@ -132,21 +132,23 @@ def plan(invocation: Invocation, /, corpus: tuple[Path, ...], **chosen: Any) -> 
     invocation.corpus = tuple(map(str, corpus))
     from lorasize import models, sizing
     from lorasize.catalog import read_plan, write_plan
+    from lorasize.cli import beside
     from lorasize.planning import compare
     from lorasize.report import Progress
 
     old = None if chosen["compare"] is None else read_plan(chosen["compare"])
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.doing("measuring what the corpus asks of the model")
-        made = sizing.plan(
+        sized = sizing.plan(
             corpus, ref=chosen["model"] or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
             dtype=chosen["dtype"], options=_plan_options(chosen),
-        ).plan  # fmt: skip
+        )  # fmt: skip
+        made = sized.plan
         if old is not None:
             made = made.model_copy(update={"compared": compare(old, made)})
         write_plan(made, chosen["out"])
         progress.note(f"wrote {chosen['out']}")
-    emit(made, targets)
+    emit(made, targets, lambda: beside.of_plan(sized))
     return {"ok": DONE, "over_budget": OVER_BUDGET, "infeasible": INFEASIBLE}[made.status]
 
 
@@ -203,26 +205,28 @@ def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
         raise click.UsageError("--threshold and --margin together must stay below 1")
     from lorasize.catalog import read_plan
 
-    read = read_plan(plan_file)
+    read = read_plan(options.there(plan_file))
     invocation.model, invocation.corpus = read.model.ref, tuple(file.path for file in read.corpus.files)
     if read.status == "over_budget":
         return _refuse_over_budget(read, plan_file)
     if read.status == "infeasible":
         _list_issues(read)
     applied = _apply(read, chosen)
-    emit(applied, targets)
-    proven = applied.outcome.value == "memorized" and applied.recalled and applied.threshold_met
-    return DONE if proven else NOT_PROVEN
+    from lorasize.cli import beside
+
+    emit(applied.memorization, targets, lambda: beside.of_apply(applied))
+    return DONE if applied.memorization.proven else NOT_PROVEN
 
 
-def _apply(plan: Plan, chosen: dict[str, Any]) -> Memorization:
-    from lorasize import memorization
+def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
+    from lorasize import memorization, session
     from lorasize.learning import learn
     from lorasize.report import Progress, learned_line
 
     names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device")
-    how = memorization.ApplyOptions(**{name: chosen[name] for name in names})
+    how = session.ApplyOptions(**{name: chosen[name] for name in names})
     with Progress(quiet=chosen["quiet"]) as progress:
+        progress.expect(plan.prediction)
         progress.doing("loading the model")
         applied = memorization.apply(plan, chosen["out"], how, progress.event)
         progress.note(f"wrote {chosen['out']}")
@@ -230,7 +234,7 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Memorization:
             learned = learn(plan.inputs.calibration_sha256, applied.observation, copy_shipped=chosen["learn"] is True)
             if learned is not None:
                 progress.note(learned_line(learned))
-    return applied.memorization
+    return applied
 
 
 def _refuse_over_budget(plan: Plan, file: Path) -> int:
@@ -245,145 +249,4 @@ def _list_issues(plan: Plan) -> None:
         say(f"{issue.file}:{issue.line}: {issue.message}")
 
 
-# ---------------------------------------------------------------- verify
-@click.command(
-    epilog="""\b
-Example:
-  lorasize verify adapter
-  lorasize verify adapter page.md table.jsonl --report json
-"""
-)
-@click.argument("adapter", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("corpus", nargs=-1, type=options.any_path)
-@options.all_of(options.model, options.device, options.dtype, options.output)
-@click.pass_obj
-def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], **chosen: Any) -> int:
-    """Check in a fresh process that ADAPTER, as it lies on disk, recalls its passages.
-
-    CORPUS defaults to the files the plan names, as long as they are unchanged; without any, digests are compared.
-    """
-    targets = parse_reports(chosen["reports"])
-    invocation.model = _asked("model", chosen["model"])
-    from lorasize import recall
-    from lorasize.report import Progress
-
-    with Progress(quiet=chosen["quiet"]) as progress:
-        progress.doing("reading the adapter")
-        record = recall.read_record(adapter)
-        encoded = _corpus_of(record, corpus, invocation.model)
-        if encoded is None:
-            progress.note("the corpus is not at hand: texts are compared by their digests")
-        progress.doing("decoding in a fresh process")
-        found = recall.verify(
-            adapter, encoded, ref=invocation.model, device=chosen["device"],
-            dtype=_dtype(chosen["dtype"], record), notify=progress.decoded,
-        )  # fmt: skip
-    emit(found, targets)
-    return verdict(found)
-
-
-def verdict(report: RecallReport) -> int:
-    """The exit code of a recall report."""
-    return DONE if report.recalled and report.threshold_met and not report.changed_files else NOT_PROVEN
-
-
-def _asked(name: str, value: str | None) -> str | None:
-    """The value unless a configuration file set it: an adapter knows its own base model better."""
-    source = click.get_current_context().get_parameter_source(name)
-    return None if source is click.core.ParameterSource.DEFAULT_MAP else value
-
-
-def _dtype(asked: str, record: Memorization) -> str:
-    """The dtype asked for; `auto` is the one the adapter was proven in."""
-    return record.recall.dtype if asked == "auto" else asked
-
-
-def _corpus_of(record: Memorization, corpus: tuple[Path, ...], ref: str | None) -> list[EncodedPassage] | None:
-    """The corpus encoded: the files named, else the plan's own while unchanged, else None."""
-    from lorasize import models
-    from lorasize.corpus import read_corpus
-    from lorasize.tokens import encode_corpus
-
-    planned = record.plan.corpus
-    if not corpus and not all(_unchanged(Path(file.path), file.sha256) for file in planned.files):
-        return None
-    passages, _ = read_corpus(corpus or [Path(file.path) for file in planned.files], planned.reading)
-    folder = models.resolve(ref or record.plan.model.ref, None if ref else record.plan.model.revision)
-    tokenizer = models.load_tokenizer(folder)
-    return encode_corpus(passages, tokenizer, planned.reading, models.max_positions(folder))
-
-
-def _unchanged(path: Path, sha256: str) -> bool:
-    from lorasize import models
-
-    return path.is_file() and models.file_sha256(path) == sha256
-
-
-# ---------------------------------------------------------------- check
-@click.command(
-    epilog="""\b
-Example:
-  lorasize check
-  lorasize check facts.plan.json --max-parameters 20000 --report github
-"""
-)
-@click.argument("plan_file", metavar="[PLAN]", type=options.any_path, default=PLAN_FILE)
-@options.budgets
-@options.report
-@click.pass_obj
-def check(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
-    """Check PLAN (lorasize.plan.json) against the corpus on disk and the budgets, without a model.
-
-    Exits with 1 over budget, with 3 when corpus, calibration or recipe changed since, and with 5 when no rank can hold
-    the corpus.
-    """
-    targets = parse_reports(chosen["reports"])
-    from lorasize import gate
-    from lorasize.catalog import read_plan
-
-    read = read_plan(plan_file)
-    invocation.corpus = tuple(file.path for file in read.corpus.files)
-    found = gate.check(read, str(plan_file), options.limits_of(chosen))
-    emit(found, targets)
-    return {"ok": DONE, "over_budget": OVER_BUDGET, "stale": CALIBRATION, "infeasible": INFEASIBLE}[found.status]
-
-
-# ---------------------------------------------------------------- show, base
-@click.command(
-    epilog="""\b
-Example:
-  lorasize show lorasize.plan.json
-  lorasize show adapter --report json
-"""
-)
-@click.argument("file", type=click.Path(exists=True, path_type=Path))
-@options.report
-def show(file: Path, reports: tuple[str, ...]) -> int:
-    """Show a calibration, a plan, a report, or what an adapter folder says of itself."""
-    from lorasize.cli.artifacts import read_artifact
-
-    targets = parse_reports(reports)
-    emit(read_artifact(file), targets)
-    return DONE
-
-
-@click.command(
-    epilog="""\b
-Example:
-  lorasize base
-  vllm serve "$(lorasize base)" --enable-lora --lora-modules facts=adapter
-"""
-)
-@click.argument("base_model", metavar="[MODEL]", required=False)
-@options.all_of(options.model, options.revision)
-@click.pass_obj
-def base(invocation: Invocation, /, base_model: str | None, model: str | None, revision: str | None) -> int:
-    """Print the folder that stock transformers loads as the base model."""
-    invocation.model = _ref(base_model, model)
-    from lorasize import models
-
-    click.echo(str(models.resolve(invocation.model or models.BUILTIN, revision)))
-    return DONE
-
-
-COMMANDS = (calibrate, plan, apply, verify, check, show, base)
+COMMANDS = (calibrate, plan, apply)

@@ -5,13 +5,15 @@ What they say becomes click's defaults, so that an option on the command line or
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+
+from lorasize.cli.nearest import near
 
 _STRING, _WHOLE, _NUMBER, _AMOUNT = (str,), (int,), (int, float), (str, int, float)
 KEYS: dict[str, tuple[type, ...]] = {
@@ -26,16 +28,54 @@ BUDGET_KEYS: dict[str, tuple[type, ...]] = {
 BUDGET_DETAILS: dict[str, tuple[type, ...]] = {"level": _STRING, "against": _STRING}
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where options are set: by what name messages call it, in which file, and to what."""
+
+    name: str
+    file: Path
+    options: Mapping[str, Any]
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Option names and values from the folder's configuration files; empty when there are none.
 
     Raises:
         click.UsageError: a file is not TOML, or holds an unknown key or a value of the wrong kind.
     """
-    project = _load(folder / "pyproject.toml").get("tool", {})
-    section = project.get("lorasize", {}) if isinstance(project, dict) else {}
-    low = _options(section, "pyproject.toml [tool.lorasize]")
-    return low | _options(_load(folder / "lorasize.toml"), "lorasize.toml")
+    found: dict[str, Any] = {}
+    for place in read_places(folder):
+        for name, value in place.options.items():
+            found[name] = [*found.get(name, ()), *value] if isinstance(value, list) else value
+    return found
+
+
+def read_places(folder: Path) -> tuple[Place, Place]:
+    """The two places, the weaker first; a file that is not there sets nothing.
+
+    Raises:
+        click.UsageError: as `read_config`.
+    """
+    project, own = folder / "pyproject.toml", folder / "lorasize.toml"
+    tool = _load(project).get("tool", {})
+    section = tool.get("lorasize", {}) if isinstance(tool, dict) else {}
+    name = f"{project.name} [tool.lorasize]"
+    return Place(name, project, _options(section, name)), Place(own.name, own, _options(_load(own), own.name))
+
+
+def setter(places: Iterable[Place], option: str, entry: str = "") -> str:
+    """The name of the place whose value of this option counts; of a list, of its last entry that begins so."""
+    named = [
+        place.name
+        for place in places
+        if option in place.options and (not entry or any(e.startswith(entry) for e in place.options[option]))
+    ]
+    return named[-1] if named else ""
+
+
+def variable(context: click.Context, option: str) -> str:
+    """The environment variable that sets this option of a command."""
+    return f"{context.auto_envvar_prefix}_{option.upper()}"
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -78,9 +118,8 @@ def _budgets(section: Mapping[str, Any], place: str) -> dict[str, Any]:
 def _check(section: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], place: str) -> None:
     for key, value in section.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            meant = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise click.UsageError(f"{place}: unknown key {key!r}; {meant}")
+            meant = near(key, known) or f"; known are {', '.join(known)}"
+            raise click.UsageError(f"{place}: unknown key {key!r}{meant}")
         if not isinstance(value, known[key]) or isinstance(value, bool):
             wanted = " or ".join({str: "text", int: "a whole number", float: "a number"}[kind] for kind in known[key])
             raise click.UsageError(f"{place}: {key} is {value!r}, not {wanted}")

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from lorasize import __version__, errors
+from lorasize.cli.config import read_places, setter, variable
 from lorasize.cli.output import say
 
 DONE, OVER_BUDGET, USAGE, CALIBRATION, NOT_PROVEN, INFEASIBLE, INTERNAL = 0, 1, 2, 3, 4, 5, 70
@@ -45,15 +46,20 @@ class Invocation:
     command: str = ""
     model: str | None = None
     corpus: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+    def has(self, option: str) -> bool:
+        """Whether the option stands on the command line."""
+        return any(argument.partition("=")[0] == option for argument in self.arguments)
 
 
-def failed(error: BaseException, invocation: Invocation, arguments: Sequence[str]) -> int:
+def failed(error: BaseException, invocation: Invocation) -> int:
     """Tell the user what went wrong, and return the exit code."""
     if isinstance(error, errors.LorasizeError):
         _tell(str(error), hint(error, invocation))
         return next(code for kind, code in _CODES if isinstance(error, kind))
     if isinstance(error, click.ClickException):
-        return _usage(error)
+        return _usage(error, invocation)
     if isinstance(error, KeyboardInterrupt | click.Abort):
         click.echo(err=True, nl=sys.stderr.isatty())  # ends the line on which the terminal shows ^C
         say(_LEFT.get(invocation.command, "interrupted"))
@@ -62,9 +68,9 @@ def failed(error: BaseException, invocation: Invocation, arguments: Sequence[str
         say(_LEFT.get(invocation.command, "interrupted").replace("interrupted", "terminated"))
         return TERMINATED
     if isinstance(error, OSError) and error.filename is not None:
-        _tell(f"{error.filename}: {error.strerror}", "")
+        _tell(f"{error.filename}: {error.strerror}", "check the path, who may read and write there, and the room left")
         return USAGE
-    return _internal(error, arguments)
+    return _internal(error, invocation.arguments)
 
 
 def _tell(message: str, advice: str) -> None:
@@ -77,8 +83,12 @@ def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
     """The option or command that mends it; empty when there is none to name."""
     model = f" {shlex.quote(invocation.model)}" if invocation.model else ""
     corpus = " ".join(map(shlex.quote, invocation.corpus)) or "CORPUS"
+    if "pip install" in str(error):
+        return "install it where lorasize is installed, then run the same command again"
+    if invocation.command == "show":
+        return "name a calibration, a plan, a report or an adapter folder"
     if isinstance(error, errors.CalibrationError):
-        return f"run `lorasize calibrate{model}`, or name another file with --calibration"
+        return _calibration_hint(invocation, f"run `lorasize calibrate{model}`")
     if isinstance(error, errors.StalePlanError):
         return f"run `lorasize plan {corpus}`"
     if isinstance(error, errors.FitError):
@@ -88,10 +98,35 @@ def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
     if isinstance(error, errors.TrainingDivergedError):
         return f"run `lorasize plan {corpus} --dtype float32`, then `lorasize apply`"
     if isinstance(error, errors.CorpusError):
-        return "--format, --field and --prompt-template of `lorasize plan` say how a corpus is read"
+        return _corpus_hint(error, invocation.command)
     if isinstance(error, errors.ModelError):
         return _model_hint(invocation.command)
-    return "run `lorasize plan CORPUS` to make a plan" if invocation.command == "apply" else ""
+    if invocation.command in ("apply", "check"):
+        return "run `lorasize plan CORPUS` to make a plan"
+    return "--compare takes a plan that `lorasize plan` wrote" if invocation.has("--compare") else ""
+
+
+def _calibration_hint(invocation: Invocation, calibrate: str) -> str:
+    if invocation.command == "calibrate":
+        return "--executor and --workers say where probes run, --out where they are written"
+    if invocation.command == "demo":
+        return "--out chooses another folder"
+    if invocation.command != "plan":
+        return f"{calibrate}, then `lorasize plan`"
+    modules = ", or other modules with --target-modules" if invocation.has("--target-modules") else ""
+    return f"{calibrate}, or name another file with --calibration{modules}"
+
+
+def _corpus_hint(error: errors.CorpusError, command: str) -> str:
+    if command == "plan" and error.file and error.line is None and not os.path.lexists(error.file):
+        return "name a file that is there: text, Markdown, JSONL, CSV, TSV or Parquet"
+    return {
+        "calibrate": "--corpus names the text to probe on: another or a longer one, or none",
+        "apply": "run it in the folder in which the plan was made, or run `lorasize plan` anew",
+        "verify": "name the corpus files after the adapter, or none",
+        "check": "mend the corpus, then run `lorasize plan`",
+        "demo": "--out chooses another folder",
+    }.get(command, "--format, --field and --prompt-template of `lorasize plan` say how a corpus is read")
 
 
 def _model_hint(command: str) -> str:
@@ -101,22 +136,34 @@ def _model_hint(command: str) -> str:
         "base": "--model and --revision choose the model",
         "apply": "--out chooses another folder, --device another device; `lorasize plan` another model",
         "verify": "--model names the base model, --device another device; `lorasize apply` makes the folder anew",
-        "show": "name a calibration, a plan, a report or an adapter folder",
+        "demo": "--device chooses another device, --out another folder",
     }.get(command, "")
 
 
-def _usage(error: click.ClickException) -> int:
+def _usage(error: click.ClickException, invocation: Invocation) -> int:
     context = error.ctx if isinstance(error, click.UsageError) else None
-    command = context.command_path if context is not None else "lorasize"
-    _tell(error.format_message(), f"`{command} --help` shows every option")
+    command = context.command_path if context is not None else f"lorasize {invocation.command}".rstrip()
+    _tell(error.format_message(), f"{_set_by(error)}`{command} --help` shows every option")
     return USAGE
+
+
+def _set_by(error: click.ClickException) -> str:
+    """Where a bad value comes from, if not from the command line."""
+    if not isinstance(error, click.BadParameter) or error.ctx is None or error.param is None:
+        return ""
+    name = error.param.name or ""
+    source = error.ctx.get_parameter_source(name)
+    if source is click.core.ParameterSource.ENVIRONMENT:
+        return f"the value is that of {variable(error.ctx, name)}; "
+    place = setter(read_places(Path()), name) if source is click.core.ParameterSource.DEFAULT_MAP else ""
+    return f"the value is set in {place}; " if place else ""
 
 
 # ---------------------------------------------------------------- what should not happen
 def _internal(error: BaseException, arguments: Sequence[str]) -> int:
     path = _write_traceback(error, arguments)
     where = f"; the traceback is in {path}" if path else ""
-    _tell(f"internal: {type(error).__name__}: {error}"[:500] + where, "please report it with that file")
+    _tell(f"internal: {type(error).__name__}: {error}"[:500] + where, "please report it with the traceback")
     if path is None:
         traceback.print_exception(error)
     return INTERNAL

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lorasize.cli.nearest import ExistingPath, near_path
+from lorasize.errors import LorasizeError
 from lorasize.units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
@@ -56,6 +58,17 @@ def assignments(context: click.Context, parameter: click.Parameter, values: tupl
     return {name: column for name, _, column in pairs}
 
 
+def there(path: Path) -> Path:
+    """The path.
+
+    Raises:
+        LorasizeError: nothing is there; the nearest name is offered.
+    """
+    if not path.exists():
+        raise LorasizeError(f"{path}: there is no such file{near_path(path)}")
+    return path
+
+
 def all_of(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     """Several options as one decorator, in the order in which help shows them."""
 
@@ -76,11 +89,13 @@ seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_defaul
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress and no messages but errors.")
 report = click.option(
     "--report", "reports", multiple=True, metavar="FORMAT[=PATH]", allow_from_autoenv=False,
-    help="table, json, github, junit or markdown; repeatable. Without PATH, or with -, to standard output.",
+    help="table, json, github, junit, markdown or html; repeatable. Without PATH, or with -, to standard output.",
 )  # fmt: skip
 output = all_of(quiet, report)
 
-existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+existing = ExistingPath(exists=True, path_type=Path)
+existing_file = ExistingPath(exists=True, dir_okay=False, path_type=Path)
+existing_folder = ExistingPath(exists=True, file_okay=False, path_type=Path)
 any_path = click.Path(path_type=Path)
 
 

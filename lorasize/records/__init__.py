@@ -5,7 +5,8 @@ commands: they are added to, never renamed. Knows nothing of models, files or tr
 """
 
 from lorasize.records.check import Check
-from lorasize.records.files import digest, to_json
+from lorasize.records.config import Config, ConfigValue
+from lorasize.records.files import digest, to_json, write_whole
 from lorasize.records.fit import (
     Calibration,
     CalibrationModel,
@@ -47,6 +48,7 @@ from lorasize.records.run import (
     DecodeJob,
     Drift,
     Escalation,
+    Histogram,
     Memorization,
     Outcome,
     PassageAddress,
@@ -80,6 +82,8 @@ __all__ = [
     "Calibration",
     "CalibrationModel",
     "Check",
+    "Config",
+    "ConfigValue",
     "CorpusFile",
     "CorpusSummary",
     "CostModel",
@@ -92,6 +96,7 @@ __all__ = [
     "Estimate",
     "Feasibility",
     "FeasibilityIssue",
+    "Histogram",
     "Law",
     "Level",
     "Memorization",
@@ -131,4 +136,5 @@ __all__ = [
     "Transition",
     "digest",
     "to_json",
+    "write_whole",
 ]

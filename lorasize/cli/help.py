@@ -1,0 +1,68 @@
+"""README's list of commands, made from click: `python -m lorasize.cli.help` writes it, `--check` compares it."""
+
+from __future__ import annotations
+
+import html
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from lorasize.cli import lorasize
+from lorasize.cli.output import say
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+START, END = "<!-- help -->\n", "<!-- /help -->\n"
+WIDTH = 80
+
+
+def section() -> str:
+    """A line for each command that unfolds into its help, `WIDTH` columns wide wherever it is made."""
+    root = click.Context(lorasize, info_name="lorasize", terminal_width=WIDTH, **lorasize.context_settings)
+    made = "`python -m lorasize.cli.help` makes this list."
+    return "\n\n".join([f"Every option is shown by `--help`, and here. {made}", *_commands(root)]) + "\n"
+
+
+def _commands(root: click.Context) -> Iterator[str]:
+    yield _folded("lorasize --help", "examples, exit codes, configuration, completion", lorasize.get_help(root))
+    for name, command in lorasize.commands.items():
+        context = click.Context(command, info_name=name, parent=root, terminal_width=WIDTH)
+        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+        yield _folded(usage, command.get_short_help_str(limit=2 * WIDTH), command.get_help(context))
+
+
+def _folded(usage: str, sentence: str, text: str) -> str:
+    summary = f"<code>{html.escape(usage)}</code> {html.escape(sentence)}"
+    return f"<details><summary>{summary}</summary>\n\n```\n{text}\n```\n\n</details>"
+
+
+def with_section(text: str) -> str:
+    """The text with this section between its markers.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"{START.strip()} and {END.strip()} are not both there, in this order")
+    return before + start + section() + end + after
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 when README.md is out of date.")
+def main(check: bool) -> None:
+    """Put the help of every command into README.md."""
+    text = README.read_text(encoding="utf-8")
+    wanted = with_section(text)
+    if wanted == text:
+        return
+    if check:
+        say(f"error: {README.name} is out of date\nhint: run `python -m lorasize.cli.help`")
+        sys.exit(1)
+    README.write_text(wanted, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()
