@@ -8,8 +8,8 @@ is too coarse to decide the threshold. Knows nothing of adapters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -204,6 +204,14 @@ class Objective:
         if self.method == "memft-ot":
             return stubborn if bool(stubborn.any()) else torch.ones_like(stubborn)
         return stubborn if self.many else self._sliding_window(losses, passages, lengths)
+
+    def remembered(self) -> dict[str, dict[str, float]]:
+        """What the method remembers between steps, as JSON values."""
+        return {str(passage): asdict(window) for passage, window in self.windows.items()}
+
+    def remember(self, windows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take up what `remembered` gave."""
+        self.windows = {int(passage): _Window(**window) for passage, window in windows.items()}
 
     def _sliding_window(self, losses: TokenLosses, passages: Sequence[int], lengths: Sequence[int]) -> Tensor:
         pieces = zip(losses.loss.split(list(lengths)), losses.correct.split(list(lengths)), strict=True)

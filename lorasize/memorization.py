@@ -1,32 +1,25 @@
 """The verb apply: a plan in, a proven adapter folder out.
 
 Trains until every target token passes, grows the adapter when training stalls, saves it, and has it recalled from disk
-by a fresh process. The folder appears whole or not at all.
+by a fresh process. The folder appears whole or not at all, and a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from lorasize import adapters, models, recall
 from lorasize.corpus import corpus_sha256, read_corpus
 from lorasize.errors import InfeasibleCorpusError, ModelError, StalePlanError
+from lorasize.events import EVENTS, Decoding, EventLog, Notify
 from lorasize.probing import peak_memory
 from lorasize.records import (
-    LAW_STEPS,
     RECIPE,
-    AdapterSpec,
-    Escalation,
+    Histogram,
     Memorization,
-    Method,
     Observation,
     Outcome,
     Plan,
@@ -34,128 +27,89 @@ from lorasize.records import (
     RecallReport,
     RecallSummary,
     StepReport,
+    digest,
     to_json,
 )
+from lorasize.session import ApplyOptions, Session
+from lorasize.staging import RECORD, staged
 from lorasize.tokens import EncodedPassage, encode_corpus
-from lorasize.training import PATIENCE, Evaluation, Stall, Trainer, TrainingOptions
+from lorasize.training import Evaluation, read_checkpoint, write_checkpoint
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
-_MAX_RANK = 256
-_BYTES_PER_PARAMETER = 4  # adapters are saved in float32
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """Progress of the proof: passages decoded so far."""
-
-    done: int
-    total: int
-
-
-Event = StepReport | Escalation | Decoding
-Notify = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class ApplyOptions:
-    """How to apply a plan.
-
-    Attributes:
-        method: Training objective.
-        threshold: Every target token's p must exceed this.
-        margin: Added to the threshold in training, so that decoding's small differences lose no token.
-        max_steps: Optimiser steps at most, escalations included.
-        time_limit: Seconds of training at most; None for no limit.
-        escalate: Grow the adapter when training stalls.
-        seed: Of the adapter's initial values.
-        device: Where to train and decode.
-    """
-
-    method: Method = "memft"
-    threshold: float = 0.5
-    margin: float = 0.02
-    max_steps: int = 3000
-    time_limit: float | None = None
-    escalate: bool = True
-    seed: int = 0
-    device: str = "auto"
+_BINS = 20  # of the histogram of p
 
 
 @dataclass(frozen=True)
 class Applied:
     """What apply leaves: the record in the folder, and the recall report with the decoded texts.
 
-    `observation` is what the planned adapter, before it grew, teaches the calibration; None when a limit ended it.
+    `steps` are those of the training, and `observation` is what the planned adapter, before it grew, teaches the
+    calibration; None when a limit ended it.
     """
 
     memorization: Memorization
     recall: RecallReport
     encoded: tuple[EncodedPassage, ...]
+    steps: tuple[StepReport, ...] = ()
     observation: Observation | None = None
 
 
-def apply(plan: Plan, out: Path, options: ApplyOptions, notify: Notify = lambda event: None) -> Applied:
-    """Train, save and prove the adapter of a plan.
+def apply(
+    plan: Plan,
+    out: Path = Path("adapter"),
+    options: ApplyOptions | None = None,
+    notify: Notify = lambda event: None,
+) -> Applied:
+    """Train, save and prove the adapter of a plan. The same call goes on where an interrupted one was.
+
+    Args:
+        plan: What to train; read a file with `catalog.read_plan`.
+        out: The adapter folder; one that lorasize wrote is replaced.
+        options: How to train.
+        notify: Told of each step, each growth of the adapter and each decoded passage.
 
     Raises:
         StalePlanError: corpus, model or recipe are not those of the plan.
         InfeasibleCorpusError: the plan says that no rank can recall the corpus.
-        ModelError: the model cannot be loaded, or `out` is not ours to replace.
+        ModelError: the model cannot be loaded, `out` is not ours to replace, or the disk is full or read-only.
     """
+    options = options or ApplyOptions()
     if plan.adapter is None:
         issues = plan.feasibility.issues
         raise InfeasibleCorpusError("the plan is infeasible: mend the corpus and plan again", issues=issues)
-    with staged(out) as staging:
+    with staged(out, _job(plan, options)) as work:
+        found = read_checkpoint(work.checkpoint)
         base, encoded = load_inputs(plan, options.device)
-        session = _Session(base, encoded, plan, options, notify)
-        session.run()
-        adapters.save(session.adapted, staging, plan.model.ref)
-        recall.write_addresses(encoded, staging)
-        report = recall.decode_and_compare(
-            staging,
-            base.folder,
-            recall.read_addresses(staging),
-            encoded,
-            device=options.device,
-            dtype=plan.model.dtype,
-            threshold=options.threshold,
-            notify=lambda done, total: notify(Decoding(done, total)),
-        )
+        events = EventLog(work.folder / EVENTS, notify, found.state["steps"] if found else 0)
+        session = Session(base, encoded, plan, options, events, lambda c: write_checkpoint(c, work.checkpoint))
+        session.run(found)
+        report = _proof(session, work.folder, events)
         record = _record(session, report)
-        (staging / recall.RECORD).write_text(to_json(record), encoding="utf-8")
-        (staging / "README.md").write_text(_card(record), encoding="utf-8")
-        recall.write_sums(staging)
-    return Applied(record, report, tuple(encoded), _observation(session))
+        (work.folder / RECORD).write_text(to_json(record), encoding="utf-8")
+        (work.folder / "README.md").write_text(_card(record), encoding="utf-8")
+        recall.write_sums(work.folder)
+    return Applied(record, report, tuple(encoded), tuple(events.steps), _observation(session))
 
 
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends without an error; made before any work is done."""
-    if out.exists() and not (out / recall.RECORD).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(f"{out} exists and was not written by lorasize: choose another output folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-partial-", dir=out.parent))
-    except OSError as error:
-        raise ModelError(f"{out}: cannot be written ({error.strerror})") from error
-    try:
-        yield staging
-        _replace(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+def _job(plan: Plan, options: ApplyOptions) -> str:
+    """What a checkpoint is of. Limits are no part of it: a run may go on with others."""
+    kept = (options.method, options.threshold, options.margin, options.escalate, options.seed, options.device)
+    return f"{digest(plan)} {kept}"
 
 
-def _replace(staging: Path, out: Path) -> None:
-    staging.chmod(0o755)
-    if out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-        os.replace(out, old / "replaced")
-        os.replace(staging, out)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(staging, out)
+def _proof(session: Session, folder: Path, events: EventLog) -> RecallReport:
+    """The adapter saved, and its recall from there."""
+    adapters.save(session.adapted, folder, session.plan.model.ref)
+    recall.write_addresses(session.encoded, folder)
+    return recall.decode_and_compare(
+        folder,
+        session.base.folder,
+        recall.read_addresses(folder),
+        session.encoded,
+        device=session.options.device,
+        dtype=session.plan.model.dtype,
+        threshold=session.options.threshold,
+        notify=lambda done, total: events(Decoding(done, total)),
+    )
 
 
 def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[EncodedPassage]]:
@@ -176,115 +130,14 @@ def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[Encoded
     return base, encode_corpus(passages, base.tokenizer, plan.corpus.reading, base.max_positions)
 
 
-# ---------------------------------------------------------------- training with escalation
-@dataclass(frozen=True)
-class _FirstRun:
-    """How training the planned adapter, before any growth, ended."""
-
-    outcome: Outcome
-    final: Evaluation
-    epochs: float
-    early_loss: float | None  # nats per token after LAW_STEPS epochs, of a run that went on
-
-
-@dataclass
-class _Session:
-    """One apply: the adapter as it grows, and what happened to it."""
-
-    base: models.BaseModel
-    encoded: Sequence[EncodedPassage]
-    plan: Plan
-    options: ApplyOptions
-    notify: Notify
-    adapted: PeftModel = field(init=False)
-    spec: AdapterSpec = field(init=False)
-    escalations: list[Escalation] = field(default_factory=list)
-    outcome: Outcome = Outcome.STEP_BUDGET_EXHAUSTED
-    final: Evaluation = field(init=False)
-    steps: int = 0
-    seconds: float = 0.0
-    first: _FirstRun | None = None  # of the planned adapter
-
-    def run(self) -> None:
-        """Train until memorised or a budget ends, growing the adapter on the way."""
-        assert self.plan.adapter is not None
-        self.spec = self.plan.adapter
-        self.adapted = adapters.attach(self.base.model, self.spec.site, self.spec.rank, self.options.seed)
-        started = time.perf_counter()
-        while not self._train_once(started):
-            self._grow()
-        self.seconds = time.perf_counter() - started
-
-    def _train_once(self, started: float) -> bool:
-        """Train the adapter as it is; True when the run is over, False when the adapter should grow."""
-        options = self.options
-        trainer = Trainer(
-            self.adapted,
-            self.encoded,
-            TrainingOptions(
-                method=options.method,
-                threshold=options.threshold,
-                margin=options.margin,
-                max_steps=options.max_steps - self.steps,
-                seed=options.seed,
-            ),
-        )
-        epoch = trainer.steps_per_epoch
-        stall = Stall(limit=max(200 * epoch, self._step_limit()), patience=PATIENCE * epoch)
-        before = self.steps
-        ended: Outcome | None = None
-        early: float | None = None
-        for report in trainer.steps():
-            self.steps = before + report.step
-            self.notify(report.model_copy(update={"step": self.steps, "seconds": time.perf_counter() - started}))
-            if report.evaluated:
-                passed = report.min_probability > options.threshold + options.margin
-                ended = Outcome.MEMORIZED if passed else Outcome.STEP_BUDGET_EXHAUSTED
-            elif options.time_limit is not None and time.perf_counter() - started > options.time_limit:
-                ended = Outcome.TIME_LIMIT
-            elif self.steps < options.max_steps and stall.seen(report.step, report):
-                ended = Outcome.STALLED
-            elif early is None and report.step >= LAW_STEPS * epoch:
-                early = report.loss
-            if ended:
-                break
-        self.final = trainer.evaluate()
-        self.outcome = ended or Outcome.STEP_BUDGET_EXHAUSTED
-        self.first = self.first or _FirstRun(self.outcome, self.final, (self.steps - before) / epoch, early)
-        return not (self.outcome is Outcome.STALLED and options.escalate and self.spec.rank < _MAX_RANK)
-
-    def _step_limit(self) -> int:
-        predicted = self.plan.prediction
-        return round(3 * predicted.steps.hi) if predicted is not None else self.options.max_steps
-
-    def _grow(self) -> None:
-        rank = min(_MAX_RANK, self.spec.rank + max(1, self.spec.rank // 2))
-        site = self.spec.site
-        self.adapted = adapters.grow(self.adapted, site, rank, self.options.seed + len(self.escalations) + 1)
-        n_parameters = adapters.count_parameters(models.linear_shapes(self.base.model), site, rank)
-        grown = self.spec.model_copy(
-            update={
-                "rank": rank,
-                "lora_alpha": rank,
-                "n_parameters": n_parameters,
-                "bytes": n_parameters * _BYTES_PER_PARAMETER,
-                "bits_per_parameter": self.spec.bits_per_parameter * self.spec.n_parameters / n_parameters,
-            }
-        )
-        step = Escalation(**{"from": f"rank {self.spec.rank}"}, to=f"rank {rank}", step=self.steps)
-        self.escalations.append(step)
-        self.spec = grown
-        self.notify(step)
-
-
 # ---------------------------------------------------------------- what is left behind
-def _record(session: _Session, report: RecallReport) -> Memorization:
+def _record(session: Session, report: RecallReport) -> Memorization:
     options, final = session.options, session.final
     if adapters.realised_rank(session.adapted) != session.spec.rank:
         raise ModelError("the adapter's rank is not the planned one")
     n_tokens = len(final.losses)
     return Memorization(
-        outcome=session.outcome,
+        outcome=session.outcome or Outcome.STEP_BUDGET_EXHAUSTED,
         threshold=options.threshold,
         threshold_met=final.min_probability > options.threshold and report.threshold_met,
         min_probability=min(final.min_probability, report.min_probability or 0.0),
@@ -300,10 +153,16 @@ def _record(session: _Session, report: RecallReport) -> Memorization:
         drift=None,
         model_fingerprint=session.base.fingerprint,
         plan=session.plan,
+        probabilities=_histogram(session.before or final, final),
     )
 
 
-def _observation(session: _Session) -> Observation | None:
+def _histogram(before: Evaluation, after: Evaluation) -> Histogram:
+    counts = [torch.histc(torch.exp(-look.losses), _BINS, 0.0, 1.0).long().tolist() for look in (before, after)]
+    return Histogram(edges=tuple(k / _BINS for k in range(_BINS + 1)), before=tuple(counts[0]), after=tuple(counts[1]))
+
+
+def _observation(session: Session) -> Observation | None:
     """The planned adapter's run as a probe would report it, with epochs for steps, as the transition counts them."""
     demand, spec, options = session.plan.demand, session.plan.adapter, session.options
     usual = ApplyOptions()
@@ -325,9 +184,9 @@ def _observation(session: _Session) -> Observation | None:
         ),
         n_parameters=spec.n_parameters,
         base_loss=demand.base_loss,
-        final_loss=first.final.mean_loss,
-        loss_reduction=demand.base_loss - first.final.mean_loss,
-        n_stubborn=first.final.n_below(options.threshold),
+        final_loss=first.mean_loss,
+        loss_reduction=demand.base_loss - first.mean_loss,
+        n_stubborn=first.n_stubborn,
         threshold_met=first.outcome is Outcome.MEMORIZED,
         steps=max(1, round(first.epochs)),
         seconds=session.seconds,

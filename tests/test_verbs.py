@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import calibration, costs, memorization, models, recall, sizing
+from lorasize import calibration, costs, models, recall, session, sizing
 from lorasize.calibration import ProbeReport, calibrate, calibrated_sites
 from lorasize.catalog import read_calibration, read_plan, write_plan
 from lorasize.errors import CorpusError, FitError, InfeasibleCorpusError, ModelError, StalePlanError
-from lorasize.memorization import ApplyOptions, Decoding, apply, load_inputs, staged
+from lorasize.events import Decoding
+from lorasize.memorization import apply, load_inputs
 from lorasize.models import BaseModel
 from lorasize.planning import Limits
 from lorasize.probing import Journal, invented_sentences, probe_passage, run_probe
@@ -34,7 +35,9 @@ from lorasize.records import (
     StepReport,
     digest,
 )
+from lorasize.session import ApplyOptions
 from lorasize.sizing import PlanOptions
+from lorasize.staging import RECORD, staged
 from lorasize.units import bits
 
 UP = Site(target_modules=("up_proj",), layers_to_transform=(2,))
@@ -491,7 +494,7 @@ LONGER = [(f"{i}:", f" {i * 7919 % 9973} {i * 104729 % 99991}") for i in range(1
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Call training stalled after 5 epochs without progress."""
-    monkeypatch.setattr(memorization, "PATIENCE", 5)
+    monkeypatch.setattr(session, "PATIENCE", 5)
 
 
 @pytest.mark.usefixtures("_same_process", "_impatient")
@@ -557,7 +560,7 @@ def test_a_folder_that_is_not_ours_is_refused_before_any_work(
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
-    with pytest.raises(ModelError, match="cannot be written"), staged(tmp_path / "file" / "below" / "out"):
+    with pytest.raises(ModelError, match="cannot be written"), staged(tmp_path / "file" / "below" / "out", "job"):
         pytest.fail("entered")
 
 
@@ -565,24 +568,24 @@ def test_an_empty_folder_may_be_filled_and_our_own_replaced(tmp_path: Path) -> N
     out = tmp_path / "deep" / "out"
     out.mkdir(parents=True)
     for text in ("first", "second"):
-        with staged(out) as staging:
-            assert staging.parent == out.parent
-            (staging / recall.RECORD).write_text(text, "utf-8")
-            (staging / f"{text}.txt").write_text(text, "utf-8")
-        assert (out / recall.RECORD).read_text("utf-8") == text
-        assert sorted(p.name for p in out.iterdir()) == sorted([recall.RECORD, f"{text}.txt"])
+        with staged(out, text) as work:
+            assert work.folder.parents[1] == out.parent
+            (work.folder / RECORD).write_text(text, "utf-8")
+            (work.folder / f"{text}.txt").write_text(text, "utf-8")
+        assert (out / RECORD).read_text("utf-8") == text
+        assert sorted(p.name for p in out.iterdir()) == sorted([RECORD, f"{text}.txt"])
         assert list(out.parent.iterdir()) == [out]
 
 
 @pytest.mark.usefixtures("_same_process")
 @pytest.mark.parametrize("when", [StepReport, Decoding])
 @pytest.mark.parametrize("kill", [KeyboardInterrupt, Interrupted])
-def test_an_interrupted_apply_leaves_the_old_folder(
+def test_an_interrupted_apply_leaves_the_old_folder_and_what_it_can_go_on_with(
     able_llama: Path, corpus: Path, tmp_path: Path, when: type, kill: type[BaseException]
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / recall.RECORD).write_text("the old one", "utf-8")
+    (out / RECORD).write_text("the old one", "utf-8")
 
     def interrupt(event: Any) -> None:
         if isinstance(event, when):
@@ -590,5 +593,6 @@ def test_an_interrupted_apply_leaves_the_old_folder(
 
     with pytest.raises(kill):
         apply(plan_by_hand(able_llama, corpus, MLP, 4), out, CPU, interrupt)
-    assert [(p.name, p.read_text("utf-8")) for p in out.iterdir()] == [(recall.RECORD, "the old one")]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus.jsonl", "out"]
+    assert [(p.name, p.read_text("utf-8")) for p in out.iterdir()] == [(RECORD, "the old one")]
+    kept = [".out.partial"] if when is Decoding else []  # the first step comes before the first checkpoint
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*kept, "corpus.jsonl", "out"]

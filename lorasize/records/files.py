@@ -1,9 +1,12 @@
-"""Records as JSON, and their digests."""
+"""Records as JSON, their digests, and files that are there whole or not at all."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import os
+from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -17,3 +20,54 @@ def digest(record: BaseModel) -> str:
     """sha256 (hex) of the record's canonical JSON."""
     canonical = json.dumps(record.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write_whole(data: bytes, path: Path) -> None:
+    """Write beside the target, flush to the disk, then rename: after a kill or a power cut the old file or this one.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the old file is still there.
+    """
+    _sweep(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+        _flush_folder(path.parent)
+    except OSError as error:  # of a write, Python does not say to which file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Take away what processes left that were killed while they wrote this file."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not _running(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _running(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # os.kill would end it there
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last. Windows cannot open a folder, and needs no such thing."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

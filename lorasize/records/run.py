@@ -163,6 +163,15 @@ class Drift(BaseModel):
     nats: float
 
 
+class Histogram(BaseModel):
+    """How many target tokens have a p between two neighbouring `edges`, before training and after."""
+
+    model_config = STRICT
+    edges: tuple[float, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
 class Memorization(BaseModel):
     """What apply did: `lorasize.json` in the adapter folder."""
 
@@ -184,3 +193,9 @@ class Memorization(BaseModel):
     drift: Drift | None
     model_fingerprint: ModelFingerprint
     plan: Plan
+    probabilities: Histogram | None = None
+
+    @property
+    def proven(self) -> bool:
+        """Whether every token passed and every passage came back from disk."""
+        return self.outcome is Outcome.MEMORIZED and self.recalled and self.threshold_met

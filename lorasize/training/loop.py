@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from lorasize.losses import Objective, TokenLosses, curriculum_share, head_of, l
 from lorasize.records import BATCH_TOKENS, Method, StepReport
 from lorasize.tokens import EncodedPassage
 from lorasize.training.batches import Batch, make_batches
+from lorasize.training.checkpoint import Checkpoint
 from lorasize.training.precision import bfloat16_products, has_bfloat16_products
 from lorasize.training.prefix import Suffix, decoder
 
@@ -34,6 +35,7 @@ _CALM = 0.4  # the rate falls with the root of the share of stubborn tokens, onc
 _SLOWEST = 0.05  # of the rate, at least
 _RESTING = 0.9  # a passage rests once every token of it is above this
 _MAX_INTERVAL = 8  # looks at a resting passage are at most this many epochs apart
+_PLAIN = ("due", "interval", "order", "coarse", "epoch", "step", "idle")  # of a trainer's state, besides tensors
 _MANY = 8  # passages from which memft-sw means the paper's curriculum instead of its window
 
 
@@ -126,8 +128,11 @@ class Trainer:
         self._epoch += 1
         return Evaluation(self._latest.clone())
 
-    def steps(self) -> Iterator[StepReport]:
+    def steps(self, between_epochs: Callable[[], None] = lambda: None) -> Iterator[StepReport]:
         """Train. The last report has `evaluated` set: either every token passed then, or the step budget had ended.
+
+        Args:
+            between_epochs: Called where `state` tells all there is to tell.
 
         Raises:
             TrainingDivergedError: a loss is not a number.
@@ -136,6 +141,7 @@ class Trainer:
         if math.isinf(float(self._latest.max())):
             self.evaluate()
         while self._step < self.options.max_steps and not self._proven():
+            between_epochs()
             before = self._step
             for part in self._parts():
                 n_active = self._update(part)
@@ -147,6 +153,34 @@ class Trainer:
             self._idle += self._step == before and not self._passed()
         self.evaluate()
         yield self._report(0, started, evaluated=True)
+
+    def state(self) -> Checkpoint:
+        """Everything that steps to come depend on; `restore` gives it to a trainer of the same adapter and corpus."""
+        tensors = {f"parameter.{k}": p.detach() for k, p in enumerate(self._parameters)}
+        for k, kept in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{k}.{name}": value for name, value in kept.items()}
+        tensors |= {"latest": self._latest, "generator": self._generator.get_state()}
+        plain = {name: getattr(self, f"_{name}") for name in _PLAIN}
+        return Checkpoint(tensors, plain | {"windows": self._objective.remembered()})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on where `state` was taken."""
+        tensors, state = checkpoint.tensors, checkpoint.state
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "adam":
+                number, _, moment = rest.partition(".")
+                moments.setdefault(int(number), {})[moment] = value
+        with torch.no_grad():
+            for k, parameter in enumerate(self._parameters):
+                parameter.copy_(tensors[f"parameter.{k}"])
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
+        self._latest = tensors["latest"].clone()
+        self._generator.set_state(tensors["generator"])
+        for name in _PLAIN:
+            setattr(self, f"_{name}", state[name])
+        self._objective.remember(state["windows"])
 
     def _proven(self) -> bool:
         """Whether all tokens passed when last looked at, and still do in one full look."""

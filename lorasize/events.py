@@ -1,0 +1,64 @@
+"""What happens during an apply, one JSON object a line, as it happens: `events.jsonl` in the adapter folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorasize.records import Escalation, StepReport
+
+EVENTS = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Progress of the proof: passages decoded so far."""
+
+    done: int
+    total: int
+
+
+Event = StepReport | Escalation | Decoding
+Notify = Callable[[Event], None]
+
+
+class EventLog:
+    """A listener that writes each event to a file, remembers the steps, and tells the next listener."""
+
+    def __init__(self, path: Path, notify: Notify, n_steps: int = 0) -> None:
+        """Write to `path`: behind its first `n_steps` steps, when a run goes on from there."""
+        self.steps = [step for step in read_steps(path) if step.step <= n_steps and not step.evaluated]
+        self._notify = notify
+        self._path = path
+        path.write_text("".join(json.dumps(_line(step)) + "\n" for step in self.steps), encoding="utf-8")
+
+    def __call__(self, event: Event) -> None:
+        """Note one event. The file is closed after each line, so that a reader sees it at once."""
+        if isinstance(event, StepReport):
+            self.steps.append(event)
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(_line(event)) + "\n")
+        self._notify(event)
+
+
+def _line(event: Event) -> dict[str, Any]:
+    if isinstance(event, Decoding):
+        return {"event": "decoding", **asdict(event)}
+    kind = "step" if isinstance(event, StepReport) else "escalation"
+    return {"event": kind, **event.model_dump(mode="json", by_alias=True)}
+
+
+def read_steps(path: Path) -> list[StepReport]:
+    """The training steps noted in a file, up to a line that cannot be read; none where there is no such file."""
+    steps: list[StepReport] = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            event = json.loads(line)
+            if event.pop("event") == "step":
+                steps.append(StepReport.model_validate(event))
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError):
+        pass  # a line cut short by a kill, or not ours
+    return steps

@@ -1,0 +1,242 @@
+"""Training a planned adapter to its end: growing it when it stalls, and going on after an interruption.
+
+A checkpoint holds everything that the steps to come depend on, so that a run which was killed and goes on ends with the
+same adapter as one which was not. It is taken between epochs, at most every `_EVERY` seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorasize import adapters, models
+from lorasize.interrupts import Deferred
+from lorasize.records import LAW_STEPS, AdapterSpec, Escalation, Method, Outcome, Plan, StepReport
+from lorasize.tokens import EncodedPassage
+from lorasize.training import PATIENCE, Checkpoint, Evaluation, Stall, Trainer, TrainingOptions
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_MAX_RANK = 256
+_BYTES_PER_PARAMETER = 4  # adapters are saved in float32
+_EVERY = 5.0  # seconds between two checkpoints at least
+_SHARE = 20.0  # times what one takes, too
+
+
+@dataclass(frozen=True)
+class ApplyOptions:
+    """How to apply a plan.
+
+    Attributes:
+        method: Training objective.
+        threshold: Every target token's p must exceed this.
+        margin: Added to the threshold in training, so that decoding's small differences lose no token.
+        max_steps: Optimiser steps at most, escalations included.
+        time_limit: Seconds of training at most; None for no limit.
+        escalate: Grow the adapter when training stalls.
+        seed: Of the adapter's initial values.
+        device: Where to train and decode.
+    """
+
+    method: Method = "memft"
+    threshold: float = 0.5
+    margin: float = 0.02
+    max_steps: int = 3000
+    time_limit: float | None = None
+    escalate: bool = True
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class FirstRun:
+    """How training the planned adapter, before any growth, ended."""
+
+    outcome: Outcome
+    mean_loss: float  # nats per target token
+    n_stubborn: int
+    epochs: float
+    early_loss: float | None  # nats per token after LAW_STEPS epochs, of a run that went on
+
+
+@dataclass
+class _Progress:
+    """What is known of training the adapter as it is now."""
+
+    before: int  # steps of smaller adapters
+    stall: Stall
+    early: float | None = None  # loss after LAW_STEPS epochs
+
+    def state(self) -> dict[str, Any]:
+        return {"before": self.before, "stall": asdict(self.stall), "early": self.early}
+
+
+@dataclass
+class Session:
+    """One apply: the adapter as it grows, and what happened to it. `keep` takes its checkpoints."""
+
+    base: models.BaseModel
+    encoded: Sequence[EncodedPassage]
+    plan: Plan
+    options: ApplyOptions
+    notify: Callable[[StepReport | Escalation], None]
+    keep: Callable[[Checkpoint], None] = lambda checkpoint: None
+    adapted: PeftModel = field(init=False)
+    spec: AdapterSpec = field(init=False)
+    escalations: list[Escalation] = field(default_factory=list)
+    outcome: Outcome | None = None  # None while training goes on
+    final: Evaluation = field(init=False)
+    before: Evaluation | None = None  # of the base model
+    steps: int = 0
+    seconds: float = 0.0
+    first: FirstRun | None = None  # of the planned adapter
+    _kept: float = 0.0  # when the last checkpoint was taken
+    _keeping: float = 0.0  # how long that took
+
+    def run(self, found: Checkpoint | None = None) -> None:
+        """Train until memorised or a budget ends, growing the adapter on the way; from a checkpoint if there is one."""
+        assert self.plan.adapter is not None
+        self.spec = self.plan.adapter
+        if found is not None:
+            self._take_up(found)
+        self.adapted = adapters.attach(self.base.model, self.spec.site, self.spec.rank, self.options.seed)
+        if found is not None and self.outcome is not None:
+            restore_parameters(self.adapted, found)
+            self.final = Evaluation(found.tensors["latest"])
+            return
+        self._kept = time.perf_counter()
+        with Deferred() as signals:
+            while self._train(signals, found) is Outcome.STALLED and self._may_grow():
+                found = None
+                self._grow()
+
+    # ------------------------------------------------------------ one adapter
+    def _train(self, signals: Deferred, found: Checkpoint | None) -> Outcome:
+        """Train the adapter as it is, from a checkpoint if there is one."""
+        started = time.perf_counter() - self.seconds
+        trainer, progress = self._begun(found)
+
+        def between_epochs() -> None:
+            self.seconds = time.perf_counter() - started
+            if signals.waiting or time.perf_counter() - self._kept > max(_EVERY, _SHARE * self._keeping):
+                self._keep(trainer, progress)
+                signals.obey()
+
+        ended: Outcome | None = None
+        for report in trainer.steps(between_epochs):
+            self.steps, self.seconds = progress.before + report.step, time.perf_counter() - started
+            self.notify(report.model_copy(update={"step": self.steps, "seconds": self.seconds}))
+            ended = self._ended(report, progress, trainer.steps_per_epoch)
+            if ended:
+                break
+        self.final = trainer.evaluate()
+        ended = ended or Outcome.STEP_BUDGET_EXHAUSTED
+        self.first = self.first or self._first(ended, progress, trainer.steps_per_epoch)
+        if ended is not Outcome.STALLED or not self._may_grow():
+            self.outcome = ended
+            self._keep(trainer, progress)
+        return ended
+
+    def _begun(self, found: Checkpoint | None) -> tuple[Trainer, _Progress]:
+        options, state = self.options, {} if found is None else found.state["progress"]
+        before = state.get("before", self.steps)
+        trainer = Trainer(
+            self.adapted,
+            self.encoded,
+            TrainingOptions(
+                method=options.method,
+                threshold=options.threshold,
+                margin=options.margin,
+                max_steps=options.max_steps - before,
+                seed=options.seed,
+            ),
+        )
+        epoch = trainer.steps_per_epoch
+        stall = Stall(limit=max(200 * epoch, self._step_limit()), patience=PATIENCE * epoch)
+        if found is None:
+            self.before = self.before or trainer.evaluate()
+            return trainer, _Progress(before, stall)
+        trainer.restore(Checkpoint(found.tensors, found.state["trainer"]))
+        return trainer, _Progress(before, Stall(**state["stall"]), state["early"])
+
+    def _ended(self, report: StepReport, progress: _Progress, epoch: int) -> Outcome | None:
+        """How this report ends the training of this adapter, if it does."""
+        options = self.options
+        if report.evaluated:
+            passed = report.min_probability > options.threshold + options.margin
+            return Outcome.MEMORIZED if passed else Outcome.STEP_BUDGET_EXHAUSTED
+        if options.time_limit is not None and self.seconds > options.time_limit:
+            return Outcome.TIME_LIMIT
+        if self.steps < options.max_steps and progress.stall.seen(report.step, report):
+            return Outcome.STALLED
+        if progress.early is None and report.step >= LAW_STEPS * epoch:
+            progress.early = report.loss
+        return None
+
+    def _first(self, ended: Outcome, progress: _Progress, epoch: int) -> FirstRun:
+        stubborn = self.final.n_below(self.options.threshold)
+        epochs = (self.steps - progress.before) / epoch
+        return FirstRun(ended, self.final.mean_loss, stubborn, epochs, progress.early)
+
+    def _step_limit(self) -> int:
+        predicted = self.plan.prediction
+        return round(3 * predicted.steps.hi) if predicted is not None else self.options.max_steps
+
+    # ------------------------------------------------------------ growing
+    def _may_grow(self) -> bool:
+        return self.options.escalate and self.spec.rank < _MAX_RANK
+
+    def _grow(self) -> None:
+        rank = min(_MAX_RANK, self.spec.rank + max(1, self.spec.rank // 2))
+        self.adapted = adapters.grow(self.adapted, self.spec.site, rank, self.options.seed + len(self.escalations) + 1)
+        step = Escalation(**{"from": f"rank {self.spec.rank}"}, to=f"rank {rank}", step=self.steps)
+        self.escalations.append(step)
+        self.spec = self._at_rank(rank)
+        self.notify(step)
+
+    def _at_rank(self, rank: int) -> AdapterSpec:
+        n_parameters = adapters.count_parameters(models.linear_shapes(self.base.model), self.spec.site, rank)
+        changes = {"rank": rank, "lora_alpha": rank, "n_parameters": n_parameters}
+        changes["bytes"] = n_parameters * _BYTES_PER_PARAMETER
+        density = self.spec.bits_per_parameter * self.spec.n_parameters / n_parameters
+        return self.spec.model_copy(update={**changes, "bits_per_parameter": density})
+
+    # ------------------------------------------------------------ checkpoints
+    def _keep(self, trainer: Trainer, progress: _Progress) -> None:
+        began, taken = time.perf_counter(), trainer.state()
+        assert self.before is not None
+        state = {
+            "trainer": taken.state,
+            "progress": progress.state(),
+            "rank": self.spec.rank,
+            "escalations": [e.model_dump(by_alias=True) for e in self.escalations],
+            "outcome": self.outcome,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "first": None if self.first is None else asdict(self.first),
+        }
+        self.keep(Checkpoint({**taken.tensors, "before": self.before.losses}, state))
+        self._kept = time.perf_counter()
+        self._keeping = self._kept - began
+
+    def _take_up(self, found: Checkpoint) -> None:
+        state = found.state
+        self.spec = self._at_rank(state["rank"])
+        self.escalations = [Escalation(**e) for e in state["escalations"]]
+        self.outcome = Outcome(state["outcome"]) if state["outcome"] else None
+        self.steps, self.seconds = state["steps"], state["seconds"]
+        self.before = Evaluation(found.tensors["before"])
+        if (first := state["first"]) is not None:
+            self.first = FirstRun(**first | {"outcome": Outcome(first["outcome"])})
+
+
+def restore_parameters(adapted: PeftModel, found: Checkpoint) -> None:
+    """Put a checkpoint's parameters into the adapter, which has the same shape."""
+    with torch.no_grad():
+        for k, parameter in enumerate(adapters.parameters(adapted).values()):
+            parameter.copy_(found.tensors[f"parameter.{k}"])

@@ -1,0 +1,48 @@
+"""A training as it stands, in one file: safetensors, and JSON in its header for what is no tensor. Nothing is pickled.
+
+A kill or a power cut leaves the one before or this one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lorasize.records import write_whole
+
+_STATE = "lorasize"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and everything else as JSON values."""
+
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the checkpoint in place of the one before.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the checkpoint before is still there.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    write_whole(save(tensors, metadata={_STATE: json.dumps(checkpoint.state)}), path)
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint at this path; None where there is none, or none that can be read."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            state = json.loads((stored.metadata() or {}).get(_STATE, ""))
+            return Checkpoint({name: stored.get_tensor(name) for name in stored.keys()}, state)  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError):
+        return None
