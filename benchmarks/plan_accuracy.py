@@ -18,7 +18,8 @@ Beside plan stand the rules people use today, on all linear layers: parameters �
 are not trained: they are taken to succeed, and only their parameters are compared.
 
 Printed: the share of runs in which the recommended adapter held everything, its parameters ÷ the true minimum, how
-often the rank interval contains the true smallest rank at the recommended site, and steps needed ÷ predicted.
+often the rank interval contains the true smallest rank at the recommended site beside the probability that plan's own
+model gives to that interval (0.9 or more, since ranks are whole numbers), and steps needed ÷ predicted.
 """
 
 from __future__ import annotations
@@ -163,10 +164,27 @@ def run_one(kind: str, n_tokens: int, seed: int, journal: Path, calibration: Pat
     smallest = runs.smallest(LADDER, next(enough, len(LADDER) - 1))
     minimum = None if smallest is None else {"rung": LADDER[smallest], "n_parameters": sizes[smallest]}
     row = {"corpus": corpus, "true_minimum": minimum}
-    print(json.dumps(row if what == "truth" else row | _judged(sized.plan, runs)))
+    print(json.dumps(row if what == "truth" else row | _judged(sized.plan, runs, calibration)))
 
 
-def _judged(plan: Any, runs: _Runs) -> dict[str, Any]:
+def _stated(plan: Any, calibration: Path | None) -> float:
+    """The probability that plan's own model gives to its rank interval: ranks are whole, so it is 0.9 or more."""
+    from lorasize.catalog import find_by_digest, read_calibration
+    from lorasize.planning import assess_all
+
+    read = read_calibration(calibration) if calibration else find_by_digest(plan.inputs.calibration_sha256)[0]
+    here = (plan.adapter.target_modules, plan.adapter.layers_to_transform)
+    options = [
+        (a.candidate.rank, a.success_probability)
+        for a in assess_all(read, plan.demand, plan.corpus.n_tokens)
+        if (a.candidate.site.target_modules, a.candidate.site.layers_to_transform) == here
+    ]
+    lo, hi = plan.prediction.rank_interval
+    below = max((chance for rank, chance in options if rank < lo), default=0.0)
+    return max(chance for rank, chance in options if rank <= hi) - below
+
+
+def _judged(plan: Any, runs: _Runs, calibration: Path | None) -> dict[str, Any]:
     """What plan said of a corpus beside what happened."""
     adapter, prediction = plan.adapter, plan.prediction
     site = (adapter.target_modules[0], adapter.layers_to_transform)
@@ -178,6 +196,7 @@ def _judged(plan: Any, runs: _Runs) -> dict[str, Any]:
         "success_probability": prediction.success_probability,
         "successes": [one["success"] for one in outcomes],
         "rank_interval": prediction.rank_interval,
+        "interval_probability": _stated(plan, calibration),
         "true_rank": None if rank is None else ranks[rank],
         "steps": {"predicted": prediction.steps.model_dump(), "needed": [one["steps"] for one in outcomes]},
         "seconds": {"predicted": prediction.seconds.model_dump(), "needed": [one["seconds"] for one in outcomes]},
@@ -232,8 +251,8 @@ class _Runs:
     def get(self, rung: tuple[str, tuple[int, ...], int], seed: int) -> dict[str, Any]:
         """One training, now or from the journal."""
         from lorasize import adapters
-        from lorasize.memorization import ApplyOptions, _Session
         from lorasize.records import Outcome
+        from lorasize.session import ApplyOptions, Session
 
         module, layers, rank = rung
         row: dict[str, Any] = {"module": module, "layers": list(layers), "rank": rank, "seed": seed}
@@ -245,7 +264,7 @@ class _Runs:
         spec = plan.adapter.model_copy(update={**changes, "n_parameters": n, "bytes": 4 * n})
         options = ApplyOptions(escalate=False, seed=seed, device="cpu", max_steps=STEPS)
         planned = plan.model_copy(update={"adapter": spec, "prediction": None})
-        session = _Session(self._base, self._sized.encoded, planned, options, lambda event: None)
+        session = Session(self._base, self._sized.encoded, planned, options, lambda event: None)
         session.run()
         adapters.detach(session.adapted)
         found = {"success": session.outcome is Outcome.MEMORIZED, "outcome": session.outcome.value}
@@ -299,6 +318,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             **{rule: excess([row["rules"][rule] for row in known]) for rule in rows[0]["rules"]},
         },
         "rank_interval_coverage": sum(covered) / len(covered),
+        "rank_interval_stated": statistics.mean(row["interval_probability"] for row in ranked),
         "steps": cost("steps"),
         "seconds": cost("seconds"),
     }
@@ -351,7 +371,8 @@ def main() -> None:
     print(
         f"{found['n_corpora']} corpora\n"
         f"  recommended adapters that held all: {found['success']:.0%} (stated {found['stated_confidence']:.0%})\n"
-        f"  rank interval covers the true rank: {found['rank_interval_coverage']:.0%}"
+        f"  rank interval covers the true rank: {found['rank_interval_coverage']:.0%} "
+        f"(stated {found['rank_interval_stated']:.0%})"
     )
     for of in ("steps", "seconds"):
         cost = found[of]

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from lorasize.errors import CalibrationError, LorasizeError
-from lorasize.records import Calibration, ModelFingerprint, Plan, digest, to_json
+from lorasize.records import Calibration, ModelFingerprint, Plan, digest, to_json, write_whole
 
 MAX_BYTES = 50_000_000
 FOLDER = "calibrations"
@@ -257,15 +257,5 @@ def _first(problem: ValidationError) -> str:
 
 
 def _write(text: str, path: Path) -> None:
-    """Write beside the target, flush to disk, then rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
+    write_whole(text.encode(), path)

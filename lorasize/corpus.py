@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -112,17 +112,18 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise CorpusError("there is no such file" + _near_names(path), file=str(path)) from None
+        beside = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+        meant = _near([path.name], beside, str(path).removesuffix(path.name))
+        raise CorpusError("there is no such file" + meant, file=str(path)) from None
     except IsADirectoryError:
         raise CorpusError("this is a folder; name the files in it", file=str(path)) from None
     except OSError as error:
         raise CorpusError(f"cannot be read: {error.strerror or error}", file=str(path)) from error
 
 
-def _near_names(path: Path) -> str:
-    siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+def _near(names: Iterable[str], known: Collection[str], folder: str = "") -> str:
+    near = [found for name in names for found in difflib.get_close_matches(name, list(known), n=1)]
+    return f"; did you mean {folder}{' and '.join(near)}?" if near else ""
 
 
 def _decode(file: str, data: bytes) -> tuple[str, int]:
@@ -236,8 +237,7 @@ def _csv_records(file: str, data: bytes, delimiter: str = ",") -> Iterator[tuple
         raise CorpusError(f"the header names {twice[0]!r} twice", file=file, line=1)
     for line, row in rows:
         if len(row) != len(header):
-            message = f"{len(row)} fields in this row, {len(header)} in the header"
-            raise CorpusError(message, file=file, line=line)
+            raise CorpusError(f"{len(row)} fields in this row, {len(header)} in the header", file=file, line=line)
         yield line, dict(zip(header, row, strict=True))
 
 
@@ -306,7 +306,7 @@ def _shapes(fields: Mapping[str, str]) -> tuple[Shape, ...]:
     roles: dict[str, str] = {}
     for name, column in fields.items():
         if name not in ROLES:
-            raise CorpusError(f"unknown field {name!r}; a field is one of {', '.join(ROLES)}")
+            raise CorpusError(f"unknown field {name!r}; a field is one of {', '.join(ROLES)}{_near([name], ROLES)}")
         if ROLES[name] in roles:
             raise CorpusError(f"the field {name!r} is given twice under two names; give it once")
         roles[ROLES[name]] = column
@@ -322,6 +322,7 @@ def _record_passages(at: _Place, record: Record, shapes: tuple[Shape, ...]) -> I
     shape = next((shape for shape in shapes if all(column in record for column in shape[1:])), None)
     if shape is None:
         asked = " and ".join(map(repr, shapes[0][1:])) + ", as asked"
+        asked += _near([column for column in shapes[0][1:] if column not in record], record)
         expected = ACCEPTED if shapes == _shapes({}) else asked
         raise at.error(f"unknown shape: keys seen: {', '.join(map(str, record)) or 'none'}; expected {expected}")
     kind, *columns = shape

@@ -35,11 +35,11 @@ from lorasize.records import (
     RecallFailure,
     RecallReport,
 )
+from lorasize.staging import RECORD
 from lorasize.tokens import EncodedPassage
 
 SUMS = "SHA256SUMS"
 PASSAGES = "passages.jsonl"
-RECORD = "lorasize.json"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 

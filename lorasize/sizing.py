@@ -22,6 +22,7 @@ from lorasize.planning import Limits, make_plan, prior_calibration
 from lorasize.records import (
     RECIPE,
     Calibration,
+    CorpusFile,
     CorpusSummary,
     Demand,
     Minimize,
@@ -35,6 +36,7 @@ from lorasize.records import (
     digest,
 )
 from lorasize.repetition import repeated
+from lorasize.surprise import Surprise, surprises
 from lorasize.tokens import EncodedPassage, encode_corpus, feasibility
 from lorasize.training import base_losses, sequence_length
 from lorasize.units import bits
@@ -69,11 +71,23 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class Sized:
-    """A plan, with the passages it is for and each token's base loss (nats; empty when the corpus is infeasible)."""
+    """A plan, with the passages it is for, each token's base loss (nats), and the calibration it was made from.
+
+    Both are missing when the corpus is infeasible: nothing is measured then.
+    """
 
     plan: Plan
     encoded: tuple[EncodedPassage, ...]
     losses: tuple[Tensor, ...] = ()
+    calibration: Calibration | None = None
+
+    def surprises(self) -> list[Surprise]:
+        """Each passage token by token, with what the model does not know of it; empty where nothing was measured."""
+        if not self.losses:
+            return []
+        tokenizer = models.load_tokenizer(models.resolve(self.plan.model.ref, self.plan.model.revision))
+        losses = [loss.tolist() for loss in self.losses]
+        return list(surprises(self.encoded[: len(losses)], losses, lambda ids: str(tokenizer.decode(list(ids)))))
 
 
 def plan(
@@ -93,11 +107,15 @@ def plan(
         CalibrationError: the calibration named does not fit, or none is in reach at all.
     """
     options = options or PlanOptions()
+    passages, files = read_corpus(corpus, options.reading)
     folder = models.resolve(ref, revision)
     fingerprint = models.fingerprint(folder)
     where = models.pick_device(device)
     kind = models.dtype_name(models.pick_dtype(dtype, where))
-    encoded, summary = _read(corpus, options.reading, folder)
+    encoded = tuple(
+        encode_corpus(passages, models.load_tokenizer(folder), options.reading, models.max_positions(folder))
+    )
+    summary = _summary(encoded, files, options.reading)
     about: dict[str, Any] = {"corpus": summary, "feasibility": feasibility(encoded)}
     model = PlanModel(
         ref=ref, revision=revision, fingerprint=fingerprint.digest, dtype=kind, n_layers=models.n_layers(folder)
@@ -129,21 +147,17 @@ def plan(
         **about,
     )
     warnings = (*made.warnings, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
-    return Sized(made.model_copy(update={"warnings": warnings}), encoded, tuple(losses))
+    return Sized(made.model_copy(update={"warnings": warnings}), encoded, tuple(losses), calibration)
 
 
-def _read(corpus: Sequence[Path], reading: Reading, folder: Path) -> tuple[tuple[EncodedPassage, ...], CorpusSummary]:
-    """The corpus as passages in token ids, and what the plan says of it."""
-    passages, files = read_corpus(corpus, reading)
-    encoded = encode_corpus(passages, models.load_tokenizer(folder), reading, models.max_positions(folder))
-    summary = CorpusSummary(
+def _summary(encoded: Sequence[EncodedPassage], files: tuple[CorpusFile, ...], reading: Reading) -> CorpusSummary:
+    return CorpusSummary(
         n_passages=len(encoded),
         n_tokens=sum(p.n_tokens for p in encoded),
         sha256=corpus_sha256(files),
         files=files,
         reading=reading,
     )
-    return tuple(encoded), summary
 
 
 def _calibration(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_schemas import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -33,10 +36,10 @@ def applied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
     (folder / "note.md").write_text(NOTE, encoding="utf-8")
     (folder / "codes.jsonl").write_text(json.dumps(RECORD) + "\n", encoding="utf-8")
-    planned = run(folder, "plan", "note.md", "codes.jsonl", "--report", "json")
+    planned = run(folder, "plan", "note.md", "codes.jsonl", "--report", "json", "--report", "html=plan.html")
     assert planned.returncode == 0, planned.stderr
     (folder / "plan.stdout.json").write_text(planned.stdout, encoding="utf-8")
-    done = run(folder, "apply", "--report", "json")
+    done = run(folder, "apply", "--report", "json", "--report", "html=apply.html")
     assert done.returncode == 0, done.stderr
     (folder / "apply.stdout.json").write_text(done.stdout, encoding="utf-8")
     return folder
@@ -59,6 +62,41 @@ def test_apply_proves_every_token(applied: Path) -> None:
     assert record["n_stubborn"] == 0
     assert record["recall"]["fresh_process"]
     assert record["recall"]["n_recalled"] == record["recall"]["n_passages"] == 2
+
+
+def test_json_of_every_command_fits_its_published_schema(applied: Path) -> None:
+    for kind in ("plan", "apply"):
+        validate(json.loads((applied / f"{kind}.stdout.json").read_text()))
+    shipped = next((ROOT / "calibrations").glob("*.json"))
+    for line in (("verify", "adapter"), ("check",), ("config",), ("show", str(shipped)), ("show", "adapter")):
+        said = run(applied, *line, "--report", "json")
+        assert said.returncode == 0, said.stderr
+        validate(json.loads(said.stdout))
+
+
+def test_pages_show_the_corpus_and_the_training(applied: Path) -> None:
+    plan = (applied / "plan.html").read_text(encoding="utf-8")
+    shown = "".join(re.findall(r'<span class="t\d[^>]*nats">([^<]*)</span>', plan))
+    assert html.escape(NOTE.strip(), quote=False)[:40] in shown
+    assert "The law, and every probe on it" in plan
+    record = json.loads((applied / "apply.stdout.json").read_text())
+    page = (applied / "apply.html").read_text(encoding="utf-8")
+    assert "Stubborn tokens over time" in page
+    assert sum(record["probabilities"]["before"]) == sum(record["probabilities"]["after"]) == record["n_tokens"]
+    assert sum(record["probabilities"]["after"][:10]) == 0  # none at or below ½
+    events = [json.loads(line) for line in (applied / "adapter" / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["event"] == "step"][-1] == record["steps"]
+    assert events[-1] == {"event": "decoding", "done": 2, "total": 2}
+
+
+def test_the_library_example_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "library_use.py")],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 recalled" in done.stdout
+    assert "nats  ' Ilse'" in done.stdout or "nats  ' Il'" in done.stdout
 
 
 def test_stock_transformers_and_peft_reproduce_every_target(applied: Path) -> None:

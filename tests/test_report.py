@@ -376,6 +376,19 @@ def test_piped_progress_does_not_say_the_last_step_twice(clock: list[float]) -> 
     assert said[0] == "step 1: 12 of 768 tokens stubborn, loss 0.500, min p 0.1000, 1.0 s"
 
 
+def test_progress_says_the_time_left_with_its_spread_until_the_plan_is_surpassed(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with report.Progress(stream=stream) as progress:
+        progress.expect(prediction(steps=r.Estimate(point=100, lo=50, hi=300)))
+        for number in (40, 60, 299, 300):
+            progress.event(step(number).model_copy(update={"seconds": 2.0 * number}))
+            clock[0] += 10
+        progress.event(step(70, evaluated=True))
+    said = [line.partition(" s, about ")[2] for line in stream.getvalue().splitlines()]
+    assert said == ["2 min 0 s left (20 s to 8 min 40 s)", "1 min 20 s left (0.0 s to 8 min 0 s)"
+                    ] + ["0.0 s left (0.0 s to 2.0 s)", "", ""]
+
+
 def test_every_finished_probe_is_said(clock: list[float]) -> None:
     spec = r.ProbeSpec(
         target_modules=("up_proj",), layers_to_transform=(20,), rank=2, kind="random", n_tokens=300, seed=0, max_steps=9

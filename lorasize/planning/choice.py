@@ -7,6 +7,7 @@ over `reference_loss`: predicted over required. 1 means that the law just reache
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,12 +103,19 @@ def candidates(
     sites = [s for s in calibration.sites if target_modules is None or set(s.target_modules) == set(target_modules)]
     if not sites:
         known = sorted({"+".join(s.target_modules) for s in calibration.sites})
-        raise CalibrationError(
-            f"The calibration holds no site with modules {'+'.join(target_modules or ())}; it has {', '.join(known)}."
-        )
+        asked, meant = "+".join(target_modules or ()), _meant(calibration, target_modules or ())
+        raise CalibrationError(f"The calibration holds no site with modules {asked}; it has {', '.join(known)}.{meant}")
     for site in sites:
         for r in RANKS if rank is None else (rank,):
             yield Candidate(site, r, bytes_per_parameter)
+
+
+def _meant(calibration: Calibration, target_modules: Sequence[str]) -> str:
+    """A question that offers the nearest calibrated modules; above 0.85, since k_proj is not meant by q_proj."""
+    known = sorted({module for site in calibration.sites for module in site.target_modules})
+    wrong = [module for module in target_modules if module not in known]
+    near = [name for module in wrong for name in difflib.get_close_matches(module, known, n=1, cutoff=0.85)]
+    return f" Did you mean {' and '.join(near)}?" if near else ""
 
 
 def outside(calibration: Calibration, demand: Demand) -> float:
