@@ -37,6 +37,7 @@ from lorasize.records import (
     Reading,
     Site,
 )
+from lorasize.staging import locked
 from lorasize.tokens import encode_corpus
 from lorasize.training import base_losses
 from lorasize.units import LN2, bits
@@ -100,23 +101,25 @@ def calibrate(
         notify: Told before and after each probe.
 
     Raises:
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded, or another run is at work on the same calibration.
         FitError: the probes do not identify the law.
         CalibrationError: the folder cannot be written.
     """
-    base = models.load(ref, revision=revision, device=device, dtype=dtype)
-    path = calibration_path(ref, base.device.type, models.dtype_name(base.dtype), folder)
-    sample = _sample(base, corpus)
-    key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": models.device_name(base.device)}
-    key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
-    journal = Journal(path.with_suffix(".journal.jsonl"), key)
-    where = {"ref": ref, "revision": revision, "device": device, "dtype": dtype}
-    run = _Run(base, journal, preset, seed, time_limit, sample, notify, where, execute)
-    run.all_probes()
-    timed = run.timed_alone() if execute is not None and run.observations else None
-    calibration = fit(base, run.observations, ref, preset=preset, seed=seed, timed=timed)
-    write_calibration(calibration, path)
-    journal.remove()
+    target = models.pick_device(device)
+    path = calibration_path(ref, target.type, models.dtype_name(models.pick_dtype(dtype, target)), folder)
+    with locked(path.with_name(f".{path.name}.lock"), str(path)):
+        base = models.load(ref, revision=revision, device=device, dtype=dtype)
+        sample = _sample(base, corpus)
+        key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": models.device_name(base.device)}
+        key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
+        journal = Journal(path.with_suffix(".journal.jsonl"), key)
+        where = {"ref": ref, "revision": revision, "device": device, "dtype": dtype}
+        run = _Run(base, journal, preset, seed, time_limit, sample, notify, where, execute)
+        run.all_probes()
+        timed = run.timed_alone() if execute is not None and run.observations else None
+        calibration = fit(base, run.observations, ref, preset=preset, seed=seed, timed=timed)
+        write_calibration(calibration, path)
+        journal.remove()
     return calibration, path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,9 +29,10 @@ Notify = Callable[[Event], None]
 class EventLog:
     """A listener that writes each event to a file, remembers the steps, and tells the next listener."""
 
-    def __init__(self, path: Path, notify: Notify, n_steps: int = 0) -> None:
-        """Write to `path`: behind its first `n_steps` steps, when a run goes on from there."""
-        self.steps = [step for step in read_steps(path) if step.step <= n_steps and not step.evaluated]
+    def __init__(self, path: Path, notify: Notify, n_steps: float = 0) -> None:
+        """Write to `path`: behind its first `n_steps` steps when a run goes on from there, behind all when infinite."""
+        done = math.isinf(n_steps)  # else a last look at every token is still to come
+        self.steps = [step for step in read_steps(path) if step.step <= n_steps and (done or not step.evaluated)]
         self._notify = notify
         self._path = path
         path.write_text("".join(json.dumps(_line(step)) + "\n" for step in self.steps), encoding="utf-8")

@@ -6,6 +6,7 @@ by a fresh process. The folder appears whole or not at all, and a run that was k
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from lorasize.records import (
 from lorasize.session import ApplyOptions, Session
 from lorasize.staging import RECORD, staged
 from lorasize.tokens import EncodedPassage, encode_corpus
-from lorasize.training import Evaluation, read_checkpoint, write_checkpoint
+from lorasize.training import Checkpoint, Evaluation, read_checkpoint, write_checkpoint
 
 _BINS = 20  # of the histogram of p
 
@@ -79,7 +80,7 @@ def apply(
     with staged(out, _job(plan, options)) as work:
         found = read_checkpoint(work.checkpoint)
         base, encoded = load_inputs(plan, options.device)
-        events = EventLog(work.folder / EVENTS, notify, found.state["steps"] if found else 0)
+        events = EventLog(work.folder / EVENTS, notify, _steps_kept(found))
         session = Session(base, encoded, plan, options, events, lambda c: write_checkpoint(c, work.checkpoint))
         session.run(found)
         report = _proof(session, work.folder, events)
@@ -94,6 +95,13 @@ def _job(plan: Plan, options: ApplyOptions) -> str:
     """What a checkpoint is of. Limits are no part of it: a run may go on with others."""
     kept = (options.method, options.threshold, options.margin, options.escalate, options.seed, options.device)
     return f"{digest(plan)} {kept}"
+
+
+def _steps_kept(found: Checkpoint | None) -> float:
+    """Steps that a checkpoint holds; infinitely many when training had ended."""
+    if found is None:
+        return 0
+    return float(found.state["steps"]) if found.state["outcome"] is None else math.inf
 
 
 def _proof(session: Session, folder: Path, events: EventLog) -> RecallReport:

@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path)
+    lock, found = FileLock(path), path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -50,6 +50,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         lock.release()
+        if not found:
+            with suppress(OSError):  # not empty
+                path.parent.rmdir()
 
 
 @contextmanager

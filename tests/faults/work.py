@@ -1,0 +1,54 @@
+"""What the processes do that are killed: one verb on a tiny model, in a process forked from a server that has torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def calibrate_here(model: str, folder: str) -> None:
+    """Calibrate into the folder; a journal lies there meanwhile."""
+    from lorasize.calibration import calibrate
+
+    _prepare()
+    calibrate(model, device="cpu", preset="quick", folder=Path(folder))
+
+
+def apply_here(plan: str, out: str) -> None:
+    """Apply the plan; decodes in this process, since a fresh one takes seconds to start and does the same."""
+    from lorasize import recall, session
+    from lorasize.catalog import read_plan
+    from lorasize.memorization import apply
+    from lorasize.session import ApplyOptions
+
+    _prepare()
+    recall._decode_afresh = recall._decode
+    session._EVERY = 0.02  # so that there is something to lose between two checkpoints, and something to keep
+    apply(read_plan(Path(plan)), Path(out), ApplyOptions(device="cpu"))
+
+
+def _prepare() -> None:
+    import warnings
+
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # sums in one order, whatever else the machine does
+
+
+def command(arguments: list[str], said: str) -> None:
+    """The command line with these arguments; what it says goes into a file. Ends with its exit code."""
+    import os
+    import sys
+
+    from lorasize import cli, recall, session
+
+    handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    _prepare()
+    recall._decode_afresh = recall._decode
+    session._EVERY = 0.02
+    code = cli.main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
