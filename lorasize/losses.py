@@ -170,6 +170,28 @@ def _gradient(
     return head.pull_back(exponentials if slope is None else exponentials.mul_(slope))
 
 
+@torch.no_grad()
+def divergence_and_gradient(head: Head, hidden: Tensor, base: Tensor) -> tuple[float, Tensor]:
+    """Σ KL(base ‖ now) over tokens in nats, and its gradient on the hidden states, shape (token, width).
+
+    Args:
+        head: The LM head.
+        hidden: Final hidden states now, shape (token, width).
+        base: The same under the base model.
+    """
+    gradient, total = torch.zeros_like(hidden), 0.0
+    for rows in torch.arange(len(hidden), device=hidden.device).split(max(8, head.chunk // 2)):
+        wanted = torch.log_softmax(head.logits(base[rows]), dim=0)
+        logits = head.logits(hidden[rows])
+        slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
+        found = torch.log_softmax(logits, dim=0)
+        share = wanted.exp()
+        total += float((share * (wanted - found)).sum())
+        part = found.exp_().sub_(share)
+        gradient[rows] = head.pull_back(part if slope is None else part.mul_(slope)).to(hidden.dtype)
+    return total, gradient
+
+
 # ---------------------------------------------------------------- objectives
 @dataclass
 class Objective:

@@ -6,15 +6,17 @@ by a fresh process. The folder appears whole or not at all, and a run that was k
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import torch
 
 from lorasize import adapters, models, recall
 from lorasize.corpus import corpus_sha256, read_corpus
-from lorasize.errors import InfeasibleCorpusError, ModelError, StalePlanError
+from lorasize.errors import CorpusError, InfeasibleCorpusError, ModelError, StalePlanError
 from lorasize.events import EVENTS, Decoding, EventLog, Notify
 from lorasize.probing import peak_memory
 from lorasize.records import (
@@ -71,17 +73,21 @@ def apply(
     Raises:
         StalePlanError: corpus, model or recipe are not those of the plan.
         InfeasibleCorpusError: the plan says that no rank can recall the corpus.
+        CorpusError: the text to retain cannot be read.
         ModelError: the model cannot be loaded, `out` is not ours to replace, or the disk is full or read-only.
     """
     options = options or ApplyOptions()
     if plan.adapter is None:
         issues = plan.feasibility.issues
         raise InfeasibleCorpusError("the plan is infeasible: mend the corpus and plan again", issues=issues)
-    with staged(out, _job(plan, options)) as work:
+    retained = _retained(options.retain)
+    with staged(out, _job(plan, options, retained)) as work:
         found = read_checkpoint(work.checkpoint)
         base, encoded = load_inputs(plan, options.device)
         events = EventLog(work.folder / EVENTS, notify, _steps_kept(found))
-        session = Session(base, encoded, plan, options, events, lambda c: write_checkpoint(c, work.checkpoint))
+        session = Session(
+            base, encoded, plan, options, events, retained, lambda c: write_checkpoint(c, work.checkpoint)
+        )
         session.run(found)
         report = _proof(session, work.folder, events)
         record = _record(session, report)
@@ -91,10 +97,29 @@ def apply(
     return Applied(record, report, tuple(encoded), tuple(events.steps), _observation(session))
 
 
-def _job(plan: Plan, options: ApplyOptions) -> str:
+def _retained(path: Path | None) -> str:
+    """The text that must not suffer.
+
+    Raises:
+        CorpusError: the file cannot be read, or holds nothing.
+    """
+    if path is None:
+        return (files("lorasize") / "neutral.txt").read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
+        raise CorpusError(f"cannot be read ({reason})", file=str(path)) from None
+    if not text.strip():
+        raise CorpusError("holds no text", file=str(path))
+    return text
+
+
+def _job(plan: Plan, options: ApplyOptions, retained: str) -> str:
     """What a checkpoint is of. Limits are no part of it: a run may go on with others."""
-    kept = (options.method, options.threshold, options.margin, options.escalate, options.seed, options.device)
-    return f"{digest(plan)} {kept}"
+    how = (options.method, options.threshold, options.margin, options.escalate, options.seed, options.device)
+    text = hashlib.sha256(retained.encode()).hexdigest()
+    return f"{digest(plan)} {how} {options.max_drift} {text}"
 
 
 def _steps_kept(found: Checkpoint | None) -> float:
@@ -158,7 +183,7 @@ def _record(session: Session, report: RecallReport) -> Memorization:
         adapter=session.spec,
         escalations=tuple(session.escalations),
         recall=RecallSummary(**report.model_dump(include=set(RecallSummary.model_fields))),
-        drift=None,
+        drift=session.drift,
         model_fingerprint=session.base.fingerprint,
         plan=session.plan,
         probabilities=_histogram(session.before or final, final),

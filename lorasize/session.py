@@ -9,15 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lorasize import adapters, models
 from lorasize.interrupts import Deferred
-from lorasize.records import LAW_STEPS, AdapterSpec, Escalation, Method, Outcome, Plan, StepReport
+from lorasize.records import LAW_STEPS, AdapterSpec, Drift, Escalation, Method, Outcome, Plan, StepReport
 from lorasize.tokens import EncodedPassage
-from lorasize.training import PATIENCE, Checkpoint, Evaluation, Stall, Trainer, TrainingOptions
+from lorasize.training import PATIENCE, Checkpoint, Evaluation, Stall, Trainer, TrainingOptions, windows
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -41,6 +42,8 @@ class ApplyOptions:
         escalate: Grow the adapter when training stalls.
         seed: Of the adapter's initial values.
         device: Where to train and decode.
+        retain: File with text that must not suffer; a neutral text that comes with the package when None.
+        max_drift: Nats per token that the loss on it may grow by; None where it is only measured.
     """
 
     method: Method = "memft"
@@ -51,6 +54,8 @@ class ApplyOptions:
     escalate: bool = True
     seed: int = 0
     device: str = "auto"
+    retain: Path | None = None
+    max_drift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Session:
     plan: Plan
     options: ApplyOptions
     notify: Callable[[StepReport | Escalation], None]
+    retained: str = ""  # text that must not suffer
     keep: Callable[[Checkpoint], None] = lambda checkpoint: None
     adapted: PeftModel = field(init=False)
     spec: AdapterSpec = field(init=False)
@@ -95,6 +101,7 @@ class Session:
     steps: int = 0
     seconds: float = 0.0
     first: FirstRun | None = None  # of the planned adapter
+    drift: Drift | None = None
     _kept: float = 0.0  # when the last checkpoint was taken
     _keeping: float = 0.0  # how long that took
 
@@ -131,10 +138,13 @@ class Session:
         for report in trainer.steps(between_epochs):
             self.steps, self.seconds = progress.before + report.step, time.perf_counter() - started
             self.notify(report.model_copy(update={"step": self.steps, "seconds": self.seconds}))
-            ended = self._ended(report, progress, trainer.steps_per_epoch)
+            ended = self._ended(report, progress, trainer)
             if ended:
                 break
         self.final = trainer.evaluate()
+        if (kept := trainer.retained) is not None:
+            nats = kept.measure()
+            self.drift = Drift(before=kept.before, after=kept.before + nats, nats=nats, bound=self.options.max_drift)
         ended = ended or Outcome.STEP_BUDGET_EXHAUSTED
         self.first = self.first or self._first(ended, progress, trainer.steps_per_epoch)
         if ended is not Outcome.STALLED or not self._may_grow():
@@ -148,12 +158,14 @@ class Session:
         trainer = Trainer(
             self.adapted,
             self.encoded,
-            TrainingOptions(
+            retained=windows(self.retained, self.base.tokenizer, self.base.max_positions - 1),
+            options=TrainingOptions(
                 method=options.method,
                 threshold=options.threshold,
                 margin=options.margin,
                 max_steps=options.max_steps - before,
                 seed=options.seed,
+                max_drift=options.max_drift,
             ),
         )
         epoch = trainer.steps_per_epoch
@@ -164,17 +176,16 @@ class Session:
         trainer.restore(Checkpoint(found.tensors, found.state["trainer"]))
         return trainer, _Progress(before, Stall(**state["stall"]), state["early"])
 
-    def _ended(self, report: StepReport, progress: _Progress, epoch: int) -> Outcome | None:
+    def _ended(self, report: StepReport, progress: _Progress, trainer: Trainer) -> Outcome | None:
         """How this report ends the training of this adapter, if it does."""
         options = self.options
         if report.evaluated:
-            passed = report.min_probability > options.threshold + options.margin
-            return Outcome.MEMORIZED if passed else Outcome.STEP_BUDGET_EXHAUSTED
+            return Outcome.MEMORIZED if trainer.passed else Outcome.STEP_BUDGET_EXHAUSTED
         if options.time_limit is not None and self.seconds > options.time_limit:
             return Outcome.TIME_LIMIT
         if self.steps < options.max_steps and progress.stall.seen(report.step, report):
             return Outcome.STALLED
-        if progress.early is None and report.step >= LAW_STEPS * epoch:
+        if progress.early is None and report.step >= LAW_STEPS * trainer.steps_per_epoch:
             progress.early = report.loss
         return None
 
@@ -219,6 +230,7 @@ class Session:
             "steps": self.steps,
             "seconds": self.seconds,
             "first": None if self.first is None else asdict(self.first),
+            "drift": None if self.drift is None else self.drift.model_dump(),
         }
         self.keep(Checkpoint({**taken.tensors, "before": self.before.losses}, state))
         self._kept = time.perf_counter()
@@ -231,6 +243,7 @@ class Session:
         self.outcome = Outcome(state["outcome"]) if state["outcome"] else None
         self.steps, self.seconds = state["steps"], state["seconds"]
         self.before = Evaluation(found.tensors["before"])
+        self.drift = None if state["drift"] is None else Drift(**state["drift"])
         if (first := state["first"]) is not None:
             self.first = FirstRun(**first | {"outcome": Outcome(first["outcome"])})
 

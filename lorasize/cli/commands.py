@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PLAN_FILE = "lorasize.plan.json"
 ADAPTER_FOLDER = "adapter"
+_MAX_DRIFT = 0.05  # nats per token, where a text to retain is named and no bound
 
 
 # ---------------------------------------------------------------- calibrate
@@ -117,6 +118,10 @@ Example:
     help="Column of a role, such as prompt=question; repeatable.",
 )  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(options.FORMATS), default="auto", show_default=True)
+@click.option(
+    "--secrets", type=click.Choice(options.LEVELS), default="warn", show_default=True,
+    help="Lines that look like credentials or personal data.",
+)  # fmt: skip
 @options.budgets
 @click.option("--compare", type=options.existing_file, metavar="OLD", help="Plan to report the difference to.")
 @options.out(PLAN_FILE, "Plan file.")
@@ -163,7 +168,7 @@ def _plan_options(chosen: dict[str, Any]) -> PlanOptions:
         ),
         target_modules=options.split_modules(chosen["target_modules"]),
         limits=options.limits_of(chosen),
-        **{name: chosen[name] for name in ("calibration", "confidence", "minimize", "rank", "serve")},
+        **{name: chosen[name] for name in ("calibration", "confidence", "minimize", "rank", "serve", "secrets")},
     )  # fmt: skip
 
 
@@ -187,6 +192,14 @@ Example:
 @click.option("--max-steps", type=options.AT_LEAST_ONE, default=3000, show_default=True, help="Optimiser steps.")
 @click.option("--time-limit", callback=options.duration, metavar="TIME", help='Training at most, such as "20 min".')
 @click.option("--escalate/--no-escalate", default=True, show_default=True, help="Grow the adapter when it stalls.")
+@click.option(
+    "--retain", type=options.existing_file, metavar="FILE",
+    help="Text that must not suffer; by default a neutral text that comes with lorasize, only measured.",
+)  # fmt: skip
+@click.option(
+    "--max-drift", type=click.FloatRange(min=0.0), metavar="NATS",
+    help="What the loss on that text may grow by, nats per token; 0.05 with --retain.",
+)  # fmt: skip
 @click.option("--method", type=click.Choice(options.METHODS), default="memft", show_default=True, help="Objective.")
 @click.option(
     "--learn/--no-learn", default=None,
@@ -198,7 +211,7 @@ Example:
 def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
     """Train the adapter of PLAN (lorasize.plan.json) and prove from disk that it recalls the corpus.
 
-    Exits with 4 when some passage does not come back or some token is not above the threshold.
+    Exits with 4 when some passage does not come back, some token is not above the threshold, or --max-drift is broken.
     """
     targets = parse_reports(chosen["reports"])
     if chosen["threshold"] + chosen["margin"] >= 1:
@@ -223,8 +236,10 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
     from lorasize.learning import learn
     from lorasize.report import Progress, learned_line
 
-    names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device")
-    how = session.ApplyOptions(**{name: chosen[name] for name in names})
+    if chosen["retain"] is not None and chosen["max_drift"] is None:
+        chosen["max_drift"] = _MAX_DRIFT
+    names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device", "retain")
+    how = session.ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift")})
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.expect(plan.prediction)
         progress.doing("loading the model")

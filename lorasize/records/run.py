@@ -13,7 +13,10 @@ from lorasize.records.words import STRICT
 
 
 class StepReport(BaseModel):
-    """One optimiser step. `n_stubborn`: target tokens with p ≤ ½; `loss`: mean over all target tokens, nats."""
+    """One optimiser step. `n_stubborn`: target tokens with p ≤ ½; `loss`: mean over all target tokens, nats.
+
+    `drift`: loss added on the text that must not suffer when last measured, nats per token; None without a bound on it.
+    """
 
     model_config = STRICT
     step: int
@@ -24,6 +27,7 @@ class StepReport(BaseModel):
     min_probability: float
     seconds: float
     evaluated: bool
+    drift: float | None = None
 
 
 class Outcome(StrEnum):
@@ -94,19 +98,25 @@ class DecodeJob(BaseModel):
     prompts: tuple[tuple[int, ...], ...]
     targets: tuple[tuple[int, ...], ...]
     n_tokens: tuple[int, ...]
+    attn_implementation: str = "sdpa"
+    batch_size: int = Field(default=1, ge=1)
+    merged: bool = False
 
 
 class Decoded(BaseModel):
-    """What the fresh process says of one passage.
+    """What the fresh process says of one passage: of the target's tokens, or of the decoded ones where it has none.
 
-    `probabilities` are teacher-forced, in float32: of the target's tokens, or of the decoded ones where the target is
-    not at hand.
+    `probabilities` are teacher-forced, by the model as it is served; `logit_margin` is the smallest difference there
+    between a token's logit and the largest other, and `decoding_gap` as in `RecallReport`. None where they are not
+    finite.
     """
 
     model_config = STRICT
     ids: tuple[int, ...]
     probabilities: tuple[float, ...]
     attn_implementation: str
+    logit_margin: float | None = None
+    decoding_gap: float | None = None
 
 
 class PassageRecall(BaseModel):
@@ -121,7 +131,13 @@ class PassageRecall(BaseModel):
 
 
 class RecallReport(BaseModel):
-    """Greedy decoding against the target, from the adapter on disk: `lorasize verify`."""
+    """Greedy decoding against the target, from the adapter on disk: `lorasize verify`.
+
+    `min_probability` and `min_logit_margin`, the smallest difference between a target token's logit and the largest
+    other, are teacher-forced, by the model as it is served: its dtype, merged or not. `decoding_gap` is the largest
+    |Δ ln p| of a target token, in nats, between that one pass over the passage alone and decoding step by step with a
+    cache, in the batch, as long as decoding gives the target. `warnings` name what a server may do otherwise.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
     schema_: Literal["lorasize.recall/1"] = Field(default="lorasize.recall/1", alias="schema")
@@ -130,13 +146,17 @@ class RecallReport(BaseModel):
     n_recalled: int
     threshold_met: bool
     min_probability: float | None
+    min_logit_margin: float | None = None
+    decoding_gap: float | None = None
     failures: tuple[RecallFailure, ...]
     passages: tuple[PassageRecall, ...] = ()
     changed_files: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     dtype: str
     device: str
     attn_implementation: str
     batch_size: int
+    merged: bool = False
     fresh_process: bool
 
 
@@ -151,6 +171,7 @@ class RecallSummary(BaseModel):
     device: str
     attn_implementation: str
     batch_size: int
+    merged: bool = False
     fresh_process: bool
 
 
@@ -161,6 +182,12 @@ class Drift(BaseModel):
     before: float
     after: float
     nats: float
+    bound: float | None = None  # on `nats`
+
+    @property
+    def broken(self) -> bool:
+        """Whether the loss grew by more than the bound."""
+        return self.bound is not None and self.nats > self.bound
 
 
 class Histogram(BaseModel):
@@ -197,5 +224,6 @@ class Memorization(BaseModel):
 
     @property
     def proven(self) -> bool:
-        """Whether every token passed and every passage came back from disk."""
-        return self.outcome is Outcome.MEMORIZED and self.recalled and self.threshold_met
+        """Whether every token passed, every passage came back from disk, and no bound on drift is broken."""
+        broken = self.drift is not None and self.drift.broken
+        return self.outcome is Outcome.MEMORIZED and self.recalled and self.threshold_met and not broken

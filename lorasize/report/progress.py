@@ -145,7 +145,9 @@ def _observed(seen: Observation) -> str:
 def _step_text(step: StepReport) -> str:
     return (
         f"step {step.step:,}: {step.n_stubborn:,} of {counted(step.n_tokens, 'token')} stubborn, "
-        f"loss {step.loss:.3f}, min p {probability(step.min_probability)}, {format_seconds(step.seconds)}"
+        f"loss {step.loss:.3f}, min p {probability(step.min_probability)}, "
+        + ("" if step.drift is None else f"drift {step.drift:+.3f}, ")
+        + format_seconds(step.seconds)
     )
 
 

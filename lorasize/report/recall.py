@@ -24,8 +24,20 @@ def recall_table(report: RecallReport) -> Group:
     good = report.recalled and report.threshold_met and not report.changed_files
     parts: list[RenderableType] = [label(recall_verdict(report), "bold green" if good else "bold red")]
     parts += [label(f"changed since it was proven: {name}", "red") for name in report.changed_files]
+    parts += [label(f"warning: {warning}", "yellow") for warning in report.warnings]
     parts += [listing(*passage_rows(report))] if report.passages else [failures_list(report.failures)]
+    if measured := smallest(report):
+        parts.append(label(measured, "dim"))
     return Group(*parts, label(decoded_with(report), "dim"))
+
+
+def smallest(report: RecallReport) -> str:
+    """How near to its loss the nearest token is, and by how much decoding shifts a token; empty where unmeasured."""
+    if report.min_logit_margin is None:
+        return ""
+    said = f"smallest p {probability(report.min_probability)}, smallest logit margin {report.min_logit_margin:.3g}"
+    gap = report.decoding_gap
+    return said if gap is None else f"{said}; decoding step by step shifts ln p by at most {gap:.2g}"
 
 
 def passage_rows(report: RecallReport) -> tuple[list[tuple[str, bool]], list[list[str]]]:
@@ -69,7 +81,8 @@ def failure_rows(failures: Sequence[RecallFailure]) -> list[tuple[str, str]]:
 def decoded_with(report: RecallReport | RecallSummary) -> str:
     """How it was decoded, in a line."""
     process = "a fresh process" if report.fresh_process else "the training process"
-    how = (report.dtype, report.device, report.attn_implementation, f"batch {report.batch_size}")
+    merged = "merged" if report.merged else ""
+    how = (report.dtype, report.device, report.attn_implementation, f"batch {report.batch_size}", merged)
     return f"decoded greedily in {process}: {', '.join(part for part in how if part)}"
 
 
@@ -87,6 +100,8 @@ def memorization_table(memorization: Memorization) -> Group:
 
 def memorization_verdict(m: Memorization) -> str:
     """The run in a sentence."""
+    if m.drift is not None and m.drift.broken:
+        return f"NOT MEMORIZED: other text lost {m.drift.nats:.3f} nats per token, more than the bound allows."
     return f"{'MEMORIZED' if m.proven else 'NOT MEMORIZED'}: {m.outcome.sentence}"
 
 
@@ -108,7 +123,9 @@ def memorization_facts(m: Memorization) -> Iterator[tuple[str, str]]:
         yield "plan missed", f"rank {m.plan.adapter.rank} was {chance}; this took {times:.1f} times its parameters"
     yield "escalations", " · ".join(f"{e.from_} → {e.to} at step {e.step:,}" for e in m.escalations)
     if m.drift is not None:
-        yield "drift", f"{m.drift.nats:+.3f} nats per token ({m.drift.before:.3f} → {m.drift.after:.3f})"
+        bound = "" if m.drift.bound is None else f", at most {m.drift.bound:+.3f} asked"
+        loss = f"{m.drift.before:.3f} → {m.drift.after:.3f}"
+        yield "drift", f"{m.drift.nats:+.3f} nats per token on other text ({loss}{bound})"
     yield "base model", m.plan.model.ref
 
 

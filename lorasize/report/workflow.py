@@ -8,8 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from lorasize.records import Budget, Check, Memorization, PassageDemand, Plan, RecallFailure, RecallReport
+from lorasize.records import Budget, Check, Finding, Memorization, PassageDemand, Plan, RecallFailure, RecallReport
 from lorasize.report.text import clean, quoted
+from lorasize.secrets import named
+
+MAX_FINDINGS = 10  # GitHub shows ten warnings of a step
 
 
 def github(record: BaseModel) -> str:
@@ -47,7 +50,7 @@ def _plan(plan: Plan) -> list[str]:
     lines = [_command("error", i.message, file=i.file, line=str(i.line)) for i in plan.feasibility.issues]
     lines += _exceeded(plan.budgets, plan.demand.costliest if plan.demand is not None else ())
     lines += [_command("warning", warning) for warning in plan.warnings]
-    return lines
+    return lines + [_finding(finding) for finding in plan.secrets[:MAX_FINDINGS]]
 
 
 def _check(check: Check) -> list[str]:
@@ -69,6 +72,11 @@ def _exceeded(budgets: Sequence[Budget], costliest: Sequence[PassageDemand]) -> 
         for budget in budgets
         if budget.result != "pass"
     ]
+
+
+def _finding(finding: Finding) -> str:
+    seen = f"this line seems to hold {named(finding.kind)}; the adapter will make it extractable"
+    return _command("warning", seen, file=finding.file, line=str(finding.line))
 
 
 def _failure(failure: RecallFailure) -> str:

@@ -3,6 +3,7 @@
 from lorasize.training.batches import Batch, base_losses, make_batches, sequence_length
 from lorasize.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from lorasize.training.loop import Evaluation, Trainer, TrainingOptions
+from lorasize.training.retain import windows
 from lorasize.training.stall import PATIENCE, Stall
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "make_batches",
     "read_checkpoint",
     "sequence_length",
+    "windows",
     "write_checkpoint",
 ]

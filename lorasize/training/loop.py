@@ -25,6 +25,7 @@ from lorasize.training.batches import Batch, make_batches
 from lorasize.training.checkpoint import Checkpoint
 from lorasize.training.precision import bfloat16_products, has_bfloat16_products
 from lorasize.training.prefix import Suffix, decoder
+from lorasize.training.retain import retain
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,6 +52,7 @@ class TrainingOptions:
         learning_rate: Of Adam while many tokens are stubborn.
         batch_tokens: Positions in one optimiser step, unless one passage is longer; a smaller corpus is one full batch.
         seed: Order of batches and passages.
+        max_drift: Nats per token that the loss on retained text may grow by; None where it is only measured.
     """
 
     method: Method = "memft"
@@ -60,6 +62,7 @@ class TrainingOptions:
     learning_rate: float = 0.06
     batch_tokens: int = BATCH_TOKENS
     seed: int = 0
+    max_drift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,14 @@ class Evaluation:
 class Trainer:
     """One adapter, one corpus: holds the batches, the optimiser and what is known of each token."""
 
-    def __init__(self, adapted: PeftModel, encoded: Sequence[EncodedPassage], options: TrainingOptions) -> None:
-        """Run the frozen layers once.
+    def __init__(
+        self,
+        adapted: PeftModel,
+        encoded: Sequence[EncodedPassage],
+        options: TrainingOptions,
+        retained: Sequence[EncodedPassage] = (),
+    ) -> None:
+        """Run the frozen layers once. `retained` are windows of text that must not suffer.
 
         Raises:
             ModelError: entering the model above its frozen layers does not give the model's own output.
@@ -100,6 +109,8 @@ class Trainer:
         self._head = head_of(base)
         self._batches = make_batches(base, encoded, first, options.batch_tokens, self._parameters[0].device)
         _check_entry(base, self._suffix, self._batches[-1])
+        bound = options.max_drift
+        self.retained = retain(adapted, self._suffix, self._head, retained, first, bound) if retained else None
         self._offsets = list(accumulate((passage.n_tokens for passage in encoded), initial=0))
         self._latest = torch.full((self._offsets[-1],), math.inf)  # loss of each token when last looked at, nats
         self._due = [0] * len(encoded)  # epoch at which each passage is looked at again
@@ -150,8 +161,10 @@ class Trainer:
                 if self._step >= self.options.max_steps:
                     break
             self._epoch += 1
-            self._idle += self._step == before and not self._passed()
+            self._idle += self._step == before and not self.passed
         self.evaluate()
+        if self.retained is not None:
+            self.retained.measure()
         yield self._report(0, started, evaluated=True)
 
     def state(self) -> Checkpoint:
@@ -161,7 +174,8 @@ class Trainer:
             tensors |= {f"adam.{k}.{name}": value for name, value in kept.items()}
         tensors |= {"latest": self._latest, "generator": self._generator.get_state()}
         plain = {name: getattr(self, f"_{name}") for name in _PLAIN}
-        return Checkpoint(tensors, plain | {"windows": self._objective.remembered()})
+        kept = None if self.retained is None else self.retained.state()
+        return Checkpoint(tensors, plain | {"windows": self._objective.remembered(), "retained": kept})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on where `state` was taken."""
@@ -181,17 +195,30 @@ class Trainer:
         for name in _PLAIN:
             setattr(self, f"_{name}", state[name])
         self._objective.remember(state["windows"])
+        if self.retained is not None:
+            self.retained.restore(state["retained"])
 
     def _proven(self) -> bool:
-        """Whether all tokens passed when last looked at, and still do in one full look."""
-        if not self._passed():
+        """Whether all tokens passed when last looked at, and still do in one full look, and no harm was done."""
+        if not self.passed:
             return False
+        if self.retained is not None and self.retained.bound is not None:
+            self.retained.measure()
         self.evaluate()
-        self._coarse = self._coarse and self._passed()  # else a look could pass what a full look does not, for ever
-        return self._passed()
+        passed = float(self._latest.max()) < self._limit
+        self._coarse = self._coarse and passed  # else a look could pass what a full look does not, for ever
+        return self.passed
 
-    def _passed(self) -> bool:
-        return float(self._latest.max()) < -math.log(self.options.threshold + self.options.margin)
+    @property
+    def _limit(self) -> float:
+        """The loss below which a token has passed, nats."""
+        return -math.log(self.options.threshold + self.options.margin)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every token passed when last looked at, and the bound on drift is kept."""
+        harmed = self.retained is not None and self.retained.harmed
+        return float(self._latest.max()) < self._limit and not harmed
 
     def _parts(self) -> Iterator[list[Batch]]:
         """One epoch: all that is due, in parts of at most `batch_tokens` positions, one for each optimiser step."""
@@ -224,15 +251,22 @@ class Trainer:
                 weights = self._accumulate(batch)
                 n_active += int((weights > 0).sum())
                 total += float(weights.sum())
-        if n_active and not self._passed():
-            for parameter in self._parameters:
-                if parameter.grad is not None:
-                    parameter.grad /= total
+            harmed = self.retained is not None and self.retained.harmed
+            if total:
+                for parameter in self._parameters:
+                    if parameter.grad is not None:
+                        parameter.grad /= total
+            if self.retained is not None:
+                self.retained.pull()
+        if (n_active or harmed) and not self.passed:
             torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
             for group in self._optimizer.param_groups:
                 group["lr"] = self._rate()
             self._optimizer.step()
             self._step += 1
+            if self.retained is not None:
+                self.retained.stepped()
+            n_active = max(1, n_active)
         else:
             n_active = 0
         self._optimizer.zero_grad()
@@ -240,7 +274,7 @@ class Trainer:
 
     def _rate(self) -> float:
         """The learning rate: large while most tokens are stubborn, smaller as few are left; no horizon to guess."""
-        share = float((self._latest >= -math.log(self.options.threshold + self.options.margin)).float().mean())
+        share = float((self._latest >= self._limit).float().mean())
         return self.options.learning_rate * min(1.0, max(_SLOWEST, math.sqrt(share / _CALM)))
 
     def _accumulate(self, batch: Batch) -> Tensor:
@@ -277,6 +311,7 @@ class Trainer:
             min_probability=seen.min_probability,
             seconds=time.perf_counter() - started,
             evaluated=evaluated,
+            drift=self.retained.drift if self.retained is not None and self.retained.bound is not None else None,
         )
 
 

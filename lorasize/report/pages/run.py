@@ -16,6 +16,7 @@ from lorasize.report.recall import (
     memorization_verdict,
     passage_rows,
     recall_verdict,
+    smallest,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +94,10 @@ def recall_page(report: RecallReport) -> Page:
     parts: list[Part] = []
     if report.changed_files:
         parts.append(Notes("Changed since it was proven", report.changed_files))
-    return Page("lorasize verify", recall_verdict(report), [*parts, *_recall(report)], good, [decoded_with(report)])
+    if report.warnings:
+        parts.append(Notes("Warnings", report.warnings))
+    how = [line for line in (smallest(report), decoded_with(report)) if line]
+    return Page("lorasize verify", recall_verdict(report), [*parts, *_recall(report)], good, how)
 
 
 def _recall(report: RecallReport) -> list[Part]:
