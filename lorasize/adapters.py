@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lorasize.errors import ModelError
@@ -84,6 +86,22 @@ def grow(adapted: PeftModel, site: Site, rank: int, seed: int) -> PeftModel:
         for name, old in learned.items():
             _embed(fresh[name], old)
     return grown
+
+
+def start_from(adapted: PeftModel, folder: Path) -> None:
+    """Let a fresh adapter compute what the saved one in a folder does; its site is the same, its rank no smaller.
+
+    Raises:
+        ModelError: the file is damaged, or the new adapter does not contain it.
+    """
+    fresh = parameters(adapted)
+    try:
+        saved = load_file(folder / "adapter_model.safetensors")
+        with torch.no_grad():
+            for name, old in saved.items():
+                _embed(fresh[name.replace(".weight", ".default.weight")], old)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ModelError(f"{folder}: cannot be trained on ({error})") from error
 
 
 def _embed(new: Tensor, old: Tensor) -> None:

@@ -30,6 +30,7 @@ from lorasize.records import (
     RecallReport,
     RecallSummary,
     StepReport,
+    Update,
     digest,
     to_json,
 )
@@ -37,6 +38,7 @@ from lorasize.session import ApplyOptions, Session
 from lorasize.staging import RECORD, staged
 from lorasize.tokens import EncodedPassage, encode_corpus
 from lorasize.training import Checkpoint, Evaluation, read_checkpoint, write_checkpoint
+from lorasize.updating import BaseAdapter, compare, read_base_adapter, require_room
 
 _BINS = 20  # of the histogram of p
 
@@ -85,12 +87,15 @@ def apply(
         found = read_checkpoint(work.checkpoint)
         base, encoded = load_inputs(plan, options.device)
         events = EventLog(work.folder / EVENTS, notify, _steps_kept(found))
+        old = _base_adapter(plan, options, base)
         session = Session(
-            base, encoded, plan, options, events, retained, lambda c: write_checkpoint(c, work.checkpoint)
-        )
+            base, encoded, plan, options, events, retained, None if old is None else old.folder,
+            lambda c: write_checkpoint(c, work.checkpoint),
+        )  # fmt: skip
         session.run(found)
         report = _proof(session, work.folder, events)
-        record = _record(session, report)
+        update = None if old is None else _update(session, old, report, work.folder)
+        record = _record(session, report, update)
         (work.folder / RECORD).write_text(to_json(record), encoding="utf-8")
         (work.folder / "README.md").write_text(_card(record), encoding="utf-8")
         recall.write_sums(work.folder)
@@ -115,11 +120,45 @@ def _retained(path: Path | None) -> str:
     return text
 
 
+def _base_adapter(plan: Plan, options: ApplyOptions, base: models.BaseModel) -> BaseAdapter | None:
+    """The adapter to start from, which must fit into the planned one and be the one that was planned with."""
+    folder = options.base_adapter or (Path(plan.update.adapter) if plan.update is not None else None)
+    if folder is None or plan.adapter is None:
+        return None
+    old = read_base_adapter(folder, base.folder, plan.model.ref)
+    if plan.update is not None and models.file_sha256(folder / recall.WEIGHTS) != plan.update.weights_sha256:
+        raise StalePlanError(f"{folder} changed since the plan was made: plan again", changed=["base_adapter"])
+    require_room(old.spec, plan.adapter, folder)
+    return old
+
+
+def _update(session: Session, old: BaseAdapter, report: RecallReport, folder: Path) -> Update:
+    """What became of the old adapter's passages: an old target that still comes back from its prompt is counted."""
+    change = compare(old.addresses, session.encoded)
+    held = {p.prompt_ids: p.target_sha256 for p in old.addresses}
+    came = {recall.address(p).id: seen.text for p, seen in zip(session.encoded, report.passages, strict=True)}
+    still = sum(recall.text_digest(came[p.passage.id]) == held[p.prompt_ids] for p in change.changed)
+    if change.removed:
+        gone = recall.decode_and_compare(
+            folder, session.base.folder, change.removed, None, device=session.options.device,
+            dtype=session.plan.model.dtype, threshold=session.options.threshold, notify=lambda done, total: None,
+        )  # fmt: skip
+        still += gone.n_recalled
+    return Update(
+        adapter=str(old.folder),
+        n_unchanged=len(change.unchanged),
+        n_changed=len(change.changed),
+        n_added=len(change.added),
+        n_removed=len(change.removed),
+        n_old_produced=still,
+    )
+
+
 def _job(plan: Plan, options: ApplyOptions, retained: str) -> str:
     """What a checkpoint is of. Limits are no part of it: a run may go on with others."""
     how = (options.method, options.threshold, options.margin, options.escalate, options.seed, options.device)
     text = hashlib.sha256(retained.encode()).hexdigest()
-    return f"{digest(plan)} {how} {options.max_drift} {text}"
+    return f"{digest(plan)} {how} {options.max_drift} {text} {options.base_adapter}"
 
 
 def _steps_kept(found: Checkpoint | None) -> float:
@@ -164,7 +203,7 @@ def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[Encoded
 
 
 # ---------------------------------------------------------------- what is left behind
-def _record(session: Session, report: RecallReport) -> Memorization:
+def _record(session: Session, report: RecallReport, update: Update | None) -> Memorization:
     options, final = session.options, session.final
     if adapters.realised_rank(session.adapted) != session.spec.rank:
         raise ModelError("the adapter's rank is not the planned one")
@@ -187,6 +226,7 @@ def _record(session: Session, report: RecallReport) -> Memorization:
         model_fingerprint=session.base.fingerprint,
         plan=session.plan,
         probabilities=_histogram(session.before or final, final),
+        update=update,
     )
 
 

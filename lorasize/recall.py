@@ -1,30 +1,29 @@
 """Recall: greedy decoding from the saved adapter, in a fresh process, against the target.
 
 An adapter folder enters; a verdict per passage leaves. The fresh process loads the base and the adapter with stock
-transformers and PEFT and shares nothing with training but the files. Decoding uses a clean GenerationConfig, so that no
-repetition penalty of the model's own `generation_config.json` leaks in.
+transformers and PEFT and shares nothing with training but the files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lorasize import adapters, models
-from lorasize.errors import ModelError
+from lorasize import models
+from lorasize.decoding import decode as _decode
+from lorasize.decoding import generation_warnings
+from lorasize.errors import LorasizeError, ModelError
 from lorasize.records import (
     Decoded,
     DecodeJob,
@@ -42,6 +41,7 @@ SUMS = "SHA256SUMS"
 PASSAGES = "passages.jsonl"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+_MAX_BYTES = 10**9
 
 Notify = Callable[[int, int], None]
 
@@ -59,11 +59,12 @@ def address(passage: EncodedPassage) -> PassageAddress:
         prompt=text.prompt,
         prompt_ids=passage.prompt_ids,
         n_tokens=passage.n_tokens,
-        target_sha256=_sha256(text.target),
+        target_sha256=text_digest(text.target),
     )
 
 
-def _sha256(text: str) -> str:
+def text_digest(text: str) -> str:
+    """sha256 (hex) of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -103,6 +104,8 @@ def read_record(folder: Path) -> Memorization:
 
 def _read_text(path: Path) -> str:
     try:
+        if path.stat().st_size > _MAX_BYTES or not path.is_file():
+            raise ModelError(f"{path}: not a regular file, or larger than {_MAX_BYTES // 10**9} GB")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ModelError(f"{path}: missing; is this an adapter folder written by lorasize?") from None
@@ -126,7 +129,7 @@ def changed_files(folder: Path) -> tuple[str, ...]:
     listed = {}
     for line in _read_text(folder / SUMS).splitlines():
         digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name or "/" in name:
+        if len(digest) != 64 or not name.isprintable() or not 0 < len(name.encode()) < 256 or "/" in name:
             raise ModelError(f"{folder / SUMS}: damaged")
         listed[name] = digest
     absent = [name for name in (WEIGHTS, CONFIG, PASSAGES, RECORD) if name not in listed]
@@ -140,12 +143,15 @@ def changed_files(folder: Path) -> tuple[str, ...]:
 
 def _check_weights(folder: Path) -> None:
     """Refuse weights that cannot be read, before a model is loaded for them."""
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(f"{folder / WEIGHTS}: missing, or not a regular file")
     try:
         with safe_open(str(folder / WEIGHTS), framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 - safe_open is no mapping
-                weights.get_tensor(name)
+            finite = all(weights.get_tensor(name).isfinite().all() for name in weights.keys())  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{folder / WEIGHTS}: truncated or damaged ({error})") from error
+        raise ModelError(f"{folder / WEIGHTS}: truncated or damaged ({' '.join(str(error).split()):.300})") from error
+    if not finite:
+        raise ModelError(f"{folder / WEIGHTS}: holds NaN or an infinity")
 
 
 def check_base(expected: ModelFingerprint, folder: Path, ref: str) -> None:
@@ -155,13 +161,27 @@ def check_base(expected: ModelFingerprint, folder: Path, ref: str) -> None:
         ModelError: naming what differs.
     """
     seen = models.fingerprint(folder)
-    different = [part for part in ("weights", "config", "tokenizer") if getattr(seen, part) != getattr(expected, part)]
+    parts = {"weights": "weights", "config": "config", "tokenizer": "tokenizer or chat template"}
+    different = [name for part, name in parts.items() if getattr(seen, part) != getattr(expected, part)]
     if different:
         what = ", ".join(different)
         raise ModelError(f"{ref} is another base model than the adapter was trained on: its {what} differ")
 
 
 # ---------------------------------------------------------------- verify
+def needed_margin(gap: float, threshold: float = 0.5) -> float:
+    """How far above the threshold p must be in training, so that decoding's arithmetic cannot take it below.
+
+    A shift of ln p by `gap` nats, as a report's `decoding_gap` measures it, is allowed for twice over: the p asked for
+    is threshold · exp(2 · gap). No p is enough where the sum of threshold and margin reaches 1.
+
+    Args:
+        gap: Largest |Δ ln p| seen, nats.
+        threshold: What p must exceed wherever it is decoded.
+    """
+    return threshold * math.expm1(2.0 * gap)
+
+
 def verify(
     folder: Path,
     encoded: Sequence[EncodedPassage] | None = None,
@@ -169,6 +189,9 @@ def verify(
     ref: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    batch_size: int = 1,
+    merged: bool = False,
+    attn_implementation: str = "sdpa",
     notify: Notify = lambda done, total: None,
 ) -> RecallReport:
     """Whether the adapter on disk recalls its passages, decided in a fresh process.
@@ -179,6 +202,9 @@ def verify(
         ref: Base model; the recorded one when None.
         device: Where to decode.
         dtype: Of the base model.
+        batch_size: Prompts decoded together, padded on the left.
+        merged: Whether the adapter is added to the base's weights, in their dtype, before.
+        attn_implementation: eager, sdpa or flash_attention_2.
         notify: Told (passages done, passages).
 
     Raises:
@@ -195,8 +221,9 @@ def verify(
     check_base(record.model_fingerprint, base, base_ref)
     targets = _matched(addresses, encoded) if encoded is not None else None
     report = decode_and_compare(
-        folder, base, addresses, targets, device=device, dtype=dtype, threshold=record.threshold, notify=notify
-    )
+        folder, base, addresses, targets, device=device, dtype=dtype, batch_size=batch_size, merged=merged,
+        attn_implementation=attn_implementation, threshold=record.threshold, notify=notify,
+    )  # fmt: skip
     return report.model_copy(update={"changed_files": changed})
 
 
@@ -204,7 +231,8 @@ def _matched(addresses: Sequence[PassageAddress], encoded: Sequence[EncodedPassa
     by_prompt = {passage.prompt_ids: passage for passage in encoded}
     for stored in addresses:
         passage = by_prompt.get(stored.prompt_ids)
-        if passage is None or _sha256(passage.passage.target) != stored.target_sha256:
+        same = passage is not None and text_digest(passage.passage.target) == stored.target_sha256
+        if passage is None or not same or passage.n_tokens != stored.n_tokens:
             place = f"{stored.file}:{stored.line}"
             raise ModelError(f"{place}: passage {stored.id} is not in this corpus as it was memorised")
     more = by_prompt.keys() - {stored.prompt_ids for stored in addresses}
@@ -224,6 +252,9 @@ def decode_and_compare(
     dtype: str,
     threshold: float,
     notify: Notify,
+    batch_size: int = 1,
+    merged: bool = False,
+    attn_implementation: str = "sdpa",
 ) -> RecallReport:
     """Decode every passage in a fresh process and compare ids and text with the target."""
     where = models.pick_device(device)
@@ -236,30 +267,50 @@ def decode_and_compare(
         prompts=tuple(a.prompt_ids for a in addresses),
         targets=tuple(t.target_ids for t in targets) if targets is not None else (),
         n_tokens=tuple(a.n_tokens for a in addresses),
+        attn_implementation=attn_implementation,
+        batch_size=batch_size,
+        merged=merged,
     )
     tokenizer = models.load_tokenizer(base)
-    passages, failures, attention = [], [], ""
+    passages, failures, seen = [], [], []
     for index, decoded in enumerate(_decode_afresh(job)):
         target = targets[index] if targets is not None else None
         recalled, failure = _compare(tokenizer, addresses[index], target, decoded)
         passages.append(recalled)
         failures += [failure] if failure else []
-        attention = decoded.attn_implementation
+        seen.append(decoded)
         notify(index + 1, len(addresses))
+    report = _report(job, passages, failures, seen, threshold)
+    return report.model_copy(update={"warnings": generation_warnings(base)})
+
+
+def _report(
+    job: DecodeJob,
+    passages: Sequence[PassageRecall],
+    failures: Sequence[RecallFailure],
+    seen: Sequence[Decoded],
+    threshold: float,
+) -> RecallReport:
+    """The verdict. A smallest or largest of all passages is None where it is unknown of one of them."""
     measured = [p.min_probability for p in passages if p.min_probability is not None]
     lowest = min(measured) if len(measured) == len(passages) else None
+    margins = [one.logit_margin for one in seen if one.logit_margin is not None]
+    gaps = [one.decoding_gap for one in seen if one.decoding_gap is not None]
     return RecallReport(
         recalled=not failures,
         n_passages=len(passages),
         n_recalled=len(passages) - len(failures),
         threshold_met=lowest is not None and lowest > threshold,
         min_probability=lowest,
+        min_logit_margin=min(margins) if lowest is not None and len(margins) == len(passages) else None,
+        decoding_gap=max(gaps) if len(gaps) == len(passages) else None,
         failures=tuple(failures),
         passages=tuple(passages),
-        dtype=kind,
-        device=str(where),
-        attn_implementation=attention,
-        batch_size=1,
+        dtype=job.dtype,
+        device=job.device,
+        attn_implementation=seen[-1].attn_implementation,
+        batch_size=job.batch_size,
+        merged=job.merged,
         fresh_process=True,
     )
 
@@ -270,7 +321,7 @@ def _compare(
     text = target_text(tokenizer, stored.prompt_ids, decoded.ids)
     stopped = bool(decoded.ids) and decoded.ids[-1] == tokenizer.eos_token_id
     same_ids = target is None or decoded.ids == target.target_ids
-    good = same_ids and stopped and _sha256(text) == stored.target_sha256
+    good = same_ids and stopped and text_digest(text) == stored.target_sha256
     lowest = min(decoded.probabilities) if decoded.probabilities and (good or target is not None) else None
     passage = PassageRecall(
         passage=stored.id, recalled=good, n_tokens=stored.n_tokens, min_probability=lowest, text=text
@@ -331,56 +382,15 @@ def _decode_afresh(job: DecodeJob) -> Iterator[Decoded]:
             raise ModelError(f"decoding in a fresh process failed: {last}")
 
 
-def clean_generation_config(n_tokens: int, pad_token_id: int) -> GenerationConfig:
-    """Plain greedy decoding of exactly `n_tokens` tokens: no sampling, no penalty, no early stop."""
-    return GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=n_tokens,
-        min_new_tokens=n_tokens,
-        repetition_penalty=1.0,
-        pad_token_id=pad_token_id,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-
-
-def _decode(job: DecodeJob) -> Iterator[Decoded]:
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[job.dtype]
-    device = torch.device(job.device)
-    base = models.load_weights(Path(job.base), device, dtype)
-    model = adapters.load_saved(base, Path(job.adapter))
-    base.generation_config = GenerationConfig()  # transformers fills a passed config from this one
-    for index, prompt in enumerate(job.prompts):
-        ids = torch.tensor([prompt], device=device)
-        config = clean_generation_config(job.n_tokens[index], pad_token_id=0)
-        with torch.no_grad():
-            output = cast(Any, model).generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
-            )
-        decoded = tuple(output[0, len(prompt) :].tolist())
-        target = job.targets[index] if job.targets else decoded
-        probabilities = tuple(_probabilities(model, prompt, target, device).tolist())
-        yield Decoded(ids=decoded, probabilities=probabilities, attn_implementation=base.config._attn_implementation)
-
-
-@torch.no_grad()
-def _probabilities(
-    model: torch.nn.Module, prompt: Sequence[int], target: Sequence[int], device: torch.device
-) -> Tensor:
-    """Teacher-forced p of each target token, by the plain model, softmax in float32."""
-    ids = torch.tensor([[*prompt, *target[:-1]]], device=device)
-    logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=len(target)).logits[0].float()
-    wanted = torch.tensor(list(target), device=device)
-    return torch.softmax(logits, dim=-1).gather(1, wanted[:, None])[:, 0].cpu()
-
-
 def main() -> None:
     """The fresh process: a DecodeJob on standard input, one Decoded a line on standard output."""
     job = DecodeJob.model_validate_json(sys.stdin.read())
-    for decoded in _decode(job):
-        sys.stdout.write(decoded.model_dump_json() + "\n")
-        sys.stdout.flush()
+    try:
+        for decoded in _decode(job):
+            sys.stdout.write(decoded.model_dump_json() + "\n")
+            sys.stdout.flush()
+    except LorasizeError as error:
+        sys.exit(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ class ApplyOptions:
         seed: Of the adapter's initial values.
         device: Where to train and decode.
         retain: File with text that must not suffer; a neutral text that comes with the package when None.
+        base_adapter: Adapter folder to start from; None for a fresh adapter, or the one that the plan names.
         max_drift: Nats per token that the loss on it may grow by; None where it is only measured.
     """
 
@@ -55,6 +56,7 @@ class ApplyOptions:
     seed: int = 0
     device: str = "auto"
     retain: Path | None = None
+    base_adapter: Path | None = None
     max_drift: float | None = None
 
 
@@ -91,6 +93,7 @@ class Session:
     options: ApplyOptions
     notify: Callable[[StepReport | Escalation], None]
     retained: str = ""  # text that must not suffer
+    start: Path | None = None  # the adapter folder to start from
     keep: Callable[[Checkpoint], None] = lambda checkpoint: None
     adapted: PeftModel = field(init=False)
     spec: AdapterSpec = field(init=False)
@@ -112,6 +115,8 @@ class Session:
         if found is not None:
             self._take_up(found)
         self.adapted = adapters.attach(self.base.model, self.spec.site, self.spec.rank, self.options.seed)
+        if found is None and self.start is not None:
+            adapters.start_from(self.adapted, self.start)
         if found is not None and self.outcome is not None:
             restore_parameters(self.adapted, found)
             self.final = Evaluation(found.tensors["latest"])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorasize import models
+from lorasize import adapters, models, secrets
 from lorasize.catalog import find_calibration, near_misses, nearest_calibration
 from lorasize.corpus import corpus_sha256, read_corpus
 from lorasize.errors import CalibrationError
@@ -25,12 +25,14 @@ from lorasize.records import (
     CorpusFile,
     CorpusSummary,
     Demand,
+    Level,
     Minimize,
     ModelFingerprint,
     PassageDemand,
     Plan,
     PlanInputs,
     PlanModel,
+    PlanUpdate,
     Reading,
     Serve,
     digest,
@@ -40,6 +42,7 @@ from lorasize.surprise import Surprise, surprises
 from lorasize.tokens import EncodedPassage, encode_corpus, feasibility
 from lorasize.training import base_losses, sequence_length
 from lorasize.units import bits
+from lorasize.updating import BaseAdapter, compare, priced, read_base_adapter
 
 _COSTLIEST = 10  # passages named in a plan
 
@@ -55,8 +58,10 @@ class PlanOptions:
         minimize: What the adapter should be small in.
         rank: An explicit rank, which wins over the search.
         target_modules: An explicit module set, which wins over the search.
+        base_adapter: Folder of an adapter that holds the corpus as it was, to be trained on; None for a fresh one.
         limits: Budgets.
         serve: Where the adapter will be used.
+        secrets: Whether to look for credentials and personal data in the corpus, and whether one found is an error.
     """
 
     reading: Reading = field(default_factory=Reading)
@@ -65,8 +70,10 @@ class PlanOptions:
     minimize: Minimize = "parameters"
     rank: int | None = None
     target_modules: tuple[str, ...] | None = None
+    base_adapter: Path | None = None
     limits: Limits = field(default_factory=Limits)
     serve: Serve = "peft"
+    secrets: Level = "warn"
 
 
 @dataclass(frozen=True)
@@ -102,12 +109,13 @@ def plan(
     """The recommendation for these corpus files.
 
     Raises:
-        CorpusError: a file cannot be read or tokenised without loss.
+        CorpusError: a file cannot be read or tokenised without loss, or holds a secret where that is an error.
         ModelError: the model cannot be loaded.
         CalibrationError: the calibration named does not fit, or none is in reach at all.
     """
     options = options or PlanOptions()
     passages, files = read_corpus(corpus, options.reading)
+    found, notes = secrets.look(passages, options.secrets)
     folder = models.resolve(ref, revision)
     fingerprint = models.fingerprint(folder)
     where = models.pick_device(device)
@@ -122,7 +130,7 @@ def plan(
     )
     if not about["feasibility"].feasible:
         inputs = _inputs(summary, fingerprint, "")
-        return Sized(_infeasible(model, inputs, about), encoded)
+        return Sized(_infeasible(model, inputs, about | {"secrets": found, "warnings": notes}), encoded)
     calibration, own = _calibration(fingerprint, ref, where.type, kind, options.calibration)
     base = models.load(ref, revision=revision, device=device, dtype=dtype)
     passed_over: list[str] = []
@@ -130,6 +138,7 @@ def plan(
         calibration = _moved_over(calibration, base, ref)
         passed_over = near_misses(fingerprint, ref, where.type, kind, RECIPE)
     losses = base_losses(base, encoded)
+    old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, folder, ref)
     made = make_plan(
         calibration=calibration,
         model=model,
@@ -141,13 +150,24 @@ def plan(
         minimize=options.minimize,
         rank=options.rank,
         target_modules=options.target_modules,
+        at=None if old is None else old.spec,
         limits=options.limits,
         serve=options.serve,
         same_device=calibration.device == models.device_name(where),
         **about,
     )
-    warnings = (*made.warnings, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
-    return Sized(made.model_copy(update={"warnings": warnings}), encoded, tuple(losses), calibration)
+    warnings = (*made.warnings, *notes, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
+    update = None if old is None else _update(old, base, encoded)
+    made = made.model_copy(update={"warnings": warnings, "secrets": found, "update": update})
+    return Sized(made, encoded, tuple(losses), calibration)
+
+
+def _update(old: BaseAdapter, base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> PlanUpdate:
+    """What the change of the corpus needs written beyond the old adapter, by a forward pass with it."""
+    adapted = adapters.load_saved(base.model, old.folder)
+    nats = sum(float(loss.sum()) for loss in base_losses(base, encoded))
+    adapters.detach(adapted)
+    return priced(old, compare(old.addresses, encoded), nats)
 
 
 def _summary(encoded: Sequence[EncodedPassage], files: tuple[CorpusFile, ...], reading: Reading) -> CorpusSummary:

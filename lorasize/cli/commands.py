@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PLAN_FILE = "lorasize.plan.json"
 ADAPTER_FOLDER = "adapter"
+_PLAN_OPTIONS = ("calibration", "confidence", "minimize", "rank", "serve", "secrets", "base_adapter")
 _MAX_DRIFT = 0.05  # nats per token, where a text to retain is named and no bound
 
 
@@ -107,6 +108,10 @@ Example:
     help="What the adapter should be small in.",
 )  # fmt: skip
 @click.option("--rank", type=options.AT_LEAST_ONE, help="This rank; the plan says what it predicts.")
+@click.option(
+    "--base-adapter", type=options.existing_folder, metavar="FOLDER",
+    help="Adapter that holds the corpus as it was; the plan is for training on from it.",
+)  # fmt: skip
 @click.option("--target-modules", multiple=True, help="These modules; comma-separated or repeatable.")
 @click.option(
     "--serve", type=click.Choice(options.SERVE), default="peft", show_default=True, help="Where it will be used."
@@ -168,7 +173,7 @@ def _plan_options(chosen: dict[str, Any]) -> PlanOptions:
         ),
         target_modules=options.split_modules(chosen["target_modules"]),
         limits=options.limits_of(chosen),
-        **{name: chosen[name] for name in ("calibration", "confidence", "minimize", "rank", "serve", "secrets")},
+        **{name: chosen[name] for name in _PLAN_OPTIONS},
     )  # fmt: skip
 
 
@@ -192,6 +197,10 @@ Example:
 @click.option("--max-steps", type=options.AT_LEAST_ONE, default=3000, show_default=True, help="Optimiser steps.")
 @click.option("--time-limit", callback=options.duration, metavar="TIME", help='Training at most, such as "20 min".')
 @click.option("--escalate/--no-escalate", default=True, show_default=True, help="Grow the adapter when it stalls.")
+@click.option(
+    "--base-adapter", type=options.existing_folder, metavar="FOLDER",
+    help="Adapter to start from; by default the one that the plan names, if any.",
+)  # fmt: skip
 @click.option(
     "--retain", type=options.existing_file, metavar="FILE",
     help="Text that must not suffer; by default a neutral text that comes with lorasize, only measured.",
@@ -239,7 +248,7 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
     if chosen["retain"] is not None and chosen["max_drift"] is None:
         chosen["max_drift"] = _MAX_DRIFT
     names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device", "retain")
-    how = session.ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift")})
+    how = session.ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")})
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.expect(plan.prediction)
         progress.doing("loading the model")

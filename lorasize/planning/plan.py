@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lorasize.errors import CalibrationError
 from lorasize.law import RANGE_TOLERANCE, bent, in_range, predict
 from lorasize.planning.choice import (
     RANKS,
@@ -192,6 +193,7 @@ def make_plan(
     minimize: Minimize = "parameters",
     rank: int | None = None,
     target_modules: Sequence[str] | None = None,
+    at: AdapterSpec | None = None,
     limits: Limits | None = None,
     serve: Serve = "peft",
     same_device: bool = True,
@@ -199,10 +201,10 @@ def make_plan(
     """The plan: adapter, prediction, alternatives, budgets, and every warning. An infeasible corpus gets no search.
 
     Candidates within the limits come first; when none of those reaches the confidence, the limits are broken and the
-    status says so.
+    status says so. An adapter `at` which to start leaves its site, and ranks that contain it.
 
     Raises:
-        CalibrationError: the module set was not calibrated.
+        CalibrationError: the module set, or the site to start at, was not calibrated.
         ValueError: a feasible corpus without demand, or a confidence outside (0, 1).
     """
     thumbs = rules_of_thumb(linear_parameters_per_rank, corpus.n_tokens)
@@ -214,6 +216,8 @@ def make_plan(
         raise ValueError("a feasible corpus needs its demand measured before it can be planned for")
     limits = limits or Limits()
     options = assess_all(calibration, demand, n_sequence_tokens, rank=rank, target_modules=target_modules)
+    if at is not None:
+        options = _containing(options, at)
     predictions = {a.candidate: predicted(calibration, demand, a, n_sequence_tokens, confidence) for a in options}
     verdicts = {
         c: budgets(limits, c.spec(demand), prediction, same_device=same_device) for c, prediction in predictions.items()
@@ -237,6 +241,17 @@ def make_plan(
             "warnings": _warnings(calibration, demand, chosen, confidence, same_device),
         }
     )
+
+
+def _containing(options: Sequence[Assessment], at: AdapterSpec) -> list[Assessment]:
+    """Those at the site of an adapter, with ranks no smaller than its own."""
+    here = (at.target_modules, at.layers_to_transform)
+    found = [a for a in options if (a.candidate.site.target_modules, a.candidate.site.layers_to_transform) == here]
+    kept = [a for a in found if a.candidate.rank >= at.rank]
+    if not kept:
+        where = f"{', '.join(at.target_modules)} in layers {', '.join(map(str, at.layers_to_transform))}"
+        raise CalibrationError(f"The calibration holds no site {where}, or no rank from {at.rank} on there.")
+    return kept
 
 
 def compare(old: Plan, new: Plan) -> tuple[Difference, ...]:

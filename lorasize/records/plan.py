@@ -95,6 +95,18 @@ class Budget(BaseModel):
     against: Against = "point"
 
 
+class Finding(BaseModel):
+    """A line of the corpus that looks like a secret. What it holds is not said.
+
+    `kind`: `email`, `phone`, `iban`, `card`, or the name of a credential such as `github-pat`.
+    """
+
+    model_config = STRICT
+    kind: str
+    file: str
+    line: int
+
+
 class Difference(BaseModel):
     """One quantity of an older plan and of this one; None where a plan has no adapter."""
 
@@ -124,6 +136,22 @@ class PlanModel(BaseModel):
     n_layers: int
 
 
+class PlanUpdate(BaseModel):
+    """A plan onto an adapter that holds the corpus as it was: what became of its passages, and the price of the change.
+
+    `nats`: what the corpus needs written beyond that adapter, summed over target tokens.
+    """
+
+    model_config = STRICT
+    adapter: str
+    weights_sha256: str
+    n_unchanged: int
+    n_changed: int
+    n_added: int
+    n_removed: int
+    nats: float
+
+
 class PlanInputs(BaseModel):
     """Digests of everything the plan was computed from. `prior`: another model's calibration stood in."""
 
@@ -137,7 +165,10 @@ class PlanInputs(BaseModel):
 
 
 class Plan(BaseModel):
-    """The recommendation: `lorasize.plan.json`. Without an adapter (`infeasible`) adapter and prediction are None."""
+    """The recommendation: `lorasize.plan.json`. Without an adapter (`infeasible`) adapter and prediction are None.
+
+    `secrets`: the first lines of each kind that look like credentials or personal data; `warnings` has the counts.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
     schema_: Literal["lorasize.plan/1"] = Field(default="lorasize.plan/1", alias="schema")
@@ -155,3 +186,5 @@ class Plan(BaseModel):
     inputs: PlanInputs
     warnings: tuple[str, ...] = ()
     compared: tuple[Difference, ...] = ()
+    secrets: tuple[Finding, ...] = ()
+    update: PlanUpdate | None = None

@@ -190,6 +190,21 @@ class Drift(BaseModel):
         return self.bound is not None and self.nats > self.bound
 
 
+class Update(BaseModel):
+    """What an apply onto an older adapter did to the passages that were in it.
+
+    `n_old_produced`: changed or removed passages whose old target still comes back from their old prompt.
+    """
+
+    model_config = STRICT
+    adapter: str
+    n_unchanged: int
+    n_changed: int
+    n_added: int
+    n_removed: int
+    n_old_produced: int
+
+
 class Histogram(BaseModel):
     """How many target tokens have a p between two neighbouring `edges`, before training and after."""
 
@@ -221,6 +236,7 @@ class Memorization(BaseModel):
     model_fingerprint: ModelFingerprint
     plan: Plan
     probabilities: Histogram | None = None
+    update: Update | None = None
 
     @property
     def proven(self) -> bool:

@@ -22,7 +22,7 @@ from lorasize.records import (
     Prediction,
 )
 from lorasize.report.text import chance, counted, facts, label, layers, listing
-from lorasize.units import format_bytes, format_seconds
+from lorasize.units import bits, format_bytes, format_seconds
 
 _RESULT = {"pass": "kept", "fail": "EXCEEDED", "warn": "exceeded (warning)"}
 
@@ -123,6 +123,11 @@ def plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "demand", corpus
     if plan.demand is not None:
         yield from _where_the_bits_go(plan.demand, plan.corpus.n_passages)
+    if (update := plan.update) is not None:
+        yield "update", (
+            f"{update.n_changed} changed, {update.n_added} added, {update.n_removed} removed, {update.n_unchanged} "
+            f"unchanged since {update.adapter} · {bits(update.nats):,.0f} bits to write beyond it"
+        )
     if plan.prediction is not None:
         yield from _prediction(plan.prediction)
     if (thumbs := plan.rules_of_thumb) is not None:

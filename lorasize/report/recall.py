@@ -122,6 +122,10 @@ def memorization_facts(m: Memorization) -> Iterator[tuple[str, str]]:
         chance = f"{predicted.success_probability:.0%} likely"
         yield "plan missed", f"rank {m.plan.adapter.rank} was {chance}; this took {times:.1f} times its parameters"
     yield "escalations", " · ".join(f"{e.from_} → {e.to} at step {e.step:,}" for e in m.escalations)
+    if (update := m.update) is not None:
+        n = update.n_changed + update.n_removed
+        old = f"{update.n_old_produced} of {n} old targets still come back" if n else "nothing changed or removed"
+        yield "update", f"{update.n_unchanged} unchanged, {update.n_changed} changed, {update.n_added} added · {old}"
     if m.drift is not None:
         bound = "" if m.drift.bound is None else f", at most {m.drift.bound:+.3f} asked"
         loss = f"{m.drift.before:.3f} → {m.drift.after:.3f}"
