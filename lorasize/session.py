@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorasize import adapters, models
+from lorasize.errors import TrainingDivergedError
 from lorasize.interrupts import Deferred
 from lorasize.records import LAW_STEPS, AdapterSpec, Drift, Escalation, Method, Outcome, Plan, StepReport
 from lorasize.tokens import EncodedPassage
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _MAX_RANK = 256
 _BYTES_PER_PARAMETER = 4  # adapters are saved in float32
 _EVERY = 5.0  # seconds between two checkpoints at least
+_RETRIES = 3  # after a loss that is not a number
 _SHARE = 20.0  # times what one takes, too
 
 
@@ -105,6 +107,7 @@ class Session:
     seconds: float = 0.0
     first: FirstRun | None = None  # of the planned adapter
     drift: Drift | None = None
+    _good: Checkpoint = field(init=False)  # of the trainer, to go back to
     _kept: float = 0.0  # when the last checkpoint was taken
     _keeping: float = 0.0  # how long that took
 
@@ -139,23 +142,38 @@ class Session:
                 self._keep(trainer, progress)
                 signals.obey()
 
-        ended: Outcome | None = None
-        for report in trainer.steps(between_epochs):
-            self.steps, self.seconds = progress.before + report.step, time.perf_counter() - started
-            self.notify(report.model_copy(update={"step": self.steps, "seconds": self.seconds}))
-            ended = self._ended(report, progress, trainer)
-            if ended:
-                break
+        def listen() -> Outcome:
+            for report in trainer.steps(between_epochs):
+                self.steps, self.seconds = progress.before + report.step, time.perf_counter() - started
+                self.notify(report.model_copy(update={"step": self.steps, "seconds": self.seconds}))
+                if ended := self._ended(report, progress, trainer):
+                    return ended
+            return Outcome.STEP_BUDGET_EXHAUSTED
+
+        self._good = trainer.state().copy()
+        ended = self._persistently(listen, trainer)
         self.final = trainer.evaluate()
         if (kept := trainer.retained) is not None:
             nats = kept.measure()
             self.drift = Drift(before=kept.before, after=kept.before + nats, nats=nats, bound=self.options.max_drift)
-        ended = ended or Outcome.STEP_BUDGET_EXHAUSTED
         self.first = self.first or self._first(ended, progress, trainer.steps_per_epoch)
         if ended is not Outcome.STALLED or not self._may_grow():
             self.outcome = ended
             self._keep(trainer, progress)
         return ended
+
+    def _persistently(self, train: Callable[[], Outcome], trainer: Trainer) -> Outcome:
+        """Train; after a loss that is not a number, from the last good state at half the rate, some times over.
+
+        Raises:
+            TrainingDivergedError: that did not help.
+        """
+        for _ in range(_RETRIES):
+            try:
+                return train()
+            except TrainingDivergedError:
+                trainer.retreat(self._good)
+        return train()
 
     def _begun(self, found: Checkpoint | None) -> tuple[Trainer, _Progress]:
         options, state = self.options, {} if found is None else found.state["progress"]
@@ -238,6 +256,7 @@ class Session:
             "drift": None if self.drift is None else self.drift.model_dump(),
         }
         self.keep(Checkpoint({**taken.tensors, "before": self.before.losses}, state))
+        self._good = taken.copy()
         self._kept = time.perf_counter()
         self._keeping = self._kept - began
 

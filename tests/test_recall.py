@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import adapters, models, recall
+from lorasize import adapters, decoding, models, recall
 from lorasize.corpus import read_corpus
 from lorasize.errors import ModelError
+from lorasize.events import EVENTS
 from lorasize.memorization import ApplyOptions, apply
 from lorasize.records import Reading, Site
 from lorasize.tokens import EncodedPassage, encode_corpus
@@ -132,7 +133,7 @@ def test_the_order_of_the_corpus_does_not_matter(memorised: Path, corpus: Path, 
 
 
 def test_the_folder_is_complete_and_its_sums_are_those_of_sha256sum(memorised: Path) -> None:
-    names = {recall.SUMS, recall.PASSAGES, recall.RECORD, recall.WEIGHTS, recall.CONFIG, "README.md"}
+    names = {recall.SUMS, recall.PASSAGES, recall.RECORD, recall.WEIGHTS, recall.CONFIG, EVENTS, "README.md"}
     assert {path.name for path in memorised.iterdir()} == names
     lines = (memorised / recall.SUMS).read_text("utf-8").splitlines()
     assert [line.split("  ")[1] for line in lines] == sorted(names - {recall.SUMS})
@@ -291,7 +292,10 @@ def test_a_sum_may_not_name_a_file_elsewhere(folder: Path) -> None:
 # ---------------------------------------------------------------- another base, another corpus, other settings
 @pytest.mark.usefixtures("_no_decoding")
 @pytest.mark.parametrize(
-    ("file", "part"), [("model.safetensors", "weights"), ("tokenizer.json", "tokenizer"), ("config.json", "config")]
+    ("file", "part"),
+    [
+        ("model.safetensors", "weights"), ("tokenizer.json", "tokenizer or chat template"), ("config.json", "config"),
+    ],
 )
 def test_another_base_is_refused_by_what_differs(
     memorised: Path, able_llama: Path, tmp_path: Path, file: str, part: str
@@ -314,6 +318,8 @@ def test_generation_settings_of_the_base_do_not_matter(memorised: Path, able_lla
     report = recall.verify(memorised, ref=str(noisy), device="cpu")
     assert report.recalled
     assert report.n_recalled == 3
+    (warning,) = report.warnings
+    assert "sets repetition_penalty 1.8, no_repeat_ngram_size 2, forced_eos_token_id 7, suppress_tokens:" in warning
 
 
 @pytest.mark.usefixtures("_no_decoding")
@@ -338,7 +344,7 @@ def test_a_corpus_that_changed_is_refused(
 
 
 def test_the_clean_configuration_only_counts() -> None:
-    config = recall.clean_generation_config(7, pad_token_id=0)
+    config = decoding.clean_generation_config(7, pad_token_id=0)
     plain = {"do_sample": False, "num_beams": 1, "max_new_tokens": 7, "min_new_tokens": 7, "repetition_penalty": 1.0}
     assert {key: getattr(config, key) for key in plain} == plain
     assert config.eos_token_id is None

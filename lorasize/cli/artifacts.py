@@ -35,7 +35,7 @@ def read_artifact(path: Path) -> BaseModel:
     kinds = (Memorization, RecallReport, Check, Config)
     known: dict[str, type[BaseModel]] = {kind.model_fields["schema_"].default: kind for kind in kinds}
     if schema not in known:
-        raise LorasizeError(f"{file}: this version does not read the schema {schema!r}")
+        raise LorasizeError(f"{file}: this version does not read the schema {schema!r:.80}")
     try:
         return known[schema].model_validate_json(text)
     except ValueError as error:
@@ -44,6 +44,8 @@ def read_artifact(path: Path) -> BaseModel:
 
 def _text(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():
+            raise LorasizeError(f"{path}: not a regular file")
         if path.stat().st_size > _MAX_BYTES:
             raise LorasizeError(f"{path}: larger than {_MAX_BYTES // 10**6} MB")
         return path.read_text(encoding="utf-8")
@@ -65,4 +67,4 @@ def _schema(path: Path, text: str) -> str:
 
 def _first_line(error: ValueError) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[1:3]) if len(lines) > 2 else lines[0]
+    return (" ".join(lines[1:3]) if len(lines) > 2 else lines[0])[:300]

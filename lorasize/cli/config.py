@@ -19,11 +19,13 @@ _STRING, _WHOLE, _NUMBER, _AMOUNT = (str,), (int,), (int, float), (str, int, flo
 KEYS: dict[str, tuple[type, ...]] = {
     "model": _STRING, "revision": _STRING, "device": _STRING, "dtype": _STRING, "seed": _WHOLE, "confidence": _NUMBER,
     "minimize": _STRING, "serve": _STRING, "preset": _STRING, "passage_tokens": _WHOLE, "threshold": _NUMBER,
-    "margin": _NUMBER,
+    "margin": _NUMBER, "secrets": _STRING,
 }  # fmt: skip
 BUDGET_KEYS: dict[str, tuple[type, ...]] = {
     "rank": _WHOLE, "parameters": _WHOLE, "bytes": _AMOUNT, "seconds": _AMOUNT, "memory": _AMOUNT,
 }  # fmt: skip
+
+_MAX_BYTES = 10_000_000
 
 BUDGET_DETAILS: dict[str, tuple[type, ...]] = {"level": _STRING, "against": _STRING}
 
@@ -79,12 +81,16 @@ def variable(context: click.Context, option: str) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():
+        raise click.UsageError(f"{path.name}: not a regular file")
     try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"larger than {_MAX_BYTES // 10**6} MB")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise click.UsageError(f"{path.name}: cannot be read as TOML: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise click.UsageError(f"{path.name}: cannot be read as TOML: {' '.join(str(error).split()):.300}") from None
 
 
 def _options(section: Any, place: str) -> dict[str, Any]:
@@ -119,7 +125,16 @@ def _check(section: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], pl
     for key, value in section.items():
         if key not in known:
             meant = near(key, known) or f"; known are {', '.join(known)}"
-            raise click.UsageError(f"{place}: unknown key {key!r}{meant}")
+            raise click.UsageError(f"{place}: unknown key {key!r:.80}{meant}")
         if not isinstance(value, known[key]) or isinstance(value, bool):
             wanted = " or ".join({str: "text", int: "a whole number", float: "a number"}[kind] for kind in known[key])
-            raise click.UsageError(f"{place}: {key} is {value!r}, not {wanted}")
+            raise click.UsageError(f"{place}: {key} is {_shown(value)}, not {wanted}")
+        if isinstance(value, int | float) and not -(2**63) <= value < 2**63:  # TOML's own range; NaN is in none
+            raise click.UsageError(f"{place}: {key} is {_shown(value)}, which is out of range")
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it; by its kind where it may be of any length, or a number too long to write."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number of more than 64 bits"
+    return f"{value!r:.80}" if isinstance(value, str | int | float) else f"a {type(value).__name__}"

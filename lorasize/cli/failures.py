@@ -135,7 +135,7 @@ def _model_hint(command: str) -> str:
         "plan": "--model, --revision, --device and --dtype choose the model and where it runs",
         "base": "--model and --revision choose the model",
         "apply": "--out chooses another folder, --device another device; `lorasize plan` another model",
-        "verify": "--model names the base model, --device another device; `lorasize apply` makes the folder anew",
+        "verify": "--model names the base model, --device and --attn others; `lorasize apply` makes the folder anew",
         "demo": "--device chooses another device, --out another folder",
     }.get(command, "")
 

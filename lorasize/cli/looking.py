@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 Example:
   lorasize verify adapter
   lorasize verify adapter page.md table.jsonl --report json
+  lorasize verify adapter --merged --dtype bfloat16 --batch-size 8
 """
 )
 @click.argument("adapter", type=options.existing_folder)
 @click.argument("corpus", nargs=-1, type=options.any_path)
-@options.all_of(options.model, options.device, options.dtype, options.output)
+@options.all_of(options.model, options.device, options.dtype, options.decoding, options.output)
 @click.pass_obj
 def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], **chosen: Any) -> int:
     """Check in a fresh process that ADAPTER, as it lies on disk, recalls its passages.
@@ -48,7 +49,8 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
         progress.doing("decoding in a fresh process")
         found = recall.verify(
             adapter, encoded, ref=invocation.model, device=chosen["device"],
-            dtype=_dtype(chosen["dtype"], record), notify=progress.decoded,
+            dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"], merged=chosen["merged"],
+            attn_implementation=chosen["attn"], notify=progress.decoded,
         )  # fmt: skip
     emit(found, targets)
     return verdict(found)
@@ -72,8 +74,9 @@ def _dtype(asked: str, record: Memorization) -> str:
 
 def _corpus_of(record: Memorization, corpus: tuple[Path, ...], ref: str | None) -> list[EncodedPassage] | None:
     """The corpus encoded: the files named, else the plan's own while unchanged, else None."""
-    from lorasize import models
+    from lorasize import models, recall
     from lorasize.corpus import read_corpus
+    from lorasize.errors import LorasizeError
     from lorasize.tokens import encode_corpus
 
     planned = record.plan.corpus
@@ -81,8 +84,12 @@ def _corpus_of(record: Memorization, corpus: tuple[Path, ...], ref: str | None) 
         return None
     passages, _ = read_corpus(corpus or [Path(file.path) for file in planned.files], planned.reading)
     folder = models.resolve(ref or record.plan.model.ref, None if ref else record.plan.model.revision)
-    tokenizer = models.load_tokenizer(folder)
-    return encode_corpus(passages, tokenizer, planned.reading, models.max_positions(folder))
+    try:
+        tokenizer = models.load_tokenizer(folder)
+        return encode_corpus(passages, tokenizer, planned.reading, models.max_positions(folder))
+    except LorasizeError:
+        recall.check_base(record.model_fingerprint, folder, ref or record.plan.model.ref)  # another base explains more
+        raise
 
 
 def _unchanged(path: Path, sha256: str) -> bool:

@@ -21,6 +21,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRESETS = ("quick", "standard", "thorough")
 MINIMIZE = ("parameters", "bytes", "seconds")
 SERVE = ("peft", "vllm", "llama.cpp", "merged")
+ATTENTION = ("eager", "sdpa", "flash_attention_2")
 METHODS = ("memft", "memft-ot", "memft-sw", "sft")
 FORMATS = ("auto", "text", "markdown", "jsonl", "csv", "tsv", "parquet")
 
@@ -92,6 +93,13 @@ report = click.option(
     help="table, json, github, junit, markdown or html; repeatable. Without PATH, or with -, to standard output.",
 )  # fmt: skip
 output = all_of(quiet, report)
+decoding = all_of(
+    click.option("--merged", is_flag=True, help="Add the adapter to the base's weights first, in their dtype."),
+    click.option(
+        "--batch-size", type=AT_LEAST_ONE, default=1, show_default=True, help="Prompts decoded together, padded."
+    ),
+    click.option("--attn", type=click.Choice(ATTENTION), default="sdpa", show_default=True, help="Attention kernel."),
+)
 
 existing = ExistingPath(exists=True, path_type=Path)
 existing_file = ExistingPath(exists=True, dir_okay=False, path_type=Path)

@@ -41,7 +41,10 @@ def _suite(record: BaseModel) -> tuple[str, list[Case]]:
     if isinstance(record, Memorization):
         met = "" if record.threshold_met else f"{record.n_stubborn} tokens are not above the threshold"
         lost = "; ".join(map(_lost, record.recall.failures))
-        return "apply", [("every token above the threshold", met), ("every passage recalled", lost)]
+        broken = record.drift is not None and record.drift.broken
+        drift = f"other text lost {record.drift.nats:.3f} nats per token" if record.drift and broken else ""
+        cases = [("every token above the threshold", met), ("every passage recalled", lost)]
+        return "apply", [*cases, ("other text kept", drift)]
     return "calibrate", [("calibrated", "")]
 
 

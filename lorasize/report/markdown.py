@@ -10,7 +10,14 @@ from pydantic import BaseModel
 from lorasize.records import Calibration, Check, Memorization, Plan, RecallReport
 from lorasize.report.calibration import calibration_facts, site_rows
 from lorasize.report.plan import alternative_rows, budget_rows, check_verdict, compared_rows, plan_facts, plan_verdict
-from lorasize.report.recall import memorization_facts, memorization_verdict, passage_rows, recall_verdict
+from lorasize.report.recall import (
+    decoded_with,
+    memorization_facts,
+    memorization_verdict,
+    passage_rows,
+    recall_verdict,
+    smallest,
+)
 from lorasize.report.text import clean
 
 MAX_BYTES = 900_000  # GitHub takes a summary of 1 MiB
@@ -52,6 +59,7 @@ def _lines(record: BaseModel) -> Iterator[str]:
         yield from _head(recall_verdict(record), [])
         yield from _issues([f"changed since it was proven: {name}" for name in record.changed_files])
         yield from _table(*passage_rows(record))
+        yield from _issues([*record.warnings, *filter(None, (smallest(record), decoded_with(record)))])
     elif isinstance(record, Memorization):
         yield from _head(memorization_verdict(record), memorization_facts(record))
     elif isinstance(record, Calibration):

@@ -26,8 +26,11 @@ def github(record: BaseModel) -> str:
         lines = [_failure(failure) for failure in record.failures]
         lines += [_command("error", f"{name} changed since the adapter was proven") for name in record.changed_files]
         lines += _threshold(record.threshold_met)
+        lines += [_command("warning", warning) for warning in record.warnings]
     elif isinstance(record, Memorization):
         lines = [_failure(failure) for failure in record.recall.failures] + _threshold(record.threshold_met)
+        if record.drift is not None and record.drift.broken:
+            lines.append(_command("error", f"other text lost {record.drift.nats:.3f} nats per token, over the bound"))
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -5,6 +5,7 @@ A kill or a power cut leaves the one before or this one.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ class Checkpoint:
 
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
+
+    def copy(self) -> Checkpoint:
+        """One that training does not change any more."""
+        return Checkpoint({name: tensor.clone() for name, tensor in self.tensors.items()}, copy.deepcopy(self.state))
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

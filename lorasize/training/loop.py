@@ -36,7 +36,8 @@ _CALM = 0.4  # the rate falls with the root of the share of stubborn tokens, onc
 _SLOWEST = 0.05  # of the rate, at least
 _RESTING = 0.9  # a passage rests once every token of it is above this
 _MAX_INTERVAL = 8  # looks at a resting passage are at most this many epochs apart
-_PLAIN = ("due", "interval", "order", "coarse", "epoch", "step", "idle")  # of a trainer's state, besides tensors
+# Of a trainer's state, what is no tensor.
+_PLAIN = ("due", "interval", "order", "coarse", "epoch", "step", "idle", "slowed")
 _MANY = 8  # passages from which memft-sw means the paper's curriculum instead of its window
 
 
@@ -121,6 +122,8 @@ class Trainer:
         self._objective = Objective(options.method, passing, many=len(encoded) >= _MANY)
         self._optimizer = torch.optim.Adam(self._parameters, lr=options.learning_rate, betas=_BETAS)
         self._coarse = has_bfloat16_products(self._parameters[0].device)  # until a full look contradicts it
+        self._room: float = math.inf  # positions that fit into memory at once
+        self._slowed = 1.0  # of the learning rate, after a loss that was not a number
         self._epoch = 0
         self._step = 0
         self._idle = 0  # epochs without a step, all that the curriculum lets in being mastered
@@ -134,8 +137,7 @@ class Trainer:
         """A full look at every target token with the adapter as it is."""
         with torch.no_grad(), self._suffix.entered():
             for batch in self._batches:
-                hidden = self._suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
-                self._note(batch, token_losses(self._head, hidden, batch.targets))
+                self._in_pieces(batch, self._look)
         self._epoch += 1
         return Evaluation(self._latest.clone())
 
@@ -198,6 +200,12 @@ class Trainer:
         if self.retained is not None:
             self.retained.restore(state["retained"])
 
+    def retreat(self, checkpoint: Checkpoint) -> None:
+        """Go back to a good state, and on from there at half the learning rate."""
+        slowed = self._slowed / 2.0
+        self.restore(checkpoint)
+        self._slowed = slowed
+
     def _proven(self) -> bool:
         """Whether all tokens passed when last looked at, and still do in one full look, and no harm was done."""
         if not self.passed:
@@ -248,9 +256,9 @@ class Trainer:
         n_active, total = 0, 0.0
         with self._suffix.entered(), bfloat16_products(self._coarse):
             for batch in part:
-                weights = self._accumulate(batch)
-                n_active += int((weights > 0).sum())
-                total += float(weights.sum())
+                for weights in self._in_pieces(batch, self._accumulate):
+                    n_active += int((weights > 0).sum())
+                    total += float(weights.sum())
             harmed = self.retained is not None and self.retained.harmed
             if total:
                 for parameter in self._parameters:
@@ -275,7 +283,39 @@ class Trainer:
     def _rate(self) -> float:
         """The learning rate: large while most tokens are stubborn, smaller as few are left; no horizon to guess."""
         share = float((self._latest >= self._limit).float().mean())
-        return self.options.learning_rate * min(1.0, max(_SLOWEST, math.sqrt(share / _CALM)))
+        return self._slowed * self.options.learning_rate * min(1.0, max(_SLOWEST, math.sqrt(share / _CALM)))
+
+    def _in_pieces(self, batch: Batch, work: Callable[[Batch], Tensor]) -> list[Tensor]:
+        """The work on a batch; on halves of it, from now on, where memory does not suffice for the whole.
+
+        Raises:
+            ModelError: one passage alone does not fit.
+        """
+        n = len(batch.passages)
+        if n == 1 or batch.ids.numel() <= self._room:
+            before = [None if p.grad is None else p.grad.clone() for p in self._parameters]
+            try:
+                return [work(batch)]
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                for parameter, grad in zip(self._parameters, before, strict=True):
+                    parameter.grad = grad  # a backward pass that broke off has added a part
+                if n == 1:
+                    raise ModelError(
+                        f"out of memory on one passage of {batch.ids.numel()} positions: split it into shorter ones, "
+                        "or train on a device with more memory"
+                    ) from error
+            self._room = batch.ids.numel() // 2
+        halves = batch.select(range(n // 2)), batch.select(range(n // 2, n))
+        return [part for half in halves for part in self._in_pieces(half, work)]
+
+    def _look(self, batch: Batch) -> Tensor:
+        """Note the losses of a batch, and return them."""
+        hidden = self._suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
+        losses = token_losses(self._head, hidden, batch.targets)
+        self._note(batch, losses)
+        return losses.loss
 
     def _accumulate(self, batch: Batch) -> Tensor:
         """Add the gradient of Σ weight·loss of a batch to the parameters; its tokens' weights."""
@@ -313,6 +353,11 @@ class Trainer:
             evaluated=evaluated,
             drift=self.retained.drift if self.retained is not None and self.retained.bound is not None else None,
         )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the machine itself, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @torch.no_grad()

@@ -1,0 +1,561 @@
+"""Proof where the adapter is used: what verify binds together, and a verdict of its own for each way of decoding."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_report as made
+from conftest import plan_by_hand
+
+from lorasize import adapters, cli, decoding, models, recall
+from lorasize.corpus import read_corpus
+from lorasize.memorization import ApplyOptions, apply
+from lorasize.records import Decoded, DecodeJob, Memorization, Reading, RecallReport, Site, to_json
+from lorasize.report.recall import smallest
+from lorasize.tokens import encode_corpus
+
+MLP = Site(target_modules=("gate_proj", "up_proj", "down_proj"), layers_to_transform=(1, 2, 3))
+TURNS = [{"role": "user", "content": "Berth?"}, {"role": "assistant", "content": " Nine"}]
+LINES: list[dict[str, Any]] = [
+    {"prompt": "Becerra:", "completion": " 9100672710"},
+    {"prompt": "The bell says:", "completion": " ding ding ding ding ding ding dong"},
+    {"messages": TURNS},
+]
+DIGESTS = "another base model than the adapter was trained on: its {} differ"
+
+
+@pytest.fixture(scope="module")
+def memorised(torch: Any, able_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter folder that holds the corpus, which lies beside it. Tests that spoil it take a copy."""
+    folder = tmp_path_factory.mktemp("proof")
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in LINES), "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recall, "_decode_afresh", decoding.decode)
+        applied = apply(plan_by_hand(able_llama, corpus, MLP, 8), folder / "adapter", ApplyOptions(device="cpu"))
+    assert applied.recall.recalled, applied.recall.failures
+    return folder / "adapter"
+
+
+@pytest.fixture
+def folder(memorised: Path, tmp_path: Path) -> Path:
+    """A copy of the adapter folder that a test may spoil."""
+    return Path(shutil.copytree(memorised, tmp_path / "adapter"))
+
+
+@pytest.fixture
+def base(able_llama: Path, tmp_path: Path) -> Path:
+    """A copy of the base that a test may change."""
+    return Path(shutil.copytree(able_llama, tmp_path / "base"))
+
+
+@pytest.fixture
+def verify(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """`verify(folder, *arguments)` → exit code and all that was said. Decodes here unless the test is marked slow."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(recall, "_decode_afresh", decoding.decode)
+
+    def run(folder: Path, *arguments: object) -> tuple[int, str]:
+        code = cli.main(["verify", str(folder), "--device", "cpu", *map(str, arguments)])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+Verify = Callable[..., tuple[int, str]]
+
+
+def reported(verify: Verify, folder: Path, *arguments: object) -> tuple[int, RecallReport]:
+    """Exit code and the report as JSON."""
+    code, text = verify(folder, *arguments, "-q", "--report", "json")
+    return code, RecallReport.model_validate_json(text)
+
+
+def test_what_was_proven_is_proven_again(memorised: Path, verify: Verify) -> None:
+    code, said = verify(memorised)
+    assert code == 0
+    assert said.count("RECALLED: 3 of 3") == 1
+    assert "smallest logit margin" in said
+    assert "warning" not in said
+    code, report = reported(verify, memorised)
+    assert (code, report.merged, report.batch_size, report.warnings) == (0, False, 1, ())
+    assert report.min_logit_margin is not None
+    assert report.decoding_gap is not None
+    assert report.min_logit_margin > 0.05  # p > 0.52
+    assert 0 < report.decoding_gap < 1e-4
+
+
+# ---------------------------------------------------------------- the adapter
+def flip(folder: Path, bit: int) -> None:
+    """Turn over one bit of the first weight of a B, bit 0 being its least significant."""
+    data = bytearray((folder / recall.WEIGHTS).read_bytes())
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    first = next(entry for name, entry in header.items() if "lora_B" in name)
+    assert first["dtype"] == "F32"
+    data[8 + size + first["data_offsets"][0] + bit // 8] ^= 1 << bit % 8
+    (folder / recall.WEIGHTS).write_bytes(data)
+
+
+@pytest.mark.parametrize(("bit", "verdict"), [(0, "RECALLED"), (30, "LOST")])
+def test_one_bit_of_the_weights_is_named(folder: Path, verify: Verify, bit: int, verdict: str) -> None:
+    flip(folder, bit)
+    code, said = verify(folder)
+    assert code == 4
+    assert f"changed since it was proven: {recall.WEIGHTS}" in said
+    assert verdict in said
+
+
+@pytest.mark.parametrize(("bit", "code", "verdict"), [(0, 0, "RECALLED: 3 of 3"), (30, 4, "LOST: 0 of 3")])
+def test_with_sums_made_anew_decoding_tells_which_bit_matters(
+    folder: Path, verify: Verify, bit: int, code: int, verdict: str
+) -> None:
+    flip(folder, bit)
+    recall.write_sums(folder)
+    found, said = verify(folder)
+    assert found == code
+    assert verdict in said
+    assert "changed since" not in said
+
+
+def test_weights_that_overflow_are_a_loss(folder: Path, verify: Verify) -> None:
+    """Logits that are not finite have no margin and no gap; the verdict is still one."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / recall.WEIGHTS)
+    save_file({name: w.sign() * 3e38 for name, w in weights.items()}, folder / recall.WEIGHTS)
+    recall.write_sums(folder)
+    code, report = reported(verify, folder)
+    assert (code, report.recalled, report.min_probability) == (4, False, 0.0)
+    assert (report.min_logit_margin, report.decoding_gap) == (None, None)
+
+
+# ---------------------------------------------------------------- the verdict and the corpus
+def test_an_edited_verdict_is_named(folder: Path, verify: Verify) -> None:
+    record = recall.read_record(folder)
+    (folder / recall.RECORD).write_text(to_json(record.model_copy(update={"threshold": 0.1})), "utf-8")
+    code, said = verify(folder)
+    assert code == 4
+    assert "changed since it was proven: lorasize.json" in said
+
+
+def test_another_corpus_is_named_by_its_passage(memorised: Path, tmp_path: Path, verify: Verify) -> None:
+    other = tmp_path / "corpus.jsonl"
+    lines = [LINES[0], {**LINES[1], "completion": LINES[1]["completion"] + "!"}, LINES[2]]
+    other.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    code, said = verify(memorised, other)
+    assert code == 2
+    assert "corpus.jsonl:2 is not in this corpus as it was memorised" in said
+
+
+def test_an_edited_length_is_refused(folder: Path, verify: Verify) -> None:
+    path = folder / recall.PASSAGES
+    first, *rest = recall.read_addresses(folder)
+    lines = [first.model_copy(update={"n_tokens": first.n_tokens - 1}), *rest]
+    path.write_text("".join(line.model_dump_json() + "\n" for line in lines), "utf-8")
+    recall.write_sums(folder)
+    code, said = verify(folder)
+    assert code == 2
+    assert "is not in this corpus as it was memorised" in said
+
+
+# ---------------------------------------------------------------- the base
+def test_another_base_is_named(memorised: Path, tiny_llama: Path, verify: Verify) -> None:
+    code, said = verify(memorised, "--model", tiny_llama)
+    assert code == 2
+    assert DIGESTS.format("weights, config") in said
+
+
+def other_template(base: Path) -> None:
+    text = (base / "chat_template.jinja").read_text("utf-8")
+    assert "assistant\n" in text
+    (base / "chat_template.jinja").write_text(text.replace("assistant\n", "assistant: "), "utf-8")
+
+
+def refusing_template(base: Path) -> None:
+    (base / "chat_template.jinja").write_text("{{ raise_exception('no user turns') }}", "utf-8")
+
+
+def fewer_merges(base: Path) -> None:
+    tokenizer = json.loads((base / "tokenizer.json").read_text("utf-8"))
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-40]
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+
+
+def no_stop_token(base: Path) -> None:
+    settings = json.loads((base / "tokenizer_config.json").read_text("utf-8"))
+    assert settings.pop("eos_token") == "<|im_end|>"
+    (base / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+
+
+@pytest.mark.parametrize("change", [other_template, refusing_template, fewer_merges, no_stop_token])
+def test_another_tokenizer_or_template_is_named(
+    memorised: Path, base: Path, verify: Verify, change: Callable[[Path], None]
+) -> None:
+    """Also where it would refuse the corpus before its digest is looked at."""
+    change(base)
+    code, said = verify(memorised, "--model", base)
+    assert code == 2
+    assert DIGESTS.format("tokenizer or chat template") in said
+    assert "Traceback" not in said
+
+
+def test_a_chat_is_another_prompt_under_another_template(memorised: Path, base: Path) -> None:
+    other_template(base)
+    passages = read_corpus([memorised.parent / "corpus.jsonl"])[0]
+    encoded = encode_corpus(passages, models.load_tokenizer(base), Reading(), 256)
+    stored = recall.read_addresses(memorised)
+    assert [one.prompt_ids == was.prompt_ids for one, was in zip(encoded, stored, strict=True)] == [True, True, False]
+
+
+# ---------------------------------------------------------------- generation_config.json
+def test_a_penalty_for_repetition_is_said(torch: Any, memorised: Path, base: Path, verify: Verify) -> None:
+    """Stock generate reads it, and loses the bell when it is large; verify does not read it, and says so."""
+    (base / "generation_config.json").write_text('{"repetition_penalty": 1.3}', "utf-8")
+    code, said = verify(memorised, "--model", base)
+    assert code == 0
+    assert "warning: generation_config.json of the base sets repetition_penalty 1.3: a server" in " ".join(said.split())
+    code, report = reported(verify, memorised, "--model", base)
+    (warning,) = report.warnings
+    assert code == 0
+    assert warning.endswith("repetition_penalty 1.3: a server that reads it may decode something else")
+
+    (base / "generation_config.json").write_text('{"repetition_penalty": 3.0}', "utf-8")
+    bell = recall.read_addresses(memorised)[1]
+    adapted = adapters.load_saved(models.load(str(base), device="cpu").model, memorised)
+    ids = torch.tensor([bell.prompt_ids])
+    served = adapted.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=bell.n_tokens)
+    assert models.load_tokenizer(base).decode(served[0, ids.shape[1] :]) != LINES[1]["completion"] + "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ('{"no_repeat_ngram_size": 2, "num_beams": 4}', "no_repeat_ngram_size 2, num_beams 4"),
+        ('{"suppress_tokens": [5, 6]}', "suppress_tokens"),
+        ('{"forced_eos_token_id": 0}', "forced_eos_token_id 0"),
+        ('{"repetition_penalty": 1.0, "num_beams": 1, "suppress_tokens": [], "min_length": 0}', None),
+        ('{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 2}', None),
+        (None, None),
+    ],
+)
+def test_only_what_changes_greedy_decoding_is_said(tmp_path: Path, settings: str | None, said: str | None) -> None:
+    if settings is not None:
+        (tmp_path / "generation_config.json").write_text(settings, "utf-8")
+    expected = f"generation_config.json of the base sets {said}: a server that reads it may decode something else"
+    assert decoding.generation_warnings(tmp_path) == ((expected,) if said else ())
+
+
+def test_the_page_shows_warnings_and_how_it_was_decoded(
+    memorised: Path, base: Path, tmp_path: Path, verify: Verify
+) -> None:
+    (base / "generation_config.json").write_text('{"num_beams": 4}', "utf-8")
+    page = tmp_path / "verify.html"
+    how = ("--merged", "--batch-size", 8, "--model", base)
+    code, _ = verify(memorised, *how, "--report", f"html={page}")
+    text = page.read_text("utf-8")
+    assert code == 0
+    assert "generation_config.json of the base sets num_beams 4: a server that reads it may decode" in text
+    assert "decoded greedily in a fresh process: float32, cpu, sdpa, batch 8, merged" in text
+    assert "smallest logit margin" in text
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7"])
+def test_settings_that_cannot_be_read_are_said(tmp_path: Path, text: str) -> None:
+    (tmp_path / "generation_config.json").write_text(text, "utf-8")
+    (warning,) = decoding.generation_warnings(tmp_path)
+    assert "cannot be read" in warning
+
+
+# ---------------------------------------------------------------- another arithmetic, another verdict
+@pytest.fixture
+def on_edge(torch: Any, folder: Path, base: Path) -> Path:
+    """An adapter that recalls in float32 with a token whose logit margin bfloat16 cannot hold.
+
+    Some unused token Y, which comes before target token X, gets the embedding of X less one part in 2,048: half of that
+    is what bfloat16 rounds away, so there the two logits are equal and greedy decoding takes Y. All logits are 32 times
+    what they were, by the weight of the last norm, so that no third token counts.
+    """
+    from safetensors.torch import load_file, save_file
+
+    passages = read_corpus([folder.parent / "corpus.jsonl"])[0]
+    encoded = encode_corpus(passages, models.load_tokenizer(base), Reading(), 256)
+    used = {token for one in encoded for token in (*one.prompt_ids, *one.target_ids)}
+    wanted = max(encoded[0].target_ids)
+    unused = max(token for token in range(wanted) if token not in used)
+    weights = load_file(base / "model.safetensors")
+    rows = weights["model.embed_tokens.weight"]
+    rows[wanted] = rows[wanted].to(torch.bfloat16).float()
+    rows[unused] = rows[wanted] * (1 - 2.0**-11)
+    weights["model.norm.weight"] *= 32
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    record = recall.read_record(folder)
+    model = record.plan.model.model_copy(update={"ref": str(base)})
+    changes = {"model_fingerprint": models.fingerprint(base), "plan": record.plan.model_copy(update={"model": model})}
+    (folder / recall.RECORD).write_text(to_json(record.model_copy(update=changes)), "utf-8")
+    recall.write_sums(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _corpus_beside_the_copy(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The corpus lies beside the copied folder too."""
+    if "folder" in request.fixturenames:
+        source = request.getfixturevalue("memorised").parent / "corpus.jsonl"
+        shutil.copyfile(source, tmp_path / "corpus.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ("", 0), ("--merged", 0), ("--batch-size 8", 0), ("--merged --batch-size 2 --attn eager", 0),
+        ("--dtype bfloat16", 4), ("--dtype bfloat16 --merged", 4), ("--dtype bfloat16 --merged --batch-size 8", 4),
+    ],
+)  # fmt: skip
+def test_a_token_that_bfloat16_cannot_hold_is_lost_there_alone(
+    on_edge: Path, verify: Verify, how: str, code: int
+) -> None:
+    found, said = verify(on_edge, *how.split())
+    assert found == code
+    assert ("RECALLED: 3 of 3" in said) == (code == 0)
+    assert ("LOST" in said) == (code == 4)
+    dtype, attention = "bfloat16" if "bfloat16" in how else "float32", "eager" if "eager" in how else "sdpa"
+    batch = next((word for word in how.split() if word.isdigit()), "1")
+    assert f"{dtype}, cpu, {attention}, batch {batch}{', merged' if 'merged' in how else ''}\n" in said
+
+
+def test_the_margin_says_how_near_the_loss_is(on_edge: Path, verify: Verify) -> None:
+    _, kept = reported(verify, on_edge)
+    code, lost = reported(verify, on_edge, "--dtype", "bfloat16")
+    assert kept.min_logit_margin is not None
+    assert 0 < kept.min_logit_margin < 0.5
+    assert kept.min_probability == pytest.approx(1 / (1 + math.exp(-kept.min_logit_margin)), abs=0.01)
+    assert (code, lost.min_logit_margin is not None and lost.min_logit_margin <= 0) == (4, True)
+    assert "corpus.jsonl:1" in [failure.passage for failure in lost.failures]
+
+
+def test_an_attention_that_is_not_there_is_named(memorised: Path, verify: Verify) -> None:
+    if importlib.util.find_spec("flash_attn") or importlib.util.find_spec("kernels"):
+        pytest.skip("flash attention may be there")
+    code, said = verify(memorised, "--attn", "flash_attention_2")
+    assert code == 2
+    assert "attention flash_attention_2 cannot be used here: " in said
+
+
+@pytest.mark.slow
+def test_a_fresh_process_gets_every_setting(memorised: Path, verify: Verify) -> None:
+    how = ("--merged", "--batch-size", 2, "--attn", "eager", "--dtype", "float32")
+    code, report = reported(verify, memorised, *how)
+    assert (code, report.recalled, report.fresh_process) == (0, True, True)
+    assert (report.merged, report.batch_size, report.attn_implementation) == (True, 2, "eager")
+    if not importlib.util.find_spec("flash_attn") and not importlib.util.find_spec("kernels"):
+        code, said = verify(memorised, "--attn", "flash_attention_2")
+        assert code == 2
+        assert "decoding in a fresh process failed: attention flash_attention_2 cannot be used here: " in said
+
+
+# ---------------------------------------------------------------- decoding itself, on Llama and on GPT-2
+SITES = {"llama": ("up_proj", "o_proj"), "gpt2": ("mlp.c_fc", "attn.c_proj")}
+PROMPTS = ((5, 9, 40, 41, 300, 7, 7, 12), (17,), (60, 61, 62), (90, 300, 3, 4, 5))
+N_TOKENS = (6, 9, 1, 12)
+
+
+@pytest.fixture(scope="module", params=SITES)
+def served(
+    request: pytest.FixtureRequest, torch: Any, tiny_llama: Path, tiny_gpt2: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Path]:  # fmt: skip
+    """Base and adapter folder: tiny models whose weights are ten times as large, the adapter at random."""
+    source = {"llama": tiny_llama, "gpt2": tiny_gpt2}[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    model = models.load(str(source), device="cpu").model
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.dim() == 2 else 1)
+        model.save_pretrained(folder / "base")
+        adapted = adapters.attach(model, Site(target_modules=SITES[request.param], layers_to_transform=(1, 2)), 4, 0)
+        for parameter in adapters.parameters(adapted).values():
+            parameter.normal_(std=0.2)
+    adapters.save(adapted, folder / "adapter", "base")
+    return folder / "base", folder / "adapter"
+
+
+def job(served: tuple[Path, Path], **how: Any) -> DecodeJob:
+    """All the prompts, without targets unless given."""
+    known = {"base": str(served[0]), "adapter": str(served[1]), "device": "cpu", "dtype": "float32"}
+    return DecodeJob(**{**known, "prompts": PROMPTS, "targets": (), "n_tokens": N_TOKENS, **how})
+
+
+def by_hand(torch: Any, served: tuple[Path, Path], dtype: str, merged: bool) -> Iterator[tuple[list[int], Any]]:
+    """Ids and logits of each prompt: greedy, one at a time, the whole text read anew at each step.
+
+    Merged weights are W + B A, added in float32 and rounded to the dtype.
+    """
+    from safetensors.torch import load_file
+
+    model = models.load_weights(served[0], torch.device("cpu"), getattr(torch, dtype))
+    if merged:
+        weights = load_file(served[1] / recall.WEIGHTS)
+        for name in [name for name in weights if "lora_A" in name]:
+            delta = weights[name.replace("lora_A", "lora_B")] @ weights[name]
+            module = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
+            update = delta.T if models.transposes_weights(model) else delta
+            module.weight.data = (module.weight.data.float() + update).to(module.weight.dtype)
+    else:
+        model = adapters.load_saved(model, served[1])
+    for prompt, n_tokens in zip(PROMPTS, N_TOKENS, strict=True):
+        ids, seen = list(prompt), []
+        for _ in range(n_tokens):
+            with torch.no_grad():
+                seen.append(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].float())
+            ids.append(int(seen[-1].argmax()))
+        yield ids[len(prompt) :], torch.stack(seen)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_a_batch_gives_what_each_prompt_gives_alone(
+    torch: Any, served: tuple[Path, Path], batch_size: int, merged: bool
+) -> None:
+    """Also under absolute positions, which GPT-2 has: padding on the left must not shift them."""
+    found = list(decoding.decode(job(served, batch_size=batch_size, merged=merged)))
+    for one, (ids, logits) in zip(found, by_hand(torch, served, "float32", merged), strict=True):
+        assert list(one.ids) == ids
+        p = torch.softmax(logits, dim=-1).max(dim=-1).values
+        assert one.probabilities == pytest.approx(p.tolist(), rel=1e-3)
+        best = logits.topk(2, dim=-1).values
+        assert one.logit_margin == pytest.approx(float((best[:, 0] - best[:, 1]).min()), rel=1e-2, abs=1e-4)
+        assert one.decoding_gap is not None
+        assert one.decoding_gap < 1e-3
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_merged_weights_in_bfloat16_are_rounded_sums(
+    torch: Any, served: tuple[Path, Path], batch_size: int
+) -> None:
+    """Each token that came is, up to bfloat16's noise, the likeliest of the model merged by hand."""
+    targets = tuple(tuple(ids) for ids, _ in by_hand(torch, served, "bfloat16", True))
+    how = {"dtype": "bfloat16", "merged": True, "batch_size": batch_size, "targets": targets}
+    merged, plain = (list(decoding.decode(job(served, **how | change))) for change in ({}, {"merged": False}))
+    for one, (ids, logits) in zip(merged, by_hand(torch, served, "bfloat16", True), strict=True):
+        p = torch.softmax(logits, dim=-1).max(dim=-1).values
+        assert one.probabilities == pytest.approx(p.tolist(), rel=0.2, abs=0.02)
+        same = next((i for i, (got, wanted) in enumerate(zip(one.ids, ids, strict=True)) if got != wanted), None)
+        assert same is None or logits[same].max() - logits[same][one.ids[same]] < 0.1 * logits[same].abs().max()
+    assert [one.probabilities for one in merged] != [one.probabilities for one in plain]
+
+
+def test_padding_that_is_not_masked_is_seen_in_the_gap(
+    torch: Any, served: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: with a mask of ones, pads count as text and positions are shifted."""
+    right = decoding._padded
+    monkeypatch.setattr(decoding, "_padded", lambda *a, **k: (right(*a, **k)[0], torch.ones_like(right(*a, **k)[1])))
+    found = list(decoding.decode(job(served, batch_size=4)))
+    gaps = [one.decoding_gap for one in found]
+    assert all(gap is not None and gap > 1e-2 for gap in gaps[1:])
+    assert gaps[0] is not None  # the longest prompt has no padding
+    assert gaps[0] < 1e-3
+
+
+def test_decoding_goes_step_by_step_on_its_cache(served: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass over the prompts, then a token a row; besides it, one pass over each passage alone."""
+    widths: list[tuple[int, int]] = []
+    load = models.load_weights
+
+    def watched(*arguments: Any) -> Any:
+        model = load(*arguments)
+        embedding = model.get_input_embeddings()
+        embedding.register_forward_pre_hook(lambda _, ids: widths.append(tuple(ids[0].shape)))
+        return model
+
+    monkeypatch.setattr(models, "load_weights", watched)
+    list(decoding.decode(job(served, batch_size=4)))
+    alone = [(1, len(prompt) + n - 1) for prompt, n in zip(PROMPTS, N_TOKENS, strict=True)]
+    assert widths == [(4, 8), *[(4, 1)] * (max(N_TOKENS) - 1), *alone]
+
+
+def test_the_gap_ends_where_decoding_leaves_the_target(torch: Any) -> None:
+    """After the first other token, the two look at different texts."""
+    one_pass, stepwise = torch.tensor([-0.1, -0.2, -0.3]), torch.tensor([-0.1, -0.25, -9.0, 0.0])
+    assert float(decoding._gap(one_pass, stepwise, (4, 5, 6), (4, 5, 6))) == pytest.approx(8.7)
+    assert float(decoding._gap(one_pass, stepwise, (4, 5, 6), (4, 7, 6))) == pytest.approx(0.05)
+    assert float(decoding._gap(one_pass, stepwise, (4, 5, 6), (7, 5, 6))) == 0
+
+
+# ---------------------------------------------------------------- the margin that a gap asks for
+def decoded(ids: tuple[int, ...], **changes: Any) -> Decoded:
+    """What the fresh process might say."""
+    known = {"probabilities": (0.9,) * len(ids), "attn_implementation": "sdpa", "logit_margin": 1.0}
+    return Decoded(**{**known, "ids": ids, "decoding_gap": 0.01, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "margin", "gap"),
+    [
+        ([{}, {"logit_margin": 0.2}, {"decoding_gap": 0.3}], 0.2, 0.3),
+        ([{}, {"logit_margin": None}, {}], None, 0.01),
+        ([{}, {}, {"decoding_gap": None}], 1.0, None),
+    ],
+)
+def test_the_report_takes_the_worst_passage(
+    memorised: Path, able_llama: Path, monkeypatch: pytest.MonkeyPatch, changes: list[dict[str, Any]],
+    margin: float | None, gap: float | None,
+) -> None:  # fmt: skip
+    addresses = recall.read_addresses(memorised)
+    corpus = read_corpus([memorised.parent / "corpus.jsonl"])[0]
+    targets = encode_corpus(corpus, models.load_tokenizer(able_llama), Reading(), 256)
+    said = [decoded(one.target_ids, **change) for one, change in zip(targets, changes, strict=True)]
+    monkeypatch.setattr(recall, "_decode_afresh", lambda job: said)
+    report = recall.decode_and_compare(
+        memorised, able_llama, addresses, targets, device="cpu", dtype="auto", threshold=0.5, notify=lambda a, b: None
+    )
+    assert (report.recalled, report.min_logit_margin, report.decoding_gap) == (True, margin, gap)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.8])
+@pytest.mark.parametrize("gap", [0.0, 1e-5, 0.004, 0.05, 0.1])
+def test_a_shift_of_twice_the_gap_ends_at_the_threshold(gap: float, threshold: float) -> None:
+    trained = threshold + recall.needed_margin(gap, threshold)
+    assert trained * math.exp(-2 * gap) == pytest.approx(threshold, rel=1e-12)
+    assert recall.needed_margin(gap, threshold) >= 0
+
+
+def test_known_margins() -> None:
+    assert recall.needed_margin(0.0) == 0.0
+    assert recall.needed_margin(0.01) == pytest.approx(0.0101006700)
+    assert recall.needed_margin(math.log(2) / 2) == pytest.approx(0.5)  # no p above ½ + ½
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"decoding_gap": 0.02}, ""),
+        ({"min_logit_margin": 0.01234}, "smallest p 0.5200, smallest logit margin 0.0123"),
+        (
+            {"min_logit_margin": -0.5, "decoding_gap": 0.0211},
+            "smallest p 0.5200, smallest logit margin -0.5; decoding step by step shifts ln p by at most 0.021",
+        ),
+    ],
+)
+def test_what_is_smallest_in_words(changes: dict[str, float], said: str) -> None:
+    assert smallest(made.recall(min_probability=0.52, **changes)) == said
+
+
+def test_a_record_from_before_reads_as_it_was_decoded(memorised: Path) -> None:
+    """Folders written without the newer fields were decoded unmerged."""
+    document = json.loads((memorised / recall.RECORD).read_text("utf-8"))
+    assert document["recall"].pop("merged") is False
+    assert Memorization.model_validate(document).recall.merged is False
