@@ -1,7 +1,7 @@
 """How good plans are: corpora nobody tuned for, the true smallest adapter of each, and what plan recommended.
 
     python benchmarks/plan_accuracy.py [--corpora 24] [--first-seed 100] [--journal FOLDER] [--out FILE]
-                                       [--calibration FILE] [--truth | --recommended] [--json]
+                                       [--calibration FILE] [--truth | --recommended] [--finished] [--json]
 
 Corpora are made from a seed: prose, code, key/value records and random tokens, 60 to 800 target tokens. The truth is
 found by training with the product's own loop, without growing: an adapter holds a corpus when two seeds of it end with
@@ -10,6 +10,8 @@ that does (LADDER; from the estimate upwards to a success, then downwards to a f
 calibration; `--truth` finds it and nothing else, `--recommended` trains what plan recommends and nothing else. Each
 corpus has a process and a core to itself, and every finished run is in the journal, so the same command goes on where
 it was stopped.
+
+`--finished` trains nothing: it judges the corpora whose runs are all in the journal.
 
 A run has one core, so the seconds it is judged by must be those of one: `--one-core FILE` measures them, ten steps of
 four probes of the calibration, writes the calibration with them to FILE and stops.
@@ -137,7 +139,13 @@ def _function(draw: random.Random) -> str:
 
 
 # ---------------------------------------------------------------- one corpus, in its own process
-def run_one(kind: str, n_tokens: int, seed: int, journal: Path, calibration: Path | None, *, what: str) -> None:
+class _Unfinished(Exception):  # noqa: N818 - an answer, not an error
+    """A training that is not in the journal."""
+
+
+def run_one(
+    kind: str, n_tokens: int, seed: int, journal: Path, calibration: Path | None, *, what: str, finished: bool
+) -> None:
     """Find the true minimum of a corpus, then train what plan recommends; `what`: all, or one of the two alone."""
     from lorasize import models
     from lorasize.sizing import PlanOptions, plan
@@ -146,7 +154,7 @@ def run_one(kind: str, n_tokens: int, seed: int, journal: Path, calibration: Pat
         tokenizer = models.load_tokenizer(models.resolve(models.BUILTIN))
         file = write_corpus(Path(folder), kind, n_tokens, seed, tokenizer)
         sized = plan([file], device="cpu", dtype="float32", options=PlanOptions(calibration=calibration))
-    runs = _Runs(sized, journal / f"{kind}-{n_tokens}-{seed}.jsonl")
+    runs = _Runs(sized, journal / f"{kind}-{n_tokens}-{seed}.jsonl", finished=finished)
     assert sized.plan.demand is not None
     corpus = {
         "kind": kind,
@@ -228,10 +236,10 @@ def write_one_core(calibration: Path, out: Path) -> None:
 class _Runs:
     """Trainings on one corpus, each on disk before the next starts."""
 
-    def __init__(self, sized: Any, path: Path) -> None:
+    def __init__(self, sized: Any, path: Path, *, finished: bool = False) -> None:
         from lorasize import models
 
-        self._sized, self._path = sized, path
+        self._sized, self._path, self._finished = sized, path, finished
         self._base = models.load(models.BUILTIN, device="cpu", dtype="float32")
         self._shapes = models.linear_shapes(self._base.model)
         self.all_linear = self._base.n_layers * sum(shape.parameters_per_rank for shape in self._shapes.values())
@@ -258,6 +266,8 @@ class _Runs:
         row: dict[str, Any] = {"module": module, "layers": list(layers), "rank": rank, "seed": seed}
         if self._key(row) in self._known:
             return self._known[self._key(row)]
+        if self._finished:
+            raise _Unfinished
         plan = self._sized.plan
         n = self.parameters(rung)
         changes = {"target_modules": (module,), "layers_to_transform": layers, "rank": rank, "lora_alpha": rank}
@@ -335,6 +345,7 @@ def main() -> None:
     parser.add_argument("--recommended", action="store_true", help="success of the recommended adapters only")
     parser.add_argument("--truth", action="store_true", help="find the true minima only")
     parser.add_argument("--one-core", type=Path, metavar="FILE", help="write --calibration as one core sees it")
+    parser.add_argument("--finished", action="store_true", help="train nothing, judge what is in the journal")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
@@ -346,18 +357,24 @@ def main() -> None:
     if chosen.one:
         pin(chosen.core)
         kind, n_tokens, seed = chosen.one
-        run_one(kind, int(n_tokens), int(seed), chosen.journal, chosen.calibration, what=what)
+        how = {"what": what, "finished": chosen.finished}
+        try:
+            run_one(kind, int(n_tokens), int(seed), chosen.journal, chosen.calibration, **how)
+        except _Unfinished:
+            print("null")
         return
     chosen.journal.mkdir(parents=True, exist_ok=True)
     cores, started = Cores(), time.perf_counter()
     extra = ["--journal", str(chosen.journal), *([] if what == "all" else [f"--{what}"])]
+    extra += ["--finished"] if chosen.finished else []
     extra += ["--calibration", str(chosen.calibration)] if chosen.calibration else []
 
-    def one(corpus: tuple[str, int, int]) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(cores.run(__file__, *extra, "--one", *map(str, corpus)))
+    def one(corpus: tuple[str, int, int]) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = json.loads(cores.run(__file__, *extra, "--one", *map(str, corpus)))
         return found
 
-    rows = cores.map(one, sorted(corpora(chosen.corpora, chosen.first_seed), key=lambda corpus: -corpus[1]))
+    found = cores.map(one, sorted(corpora(chosen.corpora, chosen.first_seed), key=lambda corpus: -corpus[1]))
+    rows = [row for row in found if row is not None]
     outcomes = [success for row in rows for success in row.get("successes", ())]
     found = (
         {"n_corpora": len(rows), "held": f"{sum(outcomes)} of {len(outcomes)} runs"} if what != "all" else summary(rows)

@@ -235,7 +235,8 @@ def test_interrupt_says_what_is_left(applied: Callable[..., Recorded], capsys: p
     write_plan(made.plan(), Path("lorasize.plan.json"))
     applied(KeyboardInterrupt())
     assert cli.main(["apply"]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "interrupted: the adapter folder was left as it was"
+    said = "interrupted: the same command goes on where it stopped; the adapter folder is as it was"
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 def test_interrupted_calibration_says_how_to_go_on(

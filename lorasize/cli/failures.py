@@ -34,7 +34,7 @@ _CODES: tuple[tuple[type[errors.LorasizeError], int], ...] = (
 )
 _LEFT = {
     "calibrate": "interrupted: the same command goes on where it stopped",
-    "apply": "interrupted: the adapter folder was left as it was",
+    "apply": "interrupted: the same command goes on where it stopped; the adapter folder is as it was",
     "demo": "interrupted: the same command goes on; finished probes are kept",
 }
 
