@@ -67,6 +67,14 @@ def _own_cache(
         monkeypatch.setenv("LORASIZE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture
+def _same_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode here: a fresh process takes seconds to import what it needs, and does the same."""
+    from lorasize import recall
+
+    monkeypatch.setattr(recall, "_decode_afresh", recall._decode)
+
+
 @pytest.fixture(scope="session")
 def torch() -> Iterator[Any]:
     """PyTorch on two threads, imported only by the tests that ask for it."""

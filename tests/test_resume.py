@@ -23,6 +23,8 @@ from lorasize.session import ApplyOptions
 from lorasize.staging import RECORD, locked, staged
 from lorasize.training import Checkpoint, Trainer, TrainingOptions, read_checkpoint, write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("_same_process")
+
 MLP = Site(target_modules=("gate_proj", "up_proj", "down_proj"), layers_to_transform=(1, 2, 3))
 UP = Site(target_modules=("up_proj",), layers_to_transform=(2,))
 MANY = [(f"{i}:", f" {i * 7919 % 9973} {i * 104729 % 99991}") for i in range(1, 40)]

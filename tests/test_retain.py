@@ -20,6 +20,8 @@ from lorasize.session import ApplyOptions, Session
 from lorasize.training import Trainer, TrainingOptions, base_losses, windows
 from lorasize.training.retain import Retained
 
+pytestmark = pytest.mark.usefixtures("_same_process")
+
 MLP = Site(target_modules=("gate_proj", "up_proj", "down_proj"), layers_to_transform=(1, 2, 3))
 RECORDS = [(f"{i}:", f" {i * 7919 % 9973} {i * 104729 % 99991}") for i in range(1, 9)]
 OTHER = TRAINING_TEXT * 3

@@ -17,6 +17,8 @@ from lorasize.memorization import apply
 from lorasize.records import Plan, PlanUpdate, Site
 from lorasize.session import ApplyOptions
 
+pytestmark = pytest.mark.usefixtures("_same_process")
+
 MLP = Site(target_modules=("gate_proj", "up_proj", "down_proj"), layers_to_transform=(1, 2, 3))
 OLD = [(f"Box {i}:", f" {i * 7919 % 9973}") for i in range(1, 13)]
 NEW = [("Box 3:", " 4711"), *OLD[:2], *OLD[3:10], ("Box 99:", " 1848")]  # 1 changed, 1 added, 2 removed
@@ -68,8 +70,7 @@ def test_an_update_keeps_what_stayed_and_loses_what_was(held: Path, plan: Plan, 
     assert record.steps < fresh.steps
     assert fresh.update is None
     # counted, not assumed: with the old adapter itself in place of the new one, the old target comes back
-    old = recall.verify(held, device="cpu")
-    assert old.recalled
+    assert recall.verify(held, device="cpu").recalled
 
 
 @pytest.mark.slow

@@ -75,12 +75,6 @@ def calibrated(torch: Any, able_llama: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def _same_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decode here: a fresh process takes seconds to import what it needs, and does the same."""
-    monkeypatch.setattr(recall, "_decode_afresh", recall._decode)
-
-
-@pytest.fixture
 def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where weights are loaded."""
     monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("weights were loaded"))
