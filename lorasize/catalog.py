@@ -244,16 +244,17 @@ def _no_constant(constant: str) -> NoReturn:
 def _check_schema(data: Any, name: str) -> None:
     schema = data.get("schema") if isinstance(data, dict) else None
     if not isinstance(schema, str) or not schema.startswith(f"{name}/"):
-        raise ValueError(f"not a {name}: its schema is {schema!r}")
+        raise ValueError(f"not a {name}: its schema is {schema!r:.80}")
     if schema != f"{name}/1":
-        raise ValueError(f"schema {schema}, while this version reads {name}/1: update lorasize or make the file anew")
+        advice = "update lorasize or make the file anew"
+        raise ValueError(f"schema {schema!r:.80}, while this version reads {name}/1: {advice}")
 
 
 def _first(problem: ValidationError) -> str:
     errors = problem.errors(include_url=False, include_input=False, include_context=False)
     place = ".".join(str(part) for part in errors[0]["loc"]) or "top level"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{place}: {errors[0]['msg']}{more}"
+    return f"{' '.join(place.split()):.200}: {errors[0]['msg']}{more}"
 
 
 def _write(text: str, path: Path) -> None:

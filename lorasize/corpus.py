@@ -15,10 +15,12 @@ import importlib
 import io
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,16 +29,14 @@ from lorasize.errors import CorpusError
 from lorasize.records import CorpusFile, Passage, PassageKind, Reading
 
 DEFAULT_READING = Reading()
+MAX_BYTES = 10**9  # of one file
 SUFFIXES = {".md": "markdown", ".markdown": "markdown", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 SUFFIXES |= {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 PROMPT_NAMES = ("prompt", "key", "query")
 TARGET_NAMES = ("completion", "value", "target")
 PAIRS = (*zip(PROMPT_NAMES, TARGET_NAMES, strict=True), *product(PROMPT_NAMES, TARGET_NAMES))
-ROLES = {
-    **dict.fromkeys(PROMPT_NAMES, "prompt"),
-    **dict.fromkeys(TARGET_NAMES, "target"),
-    **{"messages": "messages", "text": "text"},
-}
+ROLES = dict.fromkeys(PROMPT_NAMES, "prompt") | dict.fromkeys(TARGET_NAMES, "target")
+ROLES |= {"messages": "messages", "text": "text"}
 ACCEPTED = "prompt and completion (or key and value, query and target), messages, or text"
 
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})(.*)")
@@ -65,11 +65,11 @@ def read_corpus(
     shapes = _shapes(reading.fields)
     passages: list[Passage] = []
     files: list[CorpusFile] = []
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path in paths:
-        if path.resolve() in seen:
+        if (real := os.path.realpath(path)) in seen:
             raise CorpusError("this file is named twice; name it once", file=str(path))
-        seen.add(path.resolve())
+        seen.add(real)
         data = _read_bytes(path)
         found = list(_read_passages(path, data, reading.format, shapes))
         if not found:
@@ -102,7 +102,8 @@ def _read_passages(path: Path, data: bytes, chosen: str, shapes: tuple[Shape, ..
     if kind in ("text", "markdown"):
         yield from _text_passages(file, data, fences=kind == "markdown")
         return
-    readers = {"jsonl": _jsonl_records, "csv": _csv_records, "tsv": _tsv_records, "parquet": _parquet_records}
+    tsv: Any = partial(_csv_records, delimiter="\t")
+    readers = {"jsonl": _jsonl_records, "csv": _csv_records, "tsv": tsv, "parquet": _parquet_records}
     for line, record in readers[kind](file, data):
         yield from _record_passages(_Place(file, line), record, shapes)
 
@@ -110,15 +111,18 @@ def _read_passages(path: Path, data: bytes, chosen: str, shapes: tuple[Shape, ..
 # ---------------------------------------------------------------- bytes
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        if path.stat().st_size <= MAX_BYTES and path.is_file():
+            return path.read_bytes()
     except FileNotFoundError:
         beside = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
         meant = _near([path.name], beside, str(path).removesuffix(path.name))
         raise CorpusError("there is no such file" + meant, file=str(path)) from None
-    except IsADirectoryError:
-        raise CorpusError("this is a folder; name the files in it", file=str(path)) from None
     except OSError as error:
         raise CorpusError(f"cannot be read: {error.strerror or error}", file=str(path)) from error
+    if path.is_dir():
+        raise CorpusError("this is a folder; name the files in it", file=str(path))
+    why = f"larger than {MAX_BYTES // 10**9} GB" if path.is_file() else "not a regular file"
+    raise CorpusError(f"{why}, so it is not read", file=str(path))
 
 
 def _near(names: Iterable[str], known: Collection[str], folder: str = "") -> str:
@@ -219,12 +223,8 @@ def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
     record = dict(pairs)
     if len(record) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice!r} stands twice")
+        raise ValueError(f"the key {twice!r:.80} stands twice")
     return record
-
-
-def _tsv_records(file: str, data: bytes) -> Iterator[tuple[int, Record]]:
-    return _csv_records(file, data, delimiter="\t")
 
 
 def _csv_records(file: str, data: bytes, delimiter: str = ",") -> Iterator[tuple[int, Record]]:
@@ -234,7 +234,7 @@ def _csv_records(file: str, data: bytes, delimiter: str = ",") -> Iterator[tuple
     header = next((row for _, row in rows), [])
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
-        raise CorpusError(f"the header names {twice[0]!r} twice", file=file, line=1)
+        raise CorpusError(f"the header names {twice[0]!r:.80} twice", file=file, line=1)
     for line, row in rows:
         if len(row) != len(header):
             raise CorpusError(f"{len(row)} fields in this row, {len(header)} in the header", file=file, line=line)
@@ -272,8 +272,8 @@ def _parquet_records(file: str, data: bytes) -> Iterator[tuple[int, Record]]:
         raise CorpusError(message, file=file) from None
     try:
         rows = parquet.read_table(io.BytesIO(data)).to_pylist()
-    except (OSError, ValueError, NotImplementedError) as error:  # what pyarrow's own errors descend from
-        raise CorpusError(f"not a Parquet file: {error}", file=file) from None
+    except Exception as error:  # pyarrow raises a dozen kinds
+        raise CorpusError(f"not a Parquet file: {' '.join(str(error).split()):.200}", file=file) from None
     yield from enumerate(rows, start=1)
 
 
@@ -286,8 +286,8 @@ class _Place:
     line: int
 
     def error(self, message: str) -> CorpusError:
-        """An error that names this place."""
-        return CorpusError(message, file=self.file, line=self.line)
+        """An error that names this place, on one line whatever the columns are called."""
+        return CorpusError(f"{' '.join(message.split()):.600}", file=self.file, line=self.line)
 
     def passage(self, target: str, prompt: str = "", *, messages: Sequence[Turn] = (), text: bool = False) -> Passage:
         """A passage from here, not yet named."""
@@ -306,7 +306,7 @@ def _shapes(fields: Mapping[str, str]) -> tuple[Shape, ...]:
     roles: dict[str, str] = {}
     for name, column in fields.items():
         if name not in ROLES:
-            raise CorpusError(f"unknown field {name!r}; a field is one of {', '.join(ROLES)}{_near([name], ROLES)}")
+            raise CorpusError(f"unknown field {name!r:.80}; a field is one of {', '.join(ROLES)}{_near([name], ROLES)}")
         if ROLES[name] in roles:
             raise CorpusError(f"the field {name!r} is given twice under two names; give it once")
         roles[ROLES[name]] = column
@@ -324,7 +324,8 @@ def _record_passages(at: _Place, record: Record, shapes: tuple[Shape, ...]) -> I
         asked = " and ".join(map(repr, shapes[0][1:])) + ", as asked"
         asked += _near([column for column in shapes[0][1:] if column not in record], record)
         expected = ACCEPTED if shapes == _shapes({}) else asked
-        raise at.error(f"unknown shape: keys seen: {', '.join(map(str, record)) or 'none'}; expected {expected}")
+        seen = ", ".join(map(str, record)) or "none"
+        raise at.error(f"unknown shape: keys seen: {seen:.200}; expected {expected}")
     kind, *columns = shape
     if kind == "pair":
         yield _pair_passage(at, record, *columns)
@@ -371,7 +372,7 @@ def _turn(at: _Place, message: object, name: str) -> Turn:
         raise at.error(f"each message in {name!r} must have role and content")
     more = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
     if more:
-        raise at.error(f"a message has {more[0]!r}, which would be lost; remove it")
+        raise at.error(f"a message has {more[0]!r:.80}, which would be lost; remove it")
     return _string(at, message["role"], "role"), _string(at, message["content"], "content")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from lorasize.records import Escalation, StepReport
 
 EVENTS = "events.jsonl"
+_MOST = 50_000_000  # characters that are read
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,17 @@ def read_steps(path: Path) -> list[StepReport]:
     """The training steps noted in a file, up to a line that cannot be read; none where there is no such file."""
     steps: list[StepReport] = []
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in _text(path).splitlines():
             event = json.loads(line)
             if event.pop("event") == "step":
                 steps.append(StepReport.model_validate(event))
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError):
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
         pass  # a line cut short by a kill, or not ours
     return steps
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():  # to open a pipe is to wait
+        return ""
+    with path.open(encoding="utf-8") as stream:
+        return stream.read(_MOST)

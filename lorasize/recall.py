@@ -42,6 +42,7 @@ PASSAGES = "passages.jsonl"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _MAX_BYTES = 10**9
+_LARGEST = 1e6  # of a weight; NaN is no smaller
 
 Notify = Callable[[int, int], None]
 
@@ -147,11 +148,11 @@ def _check_weights(folder: Path) -> None:
         raise ModelError(f"{folder / WEIGHTS}: missing, or not a regular file")
     try:
         with safe_open(str(folder / WEIGHTS), framework="pt") as weights:
-            finite = all(weights.get_tensor(name).isfinite().all() for name in weights.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            sound = all((weights.get_tensor(name).abs() < _LARGEST).all() for name in weights.keys())  # noqa: SIM118
+    except (SafetensorError, OSError, MemoryError, RuntimeError) as error:  # the last of a dtype without abs
         raise ModelError(f"{folder / WEIGHTS}: truncated or damaged ({' '.join(str(error).split()):.300})") from error
-    if not finite:
-        raise ModelError(f"{folder / WEIGHTS}: holds NaN or an infinity")
+    if not sound:
+        raise ModelError(f"{folder / WEIGHTS}: truncated or damaged (it holds NaN, an infinity or a huge number)")
 
 
 def check_base(expected: ModelFingerprint, folder: Path, ref: str) -> None:

@@ -25,7 +25,8 @@ BUDGET_KEYS: dict[str, tuple[type, ...]] = {
     "rank": _WHOLE, "parameters": _WHOLE, "bytes": _AMOUNT, "seconds": _AMOUNT, "memory": _AMOUNT,
 }  # fmt: skip
 
-_MAX_BYTES = 10_000_000
+_MAX_BYTES = 10_000_000  # of a file
+_LONGEST = 500  # characters of a value
 
 BUDGET_DETAILS: dict[str, tuple[type, ...]] = {"level": _STRING, "against": _STRING}
 
@@ -131,6 +132,8 @@ def _check(section: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], pl
             raise click.UsageError(f"{place}: {key} is {_shown(value)}, not {wanted}")
         if isinstance(value, int | float) and not -(2**63) <= value < 2**63:  # TOML's own range; NaN is in none
             raise click.UsageError(f"{place}: {key} is {_shown(value)}, which is out of range")
+        if isinstance(value, str) and len(value) > _LONGEST:
+            raise click.UsageError(f"{place}: {key} is text of {len(value)} characters, more than {_LONGEST}")
 
 
 def _shown(value: Any) -> str:

@@ -8,9 +8,10 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "_commit_hash")
+MAX_LAYERS = 1000  # several times those of the deepest models; more is damage, and would be built for hours
+_GGUF_HEAD = 2**26  # bytes of a GGUF file in which its settings are looked for
+_MAX_BYTES = 10**9  # of a file that is not weights
 # How and where a tokenizer was loaded, which transformers writes too: read offline, the same one differs.
 _VOLATILE_TOKENIZER = (
     "transformers_version",
@@ -70,18 +74,36 @@ def resolve(ref: str, revision: str | None = None) -> Path:
         return _resolve_builtin(ref)
     path = Path(ref)
     if path.suffix == ".gguf":
-        return _converted(_existing_file(path))
-    if path.is_dir():
+        return _converted(_gguf_file(path))
+    if os.path.isdir(ref):  # unlike Path's, never an error: a reference may come from a file, and be anything
         return _checked_folder(path)
-    if path.exists() or ref.startswith((".", "/", "~")) or ref.count("/") != 1:
-        raise ModelError(f"{ref}: no such model; give a folder, a .gguf file, a hub id (owner/name) or {BUILTIN}")
+    if os.path.exists(ref) or ref.startswith((".", "/", "~")) or ref.count("/") != 1 or not ref.isprintable():
+        wanted = f"give a folder, a .gguf file, a hub id (owner/name) or {BUILTIN}"
+        raise ModelError(f"{' '.join(ref.split()):.200}: no such model; {wanted}")
     return _from_hub(ref, revision)
 
 
-def _existing_file(path: Path) -> Path:
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+def _gguf_file(path: Path) -> Path:
+    if not os.path.isfile(path):
+        raise ModelError(f"{' '.join(str(path).split()):.200}: no such file")
+    _check_depth(path)
     return path
+
+
+def _check_depth(gguf: Path) -> None:
+    """Refuse a GGUF file whose number of layers is damaged: transformers would build that many, or a default."""
+    with gguf.open("rb") as stream:
+        head = stream.read(_GGUF_HEAD)
+    architecture = re.search(rb"general\.architecture\x08\0{3}(.)\0{7}", head, re.DOTALL)
+    if architecture is None:
+        return  # transformers says so
+    start = architecture.end()
+    key = head[start : start + architecture[1][0]] + b".block_count"
+    _, _, found = head.partition(len(key).to_bytes(8, "little") + key)
+    wide = found[:4] in (b"\x0a\0\0\0", b"\x0b\0\0\0")  # a number of 64 bits
+    layers = int.from_bytes(found[4 : 12 if wide else 8], "little")
+    if not 0 < layers <= MAX_LAYERS:
+        raise ModelError(f"{gguf}: damaged: its number of layers is {layers}")
 
 
 def _resolve_builtin(ref: str) -> Path:
@@ -111,8 +133,18 @@ def _builtin_gguf() -> Path:
 def _checked_folder(path: Path) -> Path:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: not a model folder (no config.json)")
-    if not any(path.glob("*.safetensors")):
+    if (path / "adapter_config.json").exists():  # transformers would load the model that is named in it
+        raise ModelError(f"{path}: holds an adapter, not a base model alone; name the model it was made for")
+    weights = list(path.glob("*.safetensors"))
+    if not weights:
         raise ModelError(f"{path}: no .safetensors file; pickled weights are not read, convert them first")
+    settings = [path / name for name in ("config.json", *_TOKENIZER_FILES)]
+    for file in (*weights, *settings):
+        if os.path.lexists(file) and not file.is_file():  # to read a pipe or a device may never end
+            raise ModelError(f"{file}: not a regular file")
+    for file in settings:
+        if file.is_file() and file.stat().st_size > _MAX_BYTES:
+            raise ModelError(f"{file}: larger than {_MAX_BYTES // 10**9} GB")
     return path.resolve()
 
 
@@ -125,7 +157,7 @@ def _from_hub(ref: str, revision: str | None) -> Path:
         )
     except Exception as error:  # the hub client raises a dozen kinds; each means: not to be had
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{ref}: not found here or on the hub ({first})") from error
+        raise ModelError(f"{ref:.200}: not found here or on the hub ({first:.300})") from error
     return _checked_folder(Path(folder))
 
 
@@ -154,14 +186,32 @@ def _converted(gguf: Path, expected: str | None = None) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
+            )
+            read: Any = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
         except Exception as error:
-            raise ModelError(f"{gguf}: transformers cannot read this GGUF ({type(error).__name__}: {error})") from error
+            raise ModelError(f"{gguf}: transformers cannot read this GGUF ({reason(error)})") from error
+        model, loaded = read
+        check_loaded(gguf, loaded)
         plain = type(model)(_without_quantization(model.config))  # save_pretrained refuses a GGUF-loaded model
         plain.load_state_dict(model.state_dict())
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def check_loaded(place: Path, loaded: Mapping[str, Any]) -> None:
+    """Refuse a model some of whose weights were not in the file: transformers draws those at random.
+
+    Raises:
+        ModelError: naming one of them.
+    """
+    lacking = sorted(loaded["missing_keys"])
+    if lacking:
+        raise ModelError(f"{place}: damaged: {len(lacking)} of its weights are not there, such as {lacking[0]}")
 
 
 def _without_quantization(config: Any) -> Any:
@@ -169,6 +219,11 @@ def _without_quantization(config: Any) -> Any:
     values.pop("quantization_config", None)
     values.pop("_name_or_path", None)
     return type(config).from_dict(values)
+
+
+def reason(error: Exception) -> str:
+    """What another library's error says, on one line that is not too long."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
 
 
 @contextmanager
@@ -217,6 +272,6 @@ def _settings_sha256(path: Path, volatile: tuple[str, ...]) -> str:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         kept = {key: value for key, value in values.items() if key not in volatile}
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: not readable as JSON settings ({error})") from error
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path}: not readable as JSON settings ({reason(error)})") from error
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

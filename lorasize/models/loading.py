@@ -12,9 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from lorasize.catalog import processor
 from lorasize.errors import ModelError
-from lorasize.models.finding import fingerprint, quiet_transformers, resolve
+from lorasize.models.finding import MAX_LAYERS, check_loaded, fingerprint, quiet_transformers, reason, resolve
 from lorasize.models.shapes import decoder_layers
 from lorasize.records import CalibrationModel, ModelFingerprint
+
+_LARGEST = 1e6  # of a weight
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"{folder}: the tokenizer cannot be read ({type(error).__name__}: {error})") from error
+        raise ModelError(f"{folder}: the tokenizer cannot be read ({reason(error)})") from error
     return tokenizer
 
 
@@ -127,9 +129,13 @@ def load(ref: str, *, revision: str | None = None, device: str = "auto", dtype: 
 
 def _config(folder: Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"{folder}: the config cannot be read ({type(error).__name__}: {error})") from error
+        raise ModelError(f"{folder}: the config cannot be read ({reason(error)})") from error
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
+    if not isinstance(layers, int) or not 0 < layers <= MAX_LAYERS:
+        raise ModelError(f"{folder}: the config is damaged: its number of layers is {layers!r:.40}")
+    return config
 
 
 def _positions(config: Any) -> int:
@@ -143,7 +149,10 @@ def max_positions(folder: Path) -> int:
 
 def n_layers(folder: Path) -> int:
     """Decoder layers of the model of a folder, from its config."""
-    return int(_config(folder).num_hidden_layers)
+    layers = getattr(_config(folder), "num_hidden_layers", None)
+    if layers is None:
+        raise ModelError(f"{folder}: the config names no number of layers; is it a causal language model?")
+    return int(layers)
 
 
 def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -152,18 +161,22 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreT
     _refuse_unsupported(config)
     with quiet_transformers():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            read: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
                 attn_implementation="sdpa",
             )
         except Exception as error:
-            raise ModelError(f"{folder}: the model cannot be loaded ({type(error).__name__}: {error})") from error
+            raise ModelError(f"{folder}: the model cannot be loaded ({reason(error)})") from error
+    model, loaded = read
+    check_loaded(folder, loaded)
     model.requires_grad_(False)
     _refuse_experts(model)
+    _refuse_damage(folder, model)
     moved: PreTrainedModel = cast(Any, model).to(device)
     moved.eval()
     return moved
@@ -184,3 +197,11 @@ def _refuse_experts(model: nn.Module) -> None:
     for name, parameter in decoder_layers(model).named_parameters():
         if parameter.dim() >= 3:
             raise ModelError(f"{name} has {parameter.dim()} dimensions: mixture-of-experts layers are not supported")
+
+
+def _refuse_damage(folder: Path, model: nn.Module) -> None:
+    """Refuse weights that are NaN, infinite or far beyond any model's: their loss would be no number."""
+    for name, parameter in model.named_parameters():
+        low, high = parameter.aminmax()
+        if not (low > -_LARGEST and high < _LARGEST):  # NaN is neither
+            raise ModelError(f"{folder}: damaged: {name} holds {low:.3g} to {high:.3g}")

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from lorasize.errors import CalibrationError
 from lorasize.records import Observation, ProbeSpec
 
+_MOST = 50_000_000  # bytes that are read
+
 
 class Journal:
     """Finished observations of one calibration, one JSON line each, on disk before the next probe starts."""
@@ -21,13 +23,25 @@ class Journal:
         self._path = path
         self._key = json.dumps(key, sort_keys=True)
         self._done: dict[str, Observation] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for line in lines[1:] if lines and lines[0] == self._key else []:
+        lines = self._lines()
+        for line in lines[1:] if lines and lines[0] == self._key.encode() else []:
             try:
                 self._keep(Observation.model_validate_json(line))
             except ValidationError:
                 continue  # a line cut short by a kill: that probe runs again
         self._begin()
+
+    def _lines(self) -> list[bytes]:
+        """What is on disk; as bytes, since only the line that holds a damaged one is lost."""
+        if not self._path.exists():
+            return []
+        if not self._path.is_file():
+            raise CalibrationError(f"{self._path}: not a regular file; move it away")
+        try:
+            with self._path.open("rb") as stream:
+                return stream.read(_MOST).splitlines()
+        except OSError as error:
+            raise CalibrationError(f"{self._path}: cannot be read ({error.strerror})") from error
 
     def _begin(self) -> None:
         """Write the journal anew, without lines that a kill cut short."""

@@ -219,6 +219,13 @@ def relist(random: Random, data: bytes) -> bytes:
 # ---------------------------------------------------------------- safetensors, GGUF
 def reheader(random: Random, data: bytes) -> bytes:
     """A safetensors file whose header is wrong: its length, offsets, shapes, types, or any of its JSON."""
+    try:
+        return _reheaded(random, data)
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):  # it was wrong before
+        return flip(random, data)
+
+
+def _reheaded(random: Random, data: bytes) -> bytes:
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
     header, rest = data[8 : 8 + length], data[8 + length :]
     action = random.random()

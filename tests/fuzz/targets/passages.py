@@ -1,0 +1,8 @@
+"""atheris on `passages.jsonl` of an adapter folder: see `target`."""
+
+from target import fuzz_call
+
+from lorasize.recall import read_addresses
+
+if __name__ == "__main__":
+    fuzz_call("passages.jsonl", lambda path: read_addresses(path.parent))

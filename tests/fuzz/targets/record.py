@@ -1,0 +1,8 @@
+"""atheris on `lorasize.json` of an adapter folder: see `target`."""
+
+from target import fuzz_call
+
+from lorasize.recall import read_record
+
+if __name__ == "__main__":
+    fuzz_call("lorasize.json", lambda path: read_record(path.parent))

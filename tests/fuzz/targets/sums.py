@@ -1,0 +1,8 @@
+"""atheris on `SHA256SUMS` of an adapter folder: see `target`."""
+
+from target import fuzz_call
+
+from lorasize.recall import changed_files
+
+if __name__ == "__main__":
+    fuzz_call("SHA256SUMS", lambda path: changed_files(path.parent))

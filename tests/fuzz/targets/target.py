@@ -1,0 +1,48 @@
+"""What every fuzz target here does: give atheris' bytes to one reader, and fail on anything but a success or one line.
+
+atheris is not a dependency of lorasize or of its tests: `pip install atheris`, then for instance
+`python tests/fuzz/targets/corpus_jsonl.py -max_total_time=60 tests/fuzz/regressions/corpus-jsonl`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+with atheris.instrument_imports(include=["lorasize"]):
+    import click
+    from readers import CHARACTERS, light, of_message
+
+    from lorasize.errors import LorasizeError
+
+
+def fuzz(name: str) -> None:
+    """Fuzz the reader of this name."""
+    reader = next(reader for reader in light() if reader.name == name)
+    fuzz_call(reader.file, reader.read)
+
+
+def fuzz_call(file: str, read: Callable[[Path], object]) -> None:
+    """Fuzz a call that is given the path of a file of this name."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / file
+
+        def once(data: bytes) -> None:
+            path.write_bytes(data)
+            try:
+                read(path)
+            except (LorasizeError, click.UsageError) as error:
+                message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+                wrong = of_message(message, CHARACTERS)
+                if wrong is not None:
+                    raise AssertionError(wrong) from error
+
+        atheris.Setup(sys.argv, once)
+        atheris.Fuzz()
+
+
