@@ -37,7 +37,9 @@ def write_whole(data: bytes, path: Path) -> None:
             os.fsync(stream.fileno())
         os.replace(part, path)
         _flush_folder(path.parent)
-    except OSError as error:  # of a write, Python does not say to which file
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise  # only of a write does Python not say to which file
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)

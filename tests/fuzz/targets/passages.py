@@ -5,4 +5,4 @@ from target import fuzz_call
 from lorasize.recall import read_addresses
 
 if __name__ == "__main__":
-    fuzz_call("passages.jsonl", lambda path: read_addresses(path.parent))
+    fuzz_call("adapter-passages.jsonl", "passages.jsonl", lambda path: read_addresses(path.parent))

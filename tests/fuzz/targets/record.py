@@ -5,4 +5,4 @@ from target import fuzz_call
 from lorasize.recall import read_record
 
 if __name__ == "__main__":
-    fuzz_call("lorasize.json", lambda path: read_record(path.parent))
+    fuzz_call("adapter-lorasize.json", "lorasize.json", lambda path: read_record(path.parent))

@@ -5,4 +5,4 @@ from target import fuzz_call
 from lorasize.recall import changed_files
 
 if __name__ == "__main__":
-    fuzz_call("SHA256SUMS", lambda path: changed_files(path.parent))
+    fuzz_call("adapter-SHA256SUMS", "SHA256SUMS", lambda path: changed_files(path.parent))
