@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -124,6 +124,9 @@ def load_saved(model: PreTrainedModel, folder: Path) -> PeftModel:
         ModelError: a file is missing, truncated or does not fit the model.
     """
     try:
+        kind = PeftConfig.from_pretrained(str(folder), local_files_only=True).peft_type
+        if kind != PeftType.LORA:  # others may make PEFT open a file that the folder names
+            raise ValueError(f"peft_type {kind!s:.40} instead of LORA")
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]

@@ -6,6 +6,7 @@ that no rank can recall is found from its token ids alone, before any weights ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from lorasize import adapters, models, secrets
 from lorasize.catalog import find_calibration, near_misses, nearest_calibration
 from lorasize.corpus import corpus_sha256, read_corpus
-from lorasize.errors import CalibrationError
+from lorasize.errors import CalibrationError, ModelError
 from lorasize.planning import Limits, make_plan, prior_calibration
 from lorasize.records import (
     RECIPE,
@@ -211,6 +212,8 @@ def demand(encoded: Sequence[EncodedPassage], losses: Sequence[Tensor]) -> Deman
     again = repeated(encoded)
     costs = [float(loss[~torch.tensor(old)].sum()) for loss, old in zip(losses, again, strict=True)]
     nats = sum(costs)
+    if not math.isfinite(nats):
+        raise ModelError("the model's loss on this corpus is not a number: its weights or its config are damaged")
     order = sorted(range(len(costs)), key=lambda k: -costs[k])
     return Demand(
         base_loss=sum(float(loss.sum()) for loss in losses) / sum(len(loss) for loss in losses),

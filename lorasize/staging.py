@@ -100,14 +100,13 @@ def _settle(place: Path) -> None:
 def _begun(place: Path, job: str) -> Workspace:
     """The workspace of this job as it was left, or a new one."""
     partial = _beside(place, "partial")
-    note = partial / "job"
-    if not note.is_file() or note.read_text(encoding="utf-8") != job:
+    note, folder = partial / "job", partial / "folder"
+    if not folder.is_dir() or not note.is_file() or note.read_text(encoding="utf-8") != job:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         note.write_text(job, encoding="utf-8")
-    workspace = Workspace(partial / "state.safetensors", partial / "folder")
-    workspace.folder.mkdir(exist_ok=True)
-    return workspace
+        folder.mkdir()
+    return Workspace(partial / "state.safetensors", folder)
 
 
 def _put(folder: Path, place: Path) -> None:

@@ -115,7 +115,8 @@ def complaint(words: list[str]) -> str:
     if not words or words[0] not in group.commands:
         return f"no command {' '.join(words[:1])!r}"
     command = group.commands[words[0]]
-    context = click.Context(command, info_name=words[0])
+    parent = click.Context(group, **group.context_settings)
+    context = click.Context(command, info_name=words[0], parent=parent)
     try:
         given, rest, _ = command.make_parser(context).parse_args(words[1:])
         context.params = dict(given)

@@ -20,7 +20,7 @@ import yaml
 from lorasize import adapters, models, recall
 from lorasize.errors import ModelError
 from lorasize.models import finding
-from lorasize.records import Site
+from lorasize.records import DecodeJob, Site
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "lorasize").rglob("*.py"))
@@ -195,9 +195,9 @@ def pickled_expert(adapter: Path, marker: Path) -> None:
 
 REFUSED = {
     named_library: "does not start with a valid prefix",
-    tokenizer_with_code: "prompt_embeddings",
-    pickled_prompt: "UnpicklingError",
-    pickled_expert: "UnpicklingError",
+    tokenizer_with_code: "instead of LORA",
+    pickled_prompt: "instead of LORA",
+    pickled_expert: "instead of LORA",
 }
 
 
@@ -212,6 +212,19 @@ def test_nothing_in_an_adapter_s_configuration_runs(
     base.config.use_cache = False  # X-LoRA asks for it
     with contextlib.nullcontext() if way is automatic_class else pytest.raises(ModelError, match=REFUSED[way]):
         adapters.load_saved(base, adapter)
+    assert not marker.exists()
+
+
+def test_the_fresh_process_takes_no_module_from_the_folder_one_is_in(
+    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "safetensors.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    job = DecodeJob(
+        base="nowhere", adapter="nowhere", device="cpu", dtype="float32", prompts=((1,),), targets=(), n_tokens=(1,)
+    )
+    with pytest.raises(ModelError):
+        list(recall._decode_afresh(job))
     assert not marker.exists()
 
 

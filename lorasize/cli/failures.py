@@ -32,6 +32,7 @@ _CODES: tuple[tuple[type[errors.LorasizeError], int], ...] = (
     (errors.TrainingDivergedError, NOT_PROVEN),
     (errors.LorasizeError, USAGE),
 )
+_LONGEST = 900  # characters of a message: a damaged file may name anything
 _LEFT = {
     "calibrate": "interrupted: the same command goes on where it stopped",
     "apply": "interrupted: the same command goes on where it stopped; the adapter folder is as it was",
@@ -74,7 +75,7 @@ def failed(error: BaseException, invocation: Invocation) -> int:
 
 
 def _tell(message: str, advice: str) -> None:
-    say(f"error: {message}")
+    say(f"error: {message}" if len(message) <= _LONGEST else f"error: {message[:_LONGEST]}…")
     if advice:
         say(f"hint: {advice}")
 
@@ -120,6 +121,8 @@ def _calibration_hint(invocation: Invocation, calibrate: str) -> str:
 def _corpus_hint(error: errors.CorpusError, command: str) -> str:
     if command == "plan" and error.file and error.line is None and not os.path.lexists(error.file):
         return "name a file that is there: text, Markdown, JSONL, CSV, TSV or Parquet"
+    if command == "plan" and "extractable" in str(error):
+        return "--secrets warn goes on all the same, --secrets off does not look"
     return {
         "calibrate": "--corpus names the text to probe on: another or a longer one, or none",
         "apply": "run it in the folder in which the plan was made, or run `lorasize plan` anew",

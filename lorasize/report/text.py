@@ -73,6 +73,8 @@ def probability(p: float | None) -> str:
     """A token's probability to read, rounded down: 0.49999 must not look like ½. "–" where none was measured."""
     if p is None:
         return "–"
+    if p > 1:  # of a file that was damaged
+        return f"{p:.2g}"
     return f"{math.floor(p * 1e4) / 1e4:.4f}" if p >= 0.0001 or p == 0 else f"{p:.1e}"
 
 

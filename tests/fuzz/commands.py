@@ -14,6 +14,7 @@ from pathlib import Path
 import good
 from readers import CHARACTERS, PEFT, Reader, light
 
+from lorasize import secrets
 from lorasize.cli import main
 from lorasize.errors import ModelError
 from lorasize.records import Decoded, DecodeJob, to_json
@@ -73,6 +74,7 @@ def _decode_here(job: DecodeJob) -> Iterator[Decoded]:
 
 def readers(base: Path, made: Path, stack: ExitStack) -> list[Reader]:
     """The commands, each on the one file that is bad: what lies beside it is good."""
+    secrets._scanner()  # its rules are compiled once, in seconds
     from lorasize import recall
 
     stack.callback(setattr, recall, "_decode_afresh", recall._decode_afresh)

@@ -124,27 +124,26 @@ def heavy(llama: Path, gpt2: Path, folder: Path) -> tuple[Reader, ...]:
         recall.check_base(expected, models.resolve(str(path.parent)), "tiny")
         return models.load_tokenizer(path.parent)
 
-    def of(name: str, base: Path, kind: str, read: Callable[[Path], object], weight: int, more: str = "") -> Reader:
-        given = gguf if name.endswith(".gguf") else (base / name).read_bytes()
-        return Reader(f"{base.name}-{name}{more}", name, kind, (given,), read, weight, base)
+    folders = {"llama": llama, "gpt2": gpt2, "adapter": adapter}
 
-    def in_adapter(name: str, kind: str, read: Callable[[Path], object], weight: int, more: str = "") -> Reader:
-        return replace(of(name, adapter, kind, read, weight, more), name=f"adapter-{name}{more}")
+    def of(place: str, name: str, kind: str, read: Callable[[Path], object], weight: int, more: str = "") -> Reader:
+        data = (folders[place] / name).read_bytes()
+        return Reader(f"{place}-{name}{more}", name, kind, (data,), read, weight, folders[place])
 
-    checkpoint = (adapter / recall.WEIGHTS).read_bytes()
+    weights, checkpoint = recall.WEIGHTS, (adapter / recall.WEIGHTS).read_bytes()
     return (
-        in_adapter("passages.jsonl", "jsonl", lambda path: recall.read_addresses(path.parent), 8),
-        in_adapter("lorasize.json", "json", lambda path: recall.read_record(path.parent), 6),
-        in_adapter("SHA256SUMS", "sums", lambda path: recall.changed_files(path.parent), 8),
-        in_adapter(recall.WEIGHTS, "safetensors", lambda path: recall._check_weights(path.parent), 6),
-        in_adapter(recall.WEIGHTS, "safetensors", loaded, 2, "-loaded"),
-        replace(in_adapter("adapter_config.json", "json", loaded, 2), characters=PEFT),
-        of("config.json", llama, "json", sizes, 4, "-sizes"),
-        of("config.json", llama, "json", whole, 2),
-        of("config.json", gpt2, "json", whole, 1),
-        of("tokenizer_config.json", llama, "json", tokenizer, 4),
-        of("tokenizer.json", llama, "json", tokenizer, 4),
-        of("model.safetensors", llama, "safetensors", whole, 2),
+        of("adapter", "passages.jsonl", "jsonl", lambda path: recall.read_addresses(path.parent), 8),
+        of("adapter", "lorasize.json", "json", lambda path: recall.read_record(path.parent), 6),
+        of("adapter", "SHA256SUMS", "sums", lambda path: recall.changed_files(path.parent), 8),
+        of("adapter", weights, "safetensors", lambda path: recall._check_weights(path.parent), 6),
+        of("adapter", weights, "safetensors", loaded, 2, "-loaded"),
+        replace(of("adapter", "adapter_config.json", "json", loaded, 2), characters=PEFT),
+        of("llama", "config.json", "json", sizes, 4, "-sizes"),
+        of("llama", "config.json", "json", whole, 2),
+        of("gpt2", "config.json", "json", whole, 1),
+        of("llama", "tokenizer_config.json", "json", tokenizer, 4),
+        of("llama", "tokenizer.json", "json", tokenizer, 4),
+        of("llama", "model.safetensors", "safetensors", whole, 2),
         Reader("gguf", "tiny.gguf", "gguf", (gguf,), lambda path: models.resolve(str(path)), 3),
         Reader("checkpoint", "state.safetensors", "safetensors", (checkpoint,), read_checkpoint, 3),
     )
@@ -258,14 +257,23 @@ def judged(reader: Reader, path: Path, *, good: bool = False) -> str | None:
     """What is wrong with how the reader takes what is at this path; None when nothing is. A good file it must read."""
 
     def call() -> str | None:
-        try:
-            reader.read(path)
-        except (LorasizeError, click.UsageError) as error:
-            message = error.format_message() if isinstance(error, click.UsageError) else str(error)
-            return f"a good file is refused: {message}" if good else of_message(message, reader.characters)
-        return None
+        message = refusal(lambda: reader.read(path))
+        if message is None:
+            return None
+        return f"a good file is refused: {message}" if good else of_message(message, reader.characters)
 
     return complaint(call)
+
+
+def refusal(call: Callable[[], object]) -> str | None:
+    """The message with which a call refuses its input; None when it does not."""
+    try:
+        call()
+    except LorasizeError as error:
+        return str(error)
+    except click.UsageError as error:
+        return error.format_message()
+    return None
 
 
 def of_message(message: str, characters: int) -> str | None:
@@ -277,18 +285,19 @@ def of_message(message: str, characters: int) -> str | None:
     return None
 
 
-def _regressions(reader: Reader) -> Path:
+def folder_of(reader: Reader) -> Path:
+    """Where what once did harm to this reader is kept."""
     return REGRESSIONS / reader.name.replace(",", "").replace(" ", "-")
 
 
 def kept(reader: Reader) -> list[Path]:
     """The inputs that once did harm to this reader."""
-    return sorted(_regressions(reader).glob("*"))
+    return sorted(folder_of(reader).glob("*"))
 
 
 def keep(reader: Reader, data: bytes) -> Path:
     """Write an input that does harm where the tests will find it."""
-    path = _regressions(reader) / hashlib.sha256(data).hexdigest()[:12]
+    path = folder_of(reader) / hashlib.sha256(data).hexdigest()[:12]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path

@@ -28,7 +28,7 @@ import good
 import mutate
 from readers import PLACES, Reader, clear, heavy, judged, keep, kept, light, prepared
 
-LARGE = ("gguf", "model.safetensors", "adapter_config.json")  # of any size: a digest takes its time
+LARGE = ("gguf", "llama-model.safetensors", "plan model.safetensors", "adapter_config.json")  # a digest takes its time
 OWN = ("checkpoint",)  # lies in a folder that lorasize itself makes: damaged perhaps, but a file
 KEPT = 5  # inputs of one reader in one run: one defect shows in many
 

@@ -15,10 +15,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 with atheris.instrument_imports(include=["lorasize"]):
-    import click
-    from readers import CHARACTERS, REGRESSIONS, light, of_message
-
-    from lorasize.errors import LorasizeError
+    from readers import CHARACTERS, REGRESSIONS, light, of_message, refusal
 
 
 def fuzz(name: str) -> None:
@@ -38,13 +35,10 @@ def fuzz_call(name: str, file: str, read: Callable[[Path], object], good: Sequen
 
         def once(data: bytes) -> None:
             path.write_bytes(data)
-            try:
-                read(path)
-            except (LorasizeError, click.UsageError) as error:
-                message = error.format_message() if isinstance(error, click.UsageError) else str(error)
-                wrong = of_message(message, CHARACTERS)
-                if wrong is not None:
-                    raise AssertionError(wrong) from error
+            message = refusal(lambda: read(path))
+            wrong = None if message is None else of_message(message, CHARACTERS)
+            if wrong is not None:
+                raise AssertionError(wrong)
 
         atheris.Setup([*sys.argv, str(seeds)], once)
         atheris.Fuzz()
