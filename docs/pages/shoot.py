@@ -1,12 +1,13 @@
 """Pictures of a demo's three pages, light at 1280 and dark at 390 pixels: `python docs/pages/shoot.py lorasize-demo`.
 
-Needs playwright and Chromium (Debian: chromium); the pictures lie beside this script.
+Needs playwright, pillow and Chromium (Debian: chromium); the pictures lie beside this script.
 """
 
 import shutil
 import sys
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 HERE = Path(__file__).resolve().parent
@@ -20,5 +21,7 @@ with sync_playwright() as driver:
         for width, scheme in SIZES:
             page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
             page.goto((folder / f"{name}.html").as_uri())
-            page.screenshot(path=HERE / f"{name}-{width}.png", full_page=True)
+            file = HERE / f"{name}-{width}.png"
+            page.screenshot(path=file, full_page=True)
+            Image.open(file).convert("RGB").quantize(256).save(file, optimize=True)
     browser.close()
