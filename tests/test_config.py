@@ -187,3 +187,19 @@ def test_what_no_command_would_take_is_refused(
 def test_formats_for_verdicts_are_refused(format_: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "--report", format_]) == 2
     assert f"--report {format_.partition('=')[0]}: a configuration is shown as table or json" in capsys.readouterr().err
+
+
+def test_a_saved_configuration_is_shown_as_a_table_or_json_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["config", "--report", f"json={tmp_path / 'c.json'}"]) == 0
+    assert cli.main(["show", str(tmp_path / "c.json")]) == 0
+    for name in ("github", "junit", "markdown", "html"):
+        assert cli.main(["show", str(tmp_path / "c.json"), "--report", name]) == 2
+        assert "a configuration is shown as table or json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["plan a --confidence nan", "apply a --margin nan", "apply a --max-drift nan"])
+def test_a_number_that_is_none_is_out_of_range(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(line.split()) == 2
+    assert "nan is not in the range" in capsys.readouterr().err

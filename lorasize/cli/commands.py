@@ -191,7 +191,7 @@ Example:
     "--threshold", type=options.PROBABILITY, default=0.5, show_default=True, help="p that every token must exceed."
 )
 @click.option(
-    "--margin", type=click.FloatRange(0.0, 0.5, max_open=True), default=0.02, show_default=True,
+    "--margin", type=options.Finite(0.0, 0.5, max_open=True), default=0.02, show_default=True,
     help="Added to the threshold in training.",
 )  # fmt: skip
 @click.option("--max-steps", type=options.AT_LEAST_ONE, default=3000, show_default=True, help="Optimiser steps.")
@@ -206,7 +206,7 @@ Example:
     help="Text that must not suffer; by default a neutral text that comes with lorasize, only measured.",
 )  # fmt: skip
 @click.option(
-    "--max-drift", type=click.FloatRange(min=0.0), metavar="NATS",
+    "--max-drift", type=options.Finite(min=0.0), metavar="NATS",
     help="What the loss on that text may grow by, nats per token; 0.05 with --retain.",
 )  # fmt: skip
 @click.option("--method", type=click.Choice(options.METHODS), default="memft", show_default=True, help="Objective.")

@@ -143,8 +143,12 @@ def show(file: Path, reports: tuple[str, ...]) -> int:
 
     targets = parse_reports(reports)
     from lorasize.cli import beside
+    from lorasize.cli.settings import require_formats
+    from lorasize.records import Config
 
     record = read_artifact(file)
+    if isinstance(record, Config):
+        require_formats(targets)
     emit(record, targets, lambda: beside.of_artifact(file, record))
     return DONE
 

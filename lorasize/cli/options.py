@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,7 +27,18 @@ METHODS = ("memft", "memft-ot", "memft-sw", "sft")
 FORMATS = ("auto", "text", "markdown", "jsonl", "csv", "tsv", "parquet")
 
 
-PROBABILITY = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
+class Finite(click.FloatRange):
+    """A number in a range; NaN, which compares with nothing, is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
+PROBABILITY = Finite(0.0, 1.0, min_open=True, max_open=True)
 AT_LEAST_ONE = click.IntRange(min=1)
 
 

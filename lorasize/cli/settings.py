@@ -10,7 +10,7 @@ import click
 
 from lorasize.cli.config import BUDGET_KEYS, KEYS, read_places, setter, variable
 from lorasize.cli.failures import DONE
-from lorasize.cli.output import emit, parse_reports
+from lorasize.cli.output import Target, emit, parse_reports
 
 if TYPE_CHECKING:
     from lorasize.records import Config, ConfigValue
@@ -37,11 +37,20 @@ def config(context: click.Context, reports: tuple[str, ...]) -> int:
     That is an environment variable LORASIZE_…, lorasize.toml, pyproject.toml, or the default.
     """
     targets = parse_reports(reports)
+    require_formats(targets)
+    emit(in_force(context.find_root()), targets)
+    return DONE
+
+
+def require_formats(targets: Sequence[Target]) -> None:
+    """Refuse what a configuration cannot be shown as.
+
+    Raises:
+        click.UsageError: another format is asked for.
+    """
     wrong = [target.format for target in targets if target.format not in FORMATS]
     if wrong:
         raise click.UsageError(f"--report {wrong[0]}: a configuration is shown as {' or '.join(FORMATS)}")
-    emit(in_force(context.find_root()), targets)
-    return DONE
 
 
 def in_force(root: click.Context) -> Config:

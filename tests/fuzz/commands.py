@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import good
-from readers import CHARACTERS, PEFT, Reader, light
+from readers import CHARACTERS, Reader, light
 
 from lorasize import secrets
 from lorasize.cli import main
@@ -46,7 +46,7 @@ def run(folder: Path, *arguments: str) -> int:
         raise Wrong(f"{arguments}: a traceback, or a file left: {left}")
     if (code == 2 or (code and complained)) and not first.startswith("error: "):
         raise Wrong(f"{arguments}: exit code {code}, the first line is {first!r:.300}")
-    if len(first) > (PEFT if "verify" in arguments else CHARACTERS):
+    if len(first) > CHARACTERS:
         raise Wrong(f"{arguments}: a first line of {len(first)} characters: {first!r:.300}")
     return code
 
@@ -115,8 +115,8 @@ def readers(base: Path, made: Path, stack: ExitStack) -> list[Reader]:
         command("check of a corpus", "corpus-jsonl", 3, "check", beside=named),
         command("check of a plan", "plan", 4, "check", beside=named),
         command("apply of a plan", "plan", 2, "apply", *quiet[:1], "--device", "cpu", beside=named),
-        command("plan of a corpus", "corpus-jsonl", 2, "plan", "corpus.jsonl", *quiet),
-        command("plan of a table", "corpus-csv", 2, "plan", "corpus.csv", *quiet),
+        replace(command("plan of a corpus", "corpus-jsonl", 2, "plan", "corpus.jsonl", *quiet), longest=100_000),
+        replace(command("plan of a table", "corpus-csv", 2, "plan", "corpus.csv", *quiet), longest=100_000),
         command(
             "plan with a calibration", "calibration", 2, "plan", "corpus.jsonl", "--calibration", "calibration.json",
             *quiet, beside=named,

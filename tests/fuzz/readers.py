@@ -35,7 +35,7 @@ from lorasize.records import Reading
 SECONDS = 5.0  # an input that takes longer hangs
 BYTES = 1_500_000_000  # of address space that one input may take
 CHARACTERS = 1_000  # of a message at most
-PEFT = 200_000  # where `adapters` shows what PEFT says: the first line, however long
+PEFT = 10_000_000  # where `adapters` shows the first line of what PEFT says, however long
 REGRESSIONS = Path(__file__).parent / "regressions"
 
 
@@ -52,6 +52,7 @@ class Reader:
         weight: Its share of all inputs.
         beside: A folder whose other files lie beside the file.
         characters: Of a message at most.
+        longest: Bytes of a mutated input at most; fewer where a model reads it, which takes its time.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Reader:
     weight: int
     beside: Path | None = None
     characters: int = CHARACTERS
+    longest: int = 10**9
 
 
 # ---------------------------------------------------------------- without torch

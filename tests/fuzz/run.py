@@ -73,7 +73,10 @@ def feed(reader: Reader, n: int, seed: int, work: Path, tally: Tally) -> None:
         make(path)
         tally.note(reader, what, judged(reader, path))
     for k in range(n):
-        give(reader, path, f"input {k}", mutate.mutated(random, random.choice(reader.good), reader.kind), tally)
+        data = mutate.mutated(random, random.choice(reader.good), reader.kind)
+        while len(data) > reader.longest:
+            data = mutate.mutated(random, random.choice(reader.good), reader.kind)
+        give(reader, path, f"input {k}", data, tally)
     clear(path)
 
 
