@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,15 @@ class Decoding:
     total: int
 
 
-Event = StepReport | Escalation | Decoding
+@dataclass(frozen=True)
+class Raised:
+    """Training goes on for a larger margin: decoding shifts ln p by up to `gap` nats, so every p is to exceed `to`."""
+
+    to: float
+    gap: float
+
+
+Event = StepReport | Escalation | Decoding | Raised
 Notify = Callable[[Event], None]
 
 
@@ -32,8 +39,9 @@ class EventLog:
 
     def __init__(self, path: Path, notify: Notify, n_steps: float = 0) -> None:
         """Write to `path`: behind its first `n_steps` steps when a run goes on from there, behind all when infinite."""
-        done = math.isinf(n_steps)  # else a last look at every token is still to come
-        self.steps = [step for step in read_steps(path) if step.step <= n_steps and (done or not step.evaluated)]
+        self.steps = [  # the last look at every token, after the step that the checkpoint is of, is still to come
+            step for step in read_steps(path) if step.step < n_steps or (step.step == n_steps and not step.evaluated)
+        ]
         self._notify = notify
         self._path = path
         path.write_text("".join(json.dumps(_line(step)) + "\n" for step in self.steps), encoding="utf-8")
@@ -50,6 +58,8 @@ class EventLog:
 def _line(event: Event) -> dict[str, Any]:
     if isinstance(event, Decoding):
         return {"event": "decoding", **asdict(event)}
+    if isinstance(event, Raised):
+        return {"event": "raised", **asdict(event)}
     kind = "step" if isinstance(event, StepReport) else "escalation"
     return {"event": kind, **event.model_dump(mode="json", by_alias=True)}
 

@@ -17,7 +17,7 @@ import torch
 from lorasize import adapters, models, recall
 from lorasize.corpus import corpus_sha256, read_corpus
 from lorasize.errors import CorpusError, InfeasibleCorpusError, ModelError, StalePlanError
-from lorasize.events import EVENTS, Decoding, EventLog, Notify
+from lorasize.events import EVENTS, Decoding, EventLog, Notify, Raised
 from lorasize.probing import peak_memory
 from lorasize.records import (
     RECIPE,
@@ -93,7 +93,7 @@ def apply(
             lambda c: write_checkpoint(c, work.checkpoint),
         )  # fmt: skip
         session.run(found)
-        report = _proof(session, work.folder, events)
+        report = _proven(session, work.folder, events)
         update = None if old is None else _update(session, old, report, work.folder)
         record = _record(session, report, update)
         (work.folder / RECORD).write_text(to_json(record), encoding="utf-8")
@@ -168,6 +168,19 @@ def _steps_kept(found: Checkpoint | None) -> float:
     return float(found.state["steps"]) if found.state["outcome"] is None else math.inf
 
 
+def _proven(session: Session, folder: Path, events: EventLog) -> RecallReport:
+    """The adapter saved and its recall proven; trained on first where decoding takes more margin than it has."""
+    options = session.options
+    while True:
+        report = _proof(session, folder, events)
+        to = recall.raised(report, options.threshold, options.threshold + session.margin)
+        done = options.margin is not None or session.settled or session.outcome is not Outcome.MEMORIZED
+        if done or to is None:
+            return report
+        events(Raised(to, report.decoding_gap or 0.0))
+        session.train_on(to - options.threshold)
+
+
 def _proof(session: Session, folder: Path, events: EventLog) -> RecallReport:
     """The adapter saved, and its recall from there."""
     adapters.save(session.adapted, folder, session.plan.model.ref)
@@ -181,6 +194,7 @@ def _proof(session: Session, folder: Path, events: EventLog) -> RecallReport:
         dtype=session.plan.model.dtype,
         threshold=session.options.threshold,
         notify=lambda done, total: events(Decoding(done, total)),
+        merged=session.plan.serving is not None and session.plan.serving.serve == "merged",
     )
 
 
@@ -227,6 +241,7 @@ def _record(session: Session, report: RecallReport, update: Update | None) -> Me
         plan=session.plan,
         probabilities=_histogram(session.before or final, final),
         update=update,
+        margin=session.margin,
     )
 
 

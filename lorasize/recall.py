@@ -42,6 +42,8 @@ PASSAGES = "passages.jsonl"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _MAX_BYTES = 10**9
+_HIGHEST = 0.95  # p that training is taken to at most
+_LEAST_SHIFT = 0.3  # log-odds by which a rise is worth a round of training
 
 Notify = Callable[[int, int], None]
 
@@ -169,17 +171,26 @@ def check_base(expected: ModelFingerprint, folder: Path, ref: str) -> None:
 
 
 # ---------------------------------------------------------------- verify
-def needed_margin(gap: float, threshold: float = 0.5) -> float:
-    """How far above the threshold p must be in training, so that decoding's arithmetic cannot take it below.
+def raised(report: RecallReport, threshold: float, trained_to: float) -> float | None:
+    """The p to train every token to next, so that decoding's arithmetic cannot take it below the threshold.
 
-    A shift of ln p by `gap` nats, as a report's `decoding_gap` measures it, is allowed for twice over: the p asked for
-    is threshold · exp(2 · gap). No p is enough where the sum of threshold and margin reaches 1.
+    None where it is enough: the smallest p of the model as it is served, lowered by the largest |Δ ln p| seen in
+    decoding, is still above the threshold. Else the log-odds asked for rise by what is missing; one step of that may
+    not suffice, since the smallest p of another dtype is not that of training.
 
     Args:
-        gap: Largest |Δ ln p| seen, nats.
+        report: Of an adapter trained to `trained_to`.
         threshold: What p must exceed wherever it is decoded.
+        trained_to: The p that training took every token above.
     """
-    return threshold * math.expm1(2.0 * gap)
+    p, gap = report.min_probability, report.decoding_gap
+    if p is None or gap is None or trained_to >= _HIGHEST:
+        return None
+    missing = math.inf if p <= 0 else math.log(threshold / p) + gap  # nats of ln p
+    if missing < 0:
+        return None
+    shift = max(_LEAST_SHIFT, missing / max(1e-3, 1 - p))  # d ln p = (1 − p) · d log-odds
+    return min(_HIGHEST, 1 / (1 + (1 / trained_to - 1) * math.exp(-shift)))
 
 
 def verify(

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from lorasize import adapters, models
 from lorasize.errors import TrainingDivergedError
 from lorasize.interrupts import Deferred
-from lorasize.records import LAW_STEPS, AdapterSpec, Drift, Escalation, Method, Outcome, Plan, StepReport
+from lorasize.records import LAW_STEPS, MARGIN, AdapterSpec, Drift, Escalation, Method, Outcome, Plan, StepReport
 from lorasize.tokens import EncodedPassage
 from lorasize.training import PATIENCE, Checkpoint, Evaluation, Stall, Trainer, TrainingOptions, windows
 
@@ -38,7 +39,8 @@ class ApplyOptions:
     Attributes:
         method: Training objective.
         threshold: Every target token's p must exceed this.
-        margin: Added to the threshold in training, so that decoding's small differences lose no token.
+        margin: Added to the threshold in training, so that decoding's small differences lose no token; when None,
+            `MARGIN`, and more where the proof measures that decoding needs it.
         max_steps: Optimiser steps at most, escalations included.
         time_limit: Seconds of training at most; None for no limit.
         escalate: Grow the adapter when training stalls.
@@ -51,7 +53,7 @@ class ApplyOptions:
 
     method: Method = "memft"
     threshold: float = 0.5
-    margin: float = 0.02
+    margin: float | None = None
     max_steps: int = 3000
     time_limit: float | None = None
     escalate: bool = True
@@ -71,6 +73,14 @@ class FirstRun:
     n_stubborn: int
     epochs: float
     early_loss: float | None  # nats per token after LAW_STEPS epochs, of a run that went on
+
+
+@dataclass(frozen=True)
+class Held:
+    """An adapter that passed: the margin it was trained for, and its parameters."""
+
+    margin: float
+    parameters: Sequence[Tensor]
 
 
 @dataclass
@@ -107,6 +117,9 @@ class Session:
     seconds: float = 0.0
     first: FirstRun | None = None  # of the planned adapter
     drift: Drift | None = None
+    margin: float = field(init=False)  # that training is for now
+    held: Held | None = None  # what passed at a smaller margin, while a larger one is trained for
+    settled: bool = False  # whether a larger margin was tried in vain
     _good: Checkpoint = field(init=False)  # of the trainer, to go back to
     _kept: float = 0.0  # when the last checkpoint was taken
     _keeping: float = 0.0  # how long that took
@@ -115,13 +128,14 @@ class Session:
         """Train until memorised or a budget ends, growing the adapter on the way; from a checkpoint if there is one."""
         assert self.plan.adapter is not None
         self.spec = self.plan.adapter
+        self.margin = MARGIN if self.options.margin is None else self.options.margin
         if found is not None:
             self._take_up(found)
         self.adapted = adapters.attach(self.base.model, self.spec.site, self.spec.rank, self.options.seed)
         if found is None and self.start is not None:
             adapters.start_from(self.adapted, self.start)
         if found is not None and self.outcome is not None:
-            restore_parameters(self.adapted, found)
+            _put(self.adapted, found.numbered("parameter"))
             self.final = Evaluation(found.tensors["latest"])
             return
         self._kept = time.perf_counter()
@@ -129,6 +143,13 @@ class Session:
             while self._train(signals, found) is Outcome.STALLED and self._may_grow():
                 found = None
                 self._grow()
+
+    def train_on(self, margin: float) -> None:
+        """Train on for a larger margin; the adapter stays as it was where that is not reached."""
+        self.held = Held(self.margin, [p.detach().clone() for p in adapters.parameters(self.adapted).values()])
+        self.margin, self.outcome, self._kept = margin, None, time.perf_counter()
+        with Deferred() as signals:
+            self._train(signals, None)
 
     # ------------------------------------------------------------ one adapter
     def _train(self, signals: Deferred, found: Checkpoint | None) -> Outcome:
@@ -152,6 +173,9 @@ class Session:
 
         self._good = trainer.state().copy()
         ended = self._persistently(listen, trainer)
+        if self.held is not None and ended is not Outcome.MEMORIZED:
+            ended, self.settled, self.margin = Outcome.MEMORIZED, True, self.held.margin
+            _put(self.adapted, self.held.parameters)
         self.final = trainer.evaluate()
         if (kept := trainer.retained) is not None:
             nats = kept.measure()
@@ -185,7 +209,7 @@ class Session:
             options=TrainingOptions(
                 method=options.method,
                 threshold=options.threshold,
-                margin=options.margin,
+                margin=self.margin,
                 max_steps=options.max_steps - before,
                 seed=options.seed,
                 max_drift=options.max_drift,
@@ -223,7 +247,7 @@ class Session:
 
     # ------------------------------------------------------------ growing
     def _may_grow(self) -> bool:
-        return self.options.escalate and self.spec.rank < _MAX_RANK
+        return self.options.escalate and self.held is None and self.spec.rank < _MAX_RANK
 
     def _grow(self) -> None:
         rank = min(_MAX_RANK, self.spec.rank + max(1, self.spec.rank // 2))
@@ -254,8 +278,13 @@ class Session:
             "seconds": self.seconds,
             "first": None if self.first is None else asdict(self.first),
             "drift": None if self.drift is None else self.drift.model_dump(),
+            "margin": self.margin,
+            "settled": self.settled,
+            "held": None if self.held is None else self.held.margin,
         }
-        self.keep(Checkpoint({**taken.tensors, "before": self.before.losses}, state))
+        held = [] if self.held is None else self.held.parameters
+        kept = {f"held.{k}": parameter for k, parameter in enumerate(held)}
+        self.keep(Checkpoint({**taken.tensors, **kept, "before": self.before.losses}, state))
         self._good = taken.copy()
         self._kept = time.perf_counter()
         self._keeping = self._kept - began
@@ -266,14 +295,16 @@ class Session:
         self.escalations = [Escalation(**e) for e in state["escalations"]]
         self.outcome = Outcome(state["outcome"]) if state["outcome"] else None
         self.steps, self.seconds = state["steps"], state["seconds"]
+        self.margin, self.settled = state["margin"], state["settled"]
+        self.held = None if state["held"] is None else Held(state["held"], found.numbered("held"))
         self.before = Evaluation(found.tensors["before"])
         self.drift = None if state["drift"] is None else Drift(**state["drift"])
         if (first := state["first"]) is not None:
             self.first = FirstRun(**first | {"outcome": Outcome(first["outcome"])})
 
 
-def restore_parameters(adapted: PeftModel, found: Checkpoint) -> None:
-    """Put a checkpoint's parameters into the adapter, which has the same shape."""
-    with torch.no_grad():
-        for k, parameter in enumerate(adapters.parameters(adapted).values()):
-            parameter.copy_(found.tensors[f"parameter.{k}"])
+@torch.no_grad()
+def _put(adapted: PeftModel, values: Sequence[Tensor]) -> None:
+    """Give the adapter's parameters these values."""
+    for parameter, value in zip(adapters.parameters(adapted).values(), values, strict=True):
+        parameter.copy_(value)

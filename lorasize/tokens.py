@@ -249,23 +249,23 @@ def _encode_run(run: Sequence[Passage], name: str, number: int, encoding: _Encod
     at = 0
     while at < len(run):
         prompt_ids = _prompt_ids(run[at], _fill(run[at], name, number, encoding), encoding)
-        count, joined, ids = _pack(run[at:], sizes[at:], _room(prompt_ids, run[at], encoding), encoding)
+        count, joined, ids = _pack(run, at, sizes, _room(prompt_ids, run[at], encoding), encoding)
         pieces = list(_split(joined, ids, name, number, encoding))
         yield from pieces
         at, number = at + count, number + len(pieces)
 
 
-def _pack(blocks: Sequence[Passage], sizes: Sequence[int], room: int, encoding: _Encoding) -> _Packed:
-    """As many of the blocks as fit together, at least one.
+def _pack(run: Sequence[Passage], at: int, sizes: Sequence[int], room: int, encoding: _Encoding) -> _Packed:
+    """As many of the blocks from `at` on as fit together, at least one.
 
     `sizes`, the token counts of the blocks alone, only start the search: the ids of the joined text decide.
     """
-    count = max(1, bisect_right(list(accumulate(sizes[: room + 1])), room))
-    packed = _join(blocks[:count], encoding)
+    count = max(1, bisect_right(list(accumulate(sizes[at : at + room + 1])), room))
+    packed = _join(run[at : at + count], encoding)
     while len(packed[2]) > room and packed[0] > 1:
-        packed = _join(blocks[: packed[0] - 1], encoding)
-    while packed[0] < len(blocks):
-        wider = _join(blocks[: packed[0] + 1], encoding)
+        packed = _join(run[at : at + packed[0] - 1], encoding)
+    while at + packed[0] < len(run):
+        wider = _join(run[at : at + packed[0] + 1], encoding)
         if len(wider[2]) > room:
             break
         packed = wider
@@ -287,7 +287,7 @@ def _split(joined: Passage, ids: list[int], name: str, number: int, encoding: _E
     while at < len(ids) or not ids:  # text that gives no ids at all is refused by _cut
         prompt = _fill(joined, name, number, encoding)
         prompt_ids = _prompt_ids(joined, prompt, encoding)
-        count, text = _cut(joined, ids[at:], begin, prompt_ids, encoding)
+        count, text = _cut(joined, ids[at : at + encoding.max_positions + 1], begin, prompt_ids, encoding)
         end = None if start is None else start + len(text.encode())
         final = {"prompt": prompt, "target": text, "start": start, "end": end, "line": line, "gap": ""}
         target_ids = (*ids[at : at + count], encoding.stop)
@@ -296,7 +296,7 @@ def _split(joined: Passage, ids: list[int], name: str, number: int, encoding: _E
 
 
 def _cut(joined: Passage, ids: list[int], begin: int, prompt_ids: list[int], encoding: _Encoding) -> tuple[int, str]:
-    """How many of the ids the next passage takes, and its text, which the ids read back exactly."""
+    """How many of the ids, the next of the text, its passage takes, and their text, which they read back exactly."""
     room = _room(prompt_ids, joined, encoding)
     whole = len(ids) <= room
     for count in [len(ids)] if whole else _cut_points(ids, room, encoding):

@@ -154,7 +154,7 @@ def test_defaults_are_those_of_the_verbs() -> None:
         return {p.name: p.default for p in cli.lorasize.commands[command].params if p.name is not None}
 
     how, wanted = defaults("apply"), defaults("plan")
-    names = ("method", "threshold", "margin", "max_steps", "escalate", "seed", "device")
+    names = ("method", "threshold", "max_steps", "escalate", "seed", "device")
     assert {name: how[name] for name in names} == {name: getattr(ApplyOptions(), name) for name in names}
     assert {n: wanted[n] for n in ("confidence", "minimize", "serve")} == {
         n: getattr(PlanOptions(), n) for n in ("confidence", "minimize", "serve")

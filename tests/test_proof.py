@@ -524,18 +524,23 @@ def test_the_report_takes_the_worst_passage(
     assert (report.recalled, report.min_logit_margin, report.decoding_gap) == (True, margin, gap)
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.8])
-@pytest.mark.parametrize("gap", [0.0, 1e-5, 0.004, 0.05, 0.1])
-def test_a_shift_of_twice_the_gap_ends_at_the_threshold(gap: float, threshold: float) -> None:
-    trained = threshold + recall.needed_margin(gap, threshold)
-    assert trained * math.exp(-2 * gap) == pytest.approx(threshold, rel=1e-12)
-    assert recall.needed_margin(gap, threshold) >= 0
-
-
-def test_known_margins() -> None:
-    assert recall.needed_margin(0.0) == 0.0
-    assert recall.needed_margin(0.01) == pytest.approx(0.0101006700)
-    assert recall.needed_margin(math.log(2) / 2) == pytest.approx(0.5)  # no p above ½ + ½
+@pytest.mark.parametrize(
+    ("p", "gap", "trained", "to"),
+    [
+        (0.52, 1e-5, 0.52, None),  # float32: a margin of 0.02 is ample
+        (0.52, 0.039, 0.52, None),  # 0.52 · exp(−0.039) is still above ½
+        (0.52, 0.040, 0.52, 0.594),  # and no longer: the least rise, 0.3 in log-odds
+        (0.6, 0.39, 0.62, 0.733),  # short by 0.21 nats at 1 − p = 0.4: 0.52 more in log-odds
+        (0.3, 0.1, 0.52, 0.722),
+        (0.0, 0.1, 0.52, 0.95),
+        (0.6, 0.39, 0.95, None),  # there is nothing above
+        (None, 0.1, 0.52, None),
+        (0.52, None, 0.52, None),
+    ],
+)
+def test_what_to_train_to_next(p: float | None, gap: float | None, trained: float, to: float | None) -> None:
+    report = made.recall(min_probability=p, decoding_gap=gap)
+    assert recall.raised(report, 0.5, trained) == (None if to is None else pytest.approx(to, abs=2e-3))
 
 
 @pytest.mark.parametrize(

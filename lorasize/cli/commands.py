@@ -191,8 +191,8 @@ Example:
     "--threshold", type=options.PROBABILITY, default=0.5, show_default=True, help="p that every token must exceed."
 )
 @click.option(
-    "--margin", type=options.Finite(0.0, 0.5, max_open=True), default=0.02, show_default=True,
-    help="Added to the threshold in training.",
+    "--margin", type=options.Finite(0.0, 0.5, max_open=True),
+    help="Added to the threshold in training; by default 0.02, and more where decoding is measured to need it.",
 )  # fmt: skip
 @click.option("--max-steps", type=options.AT_LEAST_ONE, default=3000, show_default=True, help="Optimiser steps.")
 @click.option("--time-limit", callback=options.duration, metavar="TIME", help='Training at most, such as "20 min".')
@@ -223,7 +223,9 @@ def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
     Exits with 4 when some passage does not come back, some token is not above the threshold, or --max-drift is broken.
     """
     targets = parse_reports(chosen["reports"])
-    if chosen["threshold"] + chosen["margin"] >= 1:
+    from lorasize.records import MARGIN
+
+    if chosen["threshold"] + (MARGIN if chosen["margin"] is None else chosen["margin"]) >= 1:
         raise click.UsageError("--threshold and --margin together must stay below 1")
     from lorasize.catalog import read_plan
 

@@ -167,15 +167,16 @@ def serving(adapter: AdapterSpec, serve: Serve) -> Serving:
         "peft": "PEFT loads the folder as it is.",
         "vllm": f"Start vLLM with max_lora_rank {bucket} (its default is {VLLM_DEFAULT_RANK}).",
         "llama.cpp": "Convert with llama.cpp's convert_lora_to_gguf.py, then verify recall on the converted file.",
-        "merged": "Merging rounds the weights to the base's dtype: verify recall on the merged model.",
+        "merged": "Merging rounds the weights to the base's dtype: apply decodes the merged model.",
     }
     if serve == "vllm" and bucket is None:
         return Serving(
+            serve=serve,
             vllm_max_lora_rank=None,
             llama_cpp=True,
             notes=(f"vLLM serves ranks up to {VLLM_RANKS[-1]}: merge the adapter or spread it over more layers.",),
         )
-    return Serving(vllm_max_lora_rank=bucket, llama_cpp=True, notes=(notes[serve],))
+    return Serving(serve=serve, vllm_max_lora_rank=bucket, llama_cpp=True, notes=(notes[serve],))
 
 
 # ---------------------------------------------------------------- the plan

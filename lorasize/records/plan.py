@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lorasize.records.inputs import AdapterSpec, CorpusSummary, Feasibility
-from lorasize.records.words import STRICT, Against
+from lorasize.records.words import STRICT, Against, Serve
 
 
 class PassageDemand(BaseModel):
@@ -117,9 +117,10 @@ class Difference(BaseModel):
 
 
 class Serving(BaseModel):
-    """What an inference engine needs to be told."""
+    """What an inference engine needs to be told. Where `serve` is `merged`, apply proves the merged model."""
 
     model_config = STRICT
+    serve: Serve = "peft"
     vllm_max_lora_rank: int | None
     llama_cpp: bool
     notes: tuple[str, ...] = ()

@@ -161,7 +161,7 @@ class RecallReport(BaseModel):
 
 
 class RecallSummary(BaseModel):
-    """The recall part of a memorization record: no corpus text but the failures' tokens."""
+    """The recall part of a memorization record, fields as in `RecallReport`: no corpus text but failures' tokens."""
 
     model_config = STRICT
     n_passages: int
@@ -173,6 +173,9 @@ class RecallSummary(BaseModel):
     batch_size: int
     merged: bool = False
     fresh_process: bool
+    min_probability: float | None = None
+    min_logit_margin: float | None = None
+    decoding_gap: float | None = None
 
 
 class Drift(BaseModel):
@@ -237,6 +240,7 @@ class Memorization(BaseModel):
     plan: Plan
     probabilities: Histogram | None = None
     update: Update | None = None
+    margin: float | None = None  # above the threshold, that every token's p was trained to
 
     @property
     def proven(self) -> bool:

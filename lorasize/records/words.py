@@ -13,6 +13,7 @@ BATCH_TOKENS = 512  # of the recipe: positions in one optimiser step; a smaller 
 LAW_STEPS = 100  # the law is one of losses after this many steps; a probe that goes on tells of the transition
 PROBE_STEPS = 400  # of a probe at most
 CLEARLY_FAILED = 0.8  # a probe that has lost a smaller share of its base loss by then ends there
+MARGIN = 0.02  # p of training above the threshold before anything is known of decoding (docs/log.md)
 
 Method = Literal["memft", "memft-ot", "memft-sw", "sft"]
 PassageKind = Literal["record", "text"]

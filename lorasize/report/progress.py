@@ -11,13 +11,14 @@ from typing import IO, TYPE_CHECKING
 from rich.console import Console
 from rich.status import Status
 
+from lorasize.events import Raised
 from lorasize.records import Escalation, Estimate, Prediction, StepReport
 from lorasize.report.text import counted, encodable, guard, label, layers, probability
 from lorasize.units import format_seconds
 
 if TYPE_CHECKING:
     from lorasize.calibration import ProbeReport
-    from lorasize.events import Decoding
+    from lorasize.events import Event
     from lorasize.records import Observation, ProbeSpec
 
 EVERY = 5.0  # seconds between two plain lines
@@ -62,12 +63,14 @@ class Progress:
             left = f", about {format_seconds(report.seconds_left)} left" if report.seconds_left else ""
             self._now(f"{place}: {what}{left}")
 
-    def event(self, event: StepReport | Escalation | Decoding) -> None:
-        """A training step, a growth of the adapter, or a decoded passage."""
+    def event(self, event: Event) -> None:
+        """A training step, a growth of the adapter, a larger margin, or a decoded passage."""
         if isinstance(event, StepReport):
             self._now(_step_text(event) + _left(event, self._expected), last=event.evaluated)
         elif isinstance(event, Escalation):
             self.note(f"step {event.step:,}: training stalled, the adapter grows from {event.from_} to {event.to}")
+        elif isinstance(event, Raised):
+            self.note(f"decoding shifts ln p by up to {event.gap:.2g}: training goes on to p > {event.to:.2f}")
         else:
             self.decoded(event.done, event.total)
 

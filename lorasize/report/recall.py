@@ -31,9 +31,9 @@ def recall_table(report: RecallReport) -> Group:
     return Group(*parts, label(decoded_with(report), "dim"))
 
 
-def smallest(report: RecallReport) -> str:
+def smallest(report: RecallReport | RecallSummary) -> str:
     """How near to its loss the nearest token is, and by how much decoding shifts a token; empty where unmeasured."""
-    if report.min_logit_margin is None:
+    if report.min_logit_margin is None or report.min_probability is None:
         return ""
     said = f"smallest p {probability(report.min_probability)}, smallest logit margin {report.min_logit_margin:.3g}"
     gap = report.decoding_gap
@@ -109,7 +109,9 @@ def memorization_facts(m: Memorization) -> Iterator[tuple[str, str]]:
     """Names and what there is to say, from recall to the base model."""
     yield "recall", f"{m.recall.n_recalled:,} of {counted(m.recall.n_passages, 'passage')} come back word for word"
     met = "met" if m.threshold_met else "NOT met"
-    yield "threshold", f"p > {m.threshold:g} {met} · min p {probability(m.min_probability)}"
+    trained = f" · trained to p > {m.threshold + m.margin:.2f}" if m.margin is not None else ""
+    yield "threshold", f"p > {m.threshold:g} {met} · min p {probability(m.min_probability)}{trained}"
+    yield "decoding", smallest(m.recall)
     stubborn = f"{m.n_stubborn:,} stubborn" if m.n_stubborn else "none stubborn"
     yield "tokens", f"{counted(m.n_tokens, 'target token')}, {stubborn}"
     yield "adapter", adapter_line(m.adapter)

@@ -28,6 +28,11 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
 
+    def numbered(self, name: str) -> list[Tensor]:
+        """The tensors `name.0`, `name.1` and so on."""
+        found = [tensor for tensor in self.tensors if tensor.startswith(f"{name}.")]
+        return [self.tensors[f"{name}.{k}"] for k in range(len(found))]
+
     def copy(self) -> Checkpoint:
         """One that training does not change any more."""
         return Checkpoint({name: tensor.clone() for name, tensor in self.tensors.items()}, copy.deepcopy(self.state))
@@ -45,9 +50,11 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint at this path; None where there is none, or none that can be read."""
+    if not path.is_file():  # to open a pipe is to wait
+        return None
     try:
         with safe_open(path, framework="pt") as stored:
             state = json.loads((stored.metadata() or {}).get(_STATE, ""))
             return Checkpoint({name: stored.get_tensor(name) for name in stored.keys()}, state)  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, RecursionError, SafetensorError):
         return None

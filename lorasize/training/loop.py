@@ -189,8 +189,8 @@ class Trainer:
                 number, _, moment = rest.partition(".")
                 moments.setdefault(int(number), {})[moment] = value
         with torch.no_grad():
-            for k, parameter in enumerate(self._parameters):
-                parameter.copy_(tensors[f"parameter.{k}"])
+            for parameter, value in zip(self._parameters, checkpoint.numbered("parameter"), strict=True):
+                parameter.copy_(value)
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
         self._latest = tensors["latest"].clone()
         self._generator.set_state(tensors["generator"])
