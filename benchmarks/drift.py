@@ -1,17 +1,23 @@
 """What memorising a page does to other text, with and without a bound on it.
 
-    python benchmarks/drift.py [--bound 0.02] [--seeds 2] [--json]
+    python benchmarks/drift.py [--bound 0.02] [--seeds 2] [--corpora 0] [--first-seed 100] [--json]
 
 The page of the example update (278 target tokens) is memorised in the adapter that `plan` recommends; the drift is the
 loss added on a neutral text that the training may look at (`lorasize/neutral.txt`) and on one it never sees (LICENSE,
 its first 2,000 characters), nats per token.
+
+With `--corpora N` the first N corpora of plan_accuracy.py are memorised instead, each in its recommended adapter and
+without a bound, and the drift on the neutral text is held against what `plan` predicts from the calibration's probes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from plan_accuracy import corpora, write_corpus
 
 from lorasize import adapters, models
 from lorasize.session import ApplyOptions, Session
@@ -51,13 +58,51 @@ def run(base: models.BaseModel, sized: Any, seed: int, bound: float | None) -> d
     }  # fmt: skip
 
 
+def predicted(base: models.BaseModel, kind: str, n_tokens: int, seed: int) -> dict[str, Any]:
+    """One corpus: drift on the neutral text, and what the plan said of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_corpus(Path(folder), kind, n_tokens, seed, base.tokenizer)
+        sized = plan([file], device="cpu", dtype="float32")
+    assert sized.plan.prediction is not None
+    assert sized.plan.prediction.drift is not None
+    assert sized.plan.demand is not None
+    told = sized.plan.prediction.drift
+    row = run(base, sized, 0, None)
+    row |= {"kind": kind, "n_tokens": sized.plan.corpus.n_tokens, "nats": round(sized.plan.demand.nats)}
+    return row | {"predicted": told.model_dump(), "covered": told.lo <= row["seen"] <= told.hi}
+
+
+def spread(rows: list[dict[str, Any]]) -> str:
+    """How wide the drifts lie, and how much of that the nats of the corpus explain."""
+    logs = [math.log(max(1e-3, row["seen"])) for row in rows]
+    share = statistics.correlation(logs, [math.log(row["nats"]) for row in rows]) ** 2
+    return (
+        f"{len(rows)} corpora: geometric mean {math.exp(statistics.fmean(logs)):.2f} nats per token, spread "
+        f"{statistics.stdev(logs):.2f} in ln; ln nats explain {share:.0%} of its variance; "
+        f"{sum(row['covered'] for row in rows)} inside the predicted interval"
+    )
+
+
 def main() -> None:
     """Print every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bound", type=float, default=0.02)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--corpora", type=int, default=0)
+    parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
+    if chosen.corpora:
+        base = models.load(models.BUILTIN, device="cpu", dtype="float32")
+        found = [predicted(base, *corpus) for corpus in corpora(chosen.corpora, chosen.first_seed)]
+        for row in [] if chosen.json else found:
+            lo, point, hi = (row["predicted"][name] for name in ("lo", "point", "hi"))
+            print(
+                f"{row['kind']:8} {row['n_tokens']:4} tokens, {row['nats']:5} nats, {row['steps']:4} steps: drift "
+                f"{row['seen']:+.2f}, predicted {point:.1f} ({lo:.1f} to {hi:.1f})"
+            )
+        print(json.dumps(found) if chosen.json else spread(found))
+        return
     sized = plan([PAGE], device="cpu", dtype="float32")
     base = models.load(models.BUILTIN, device="cpu", dtype="float32")
     rows = [run(base, sized, seed, bound) for seed in range(chosen.seeds) for bound in (None, chosen.bound)]

@@ -130,7 +130,7 @@ def load_saved(model: PreTrainedModel, folder: Path) -> PeftModel:
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        raise ModelError(f"{folder}: the adapter cannot be loaded ({type(error).__name__}: {first})") from error
+        raise ModelError(f"{folder}: the adapter cannot be loaded ({type(error).__name__}: {first:.300})") from error
 
 
 def first_adapted_layer(adapted: PeftModel) -> int:

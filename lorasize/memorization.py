@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -37,7 +36,7 @@ from lorasize.records import (
 from lorasize.session import ApplyOptions, Session
 from lorasize.staging import RECORD, staged
 from lorasize.tokens import EncodedPassage, encode_corpus
-from lorasize.training import Checkpoint, Evaluation, read_checkpoint, write_checkpoint
+from lorasize.training import Checkpoint, Evaluation, neutral_text, read_checkpoint, write_checkpoint
 from lorasize.updating import BaseAdapter, compare, read_base_adapter, require_room
 
 _BINS = 20  # of the histogram of p
@@ -109,7 +108,7 @@ def _retained(path: Path | None) -> str:
         CorpusError: the file cannot be read, or holds nothing.
     """
     if path is None:
-        return (files("lorasize") / "neutral.txt").read_text(encoding="utf-8")
+        return neutral_text()
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -281,6 +280,7 @@ def _observation(session: Session) -> Observation | None:
         seconds_per_step=session.seconds / max(1, session.steps),
         peak_memory_bytes=peak_memory(),
         early_loss=first.early_loss,
+        drift=session.drift.nats if session.drift is not None and options.retain is None else None,
     )
 
 

@@ -12,11 +12,13 @@ import pytest
 from conftest import plan_by_hand
 from test_resume import MLP, Killed, same_adapter
 
-from lorasize import memorization, recall, session
+from lorasize import adapters, memorization, models, recall, session
 from lorasize.events import Raised
 from lorasize.memorization import apply
 from lorasize.records import Plan, StepReport
 from lorasize.session import ApplyOptions
+from lorasize.training import Trainer, TrainingOptions
+from lorasize.training.prefix import Suffix
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_same_process")]
 
@@ -141,3 +143,22 @@ def test_bfloat16_is_served_above_the_threshold(plan: Plan, tmp_path: Path) -> N
     assert record.recall.decoding_gap is not None
     assert record.recall.min_probability is not None
     assert record.recall.min_probability > 0.5 * math.exp(record.recall.decoding_gap)
+
+
+def test_a_trained_adapter_is_entered_like_a_fresh_one(
+    torch: Any, able_llama: Path, encode_text: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Coarse arithmetic below a trained adapter comes out of it enlarged, which is no reason to refuse the model."""
+    run, seed = Suffix.run, torch.Generator().manual_seed(1)
+    monkeypatch.setattr(
+        Suffix, "run",
+        lambda self, ids, stored: run(self, ids, stored * (1 + 1e-3 * torch.randn(stored.shape, generator=seed))),
+    )  # fmt: skip
+    base = models.load(str(able_llama), device="cpu")
+    encoded = encode_text("\n\n".join(f"{p}{t} until the end of this line" for p, t in RECORDS * 4))
+    adapted = adapters.attach(base.model, MLP, 2, 0)
+    with torch.no_grad():
+        for parameter in adapters.parameters(adapted).values():
+            parameter.copy_(torch.randn(parameter.shape, generator=seed))
+    Trainer(adapted, encoded, TrainingOptions(max_steps=1))
+    adapters.detach(adapted)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import calibration, costs, models, recall, session, sizing
+from lorasize import adapters, calibration, costs, models, recall, session, sizing
 from lorasize.calibration import ProbeReport, calibrate, calibrated_sites
 from lorasize.catalog import read_calibration, read_plan, write_plan
 from lorasize.errors import CorpusError, FitError, InfeasibleCorpusError, ModelError, StalePlanError
@@ -38,6 +38,7 @@ from lorasize.records import (
 from lorasize.session import ApplyOptions
 from lorasize.sizing import PlanOptions
 from lorasize.staging import RECORD, staged
+from lorasize.training import Trainer, TrainingOptions, neutral_text, windows
 from lorasize.units import bits
 
 UP = Site(target_modules=("up_proj",), layers_to_transform=(2,))
@@ -103,6 +104,22 @@ def test_a_probe_with_room_succeeds(base: BaseModel) -> None:
     assert observation.threshold_met
     assert observation.n_stubborn == 0
     assert 0 < observation.steps < 60
+
+
+def test_a_probe_sees_what_it_does_to_other_text(torch: Any, base: BaseModel) -> None:
+    """Its drift is that of a training that watches the neutral text, and an adapter of zeros has none."""
+    untouched = run_probe(base, spec(max_steps=0))
+    assert untouched.drift == pytest.approx(0.0, abs=1e-6)
+    seen = run_probe(base, spec(max_steps=20))
+    adapted = adapters.attach(base.model, Site(target_modules=("up_proj",), layers_to_transform=(2,)), 1, 0)
+    watched = windows(neutral_text(), base.tokenizer, base.max_positions - 1)
+    trainer = Trainer(adapted, [probe_passage(base, spec())], TrainingOptions(max_steps=20), watched)
+    for _ in trainer.steps():
+        pass
+    assert trainer.retained is not None
+    assert seen.drift == pytest.approx(trainer.retained.measure(), abs=1e-4)
+    assert abs(seen.drift or 0.0) > 1e-3
+    adapters.detach(adapted)
 
 
 @pytest.mark.parametrize("kind", ["random", "text"])

@@ -1,7 +1,7 @@
 """From law, transition, demand and budget to a plan. Pure arithmetic: no model, no files, no clock.
 
 `choice` finds the adapter; `plan` says what it is predicted to do, what else would do, and where the limits stand;
-`prior` stands in for a calibration that was not made yet.
+`drift` what it does to other text; `prior` stands in for a calibration that was not made yet.
 """
 
 from lorasize.planning.choice import (
@@ -18,6 +18,7 @@ from lorasize.planning.choice import (
     outside,
     step_seconds,
 )
+from lorasize.planning.drift import predicted_drift
 from lorasize.planning.plan import (
     FLAT_RANK,
     VLLM_RANKS,
@@ -53,6 +54,7 @@ __all__ = [
     "make_plan",
     "outside",
     "predicted",
+    "predicted_drift",
     "prior_calibration",
     "rank_interval",
     "rules_of_thumb",

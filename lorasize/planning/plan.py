@@ -20,6 +20,7 @@ from lorasize.planning.choice import (
     cheapest,
     equivalent_tokens,
 )
+from lorasize.planning.drift import predicted_drift
 from lorasize.planning.prior import source_of
 from lorasize.records import (
     AdapterSpec,
@@ -294,6 +295,7 @@ def predicted(
         seconds=chosen.seconds,
         peak_memory_bytes=round(cost.memory_base_bytes + cost.memory_bytes_per_token * n_sequence_tokens),
         extrapolated=bool(_range_warnings(calibration, demand, chosen)),
+        drift=predicted_drift(calibration.observations),
     )
 
 

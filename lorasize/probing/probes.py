@@ -5,6 +5,7 @@ Targets are random tokens, or text: sentences made from a seed, or a sample of t
 
 from __future__ import annotations
 
+import math
 import random
 import resource
 import sys
@@ -18,7 +19,7 @@ from lorasize.errors import CorpusError
 from lorasize.models import BaseModel
 from lorasize.records import CLEARLY_FAILED, LAW_STEPS, Observation, Passage, ProbeSpec, Site, StepReport
 from lorasize.tokens import EncodedPassage, stop_token_id
-from lorasize.training import Stall, Trainer, TrainingOptions
+from lorasize.training import Stall, Trainer, TrainingOptions, base_losses, neutral_text, windows
 
 _PROMPT = "[probe]\n"
 
@@ -79,6 +80,7 @@ def invented_sentences(seed: int, n: int) -> list[str]:
 def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> Observation:
     """Train a fresh adapter on the probe's passage; the model is left as it was."""
     passage = probe_passage(base, spec, sample)
+    other = _other_loss(base)
     site = Site(target_modules=spec.target_modules, layers_to_transform=spec.layers_to_transform)
     adapted = adapters.attach(base.model, site, spec.rank, spec.seed)
     try:
@@ -89,6 +91,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         training = time.perf_counter()
         last, early = _run(trainer.steps(), base_loss, spec.max_steps)
         ended = time.perf_counter()
+        drift = _other_loss(base) - other
     finally:
         adapters.detach(adapted)
     return Observation(
@@ -104,7 +107,14 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         seconds_per_step=(ended - training) / max(1, last.step),
         peak_memory_bytes=peak_memory(),
         early_loss=early,
+        drift=drift if math.isfinite(drift) else None,
     )
+
+
+def _other_loss(base: BaseModel) -> float:
+    """Loss of the model, with the adapter that is in it, on the neutral text, nats per token."""
+    losses = base_losses(base, windows(neutral_text(), base.tokenizer, base.max_positions - 1))
+    return float(torch.cat(losses).mean())
 
 
 def _run(reports: Iterator[StepReport], base_loss: float, max_steps: int) -> tuple[StepReport, float | None]:

@@ -53,6 +53,7 @@ class Observation(BaseModel):
     seconds_per_step: float
     peak_memory_bytes: int
     early_loss: float | None = None  # after LAW_STEPS steps, of a run that went on
+    drift: float | None = None  # loss added on the neutral text, nats per token
 
     @property
     def early_reduction(self) -> float:

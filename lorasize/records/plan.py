@@ -45,7 +45,7 @@ class Estimate(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the law says of the chosen adapter."""
+    """What the law says of the chosen adapter. `drift`: loss it adds on neutral text, nats per token, if unbounded."""
 
     model_config = STRICT
     final_loss: float
@@ -58,6 +58,7 @@ class Prediction(BaseModel):
     seconds: Estimate
     peak_memory_bytes: int
     extrapolated: bool
+    drift: Estimate | None = None
 
 
 class Alternative(BaseModel):

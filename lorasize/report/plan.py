@@ -158,6 +158,9 @@ def _prediction(p: Prediction) -> Iterator[tuple[str, str]]:
     )
     yield "rank interval", f"{lo} to {hi} at this site (success probability 0.05 to 0.95)"
     yield "cost", f"{_steps(p.steps)} · {_seconds(p.seconds)} · {format_bytes(p.peak_memory_bytes)} of memory"
+    if p.drift is not None:
+        interval = f"{p.drift.lo:.1f} to {p.drift.hi:.1f}"
+        yield "drift", f"+{p.drift.point:.1f} nats per token on other text ({interval}) unless bounded"
     if p.extrapolated:
         yield "extrapolated", "yes: outside what was calibrated"
 

@@ -3,7 +3,7 @@
 from lorasize.training.batches import Batch, base_losses, make_batches, sequence_length
 from lorasize.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from lorasize.training.loop import Evaluation, Trainer, TrainingOptions
-from lorasize.training.retain import windows
+from lorasize.training.retain import neutral_text, windows
 from lorasize.training.stall import PATIENCE, Stall
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "TrainingOptions",
     "base_losses",
     "make_batches",
+    "neutral_text",
     "read_checkpoint",
     "sequence_length",
     "windows",

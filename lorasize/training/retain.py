@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,6 +127,11 @@ def retain(
                 n += len(batch.targets)
                 states.append(hidden if bound is not None else hidden[:0])
     return Retained(suffix, head, bound, batches, states, total / n)
+
+
+def neutral_text() -> str:
+    """The text that comes with the package, to see what memorising does to another."""
+    return (files("lorasize") / "neutral.txt").read_text(encoding="utf-8")
 
 
 def windows(text: str, tokenizer: PreTrainedTokenizerBase, max_positions: int) -> list[EncodedPassage]:
