@@ -1,6 +1,7 @@
 """What memorising a page does to other text, with and without a bound on it.
 
     python benchmarks/drift.py [--bound 0.02] [--seeds 2] [--corpora 0] [--first-seed 100] [--json]
+    python benchmarks/drift.py --measure CALIBRATION
 
 The page of the example update (278 target tokens) is memorised in the adapter that `plan` recommends; the drift is the
 loss added on a neutral text that the training may look at (`lorasize/neutral.txt`) and on one it never sees (LICENSE,
@@ -8,6 +9,9 @@ its first 2,000 characters), nats per token.
 
 With `--corpora N` the first N corpora of plan_accuracy.py are memorised instead, each in its recommended adapter and
 without a bound, and the drift on the neutral text is held against what `plan` predicts from the calibration's probes.
+
+With `--measure` the probes of a calibration that were run before probes told their drift are run again, and it is
+written into the file. Nothing else in it changes: a probe is a function of its spec.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ import torch
 from plan_accuracy import corpora, write_corpus
 
 from lorasize import adapters, models
+from lorasize.catalog import read_calibration, write_calibration
+from lorasize.probing import run_probe
 from lorasize.session import ApplyOptions, Session
 from lorasize.sizing import plan
 from lorasize.training import base_losses, windows
@@ -83,6 +89,20 @@ def spread(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def measure(path: Path) -> None:
+    """Give every observation of a calibration its drift."""
+    read = read_calibration(path)
+    base = models.load(models.BUILTIN, device="cpu", dtype=read.dtype)
+    told = []
+    for k, old in enumerate(read.observations, 1):
+        seen = old if old.drift is not None else run_probe(base, old.probe)
+        if seen.steps != old.steps:
+            raise SystemExit(f"probe {k} took {seen.steps} steps where {old.steps} are noted: another probe")
+        told.append(old.model_copy(update={"drift": seen.drift}))
+        print(f"probe {k} of {len(read.observations)}: {seen.steps} steps, drift {seen.drift:+.2f}", flush=True)
+    write_calibration(read.model_copy(update={"observations": tuple(told)}), path)
+
+
 def main() -> None:
     """Print every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,7 +111,11 @@ def main() -> None:
     parser.add_argument("--corpora", type=int, default=0)
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--measure", type=Path, metavar="CALIBRATION")
     chosen = parser.parse_args()
+    if chosen.measure:
+        measure(chosen.measure)
+        return
     if chosen.corpora:
         base = models.load(models.BUILTIN, device="cpu", dtype="float32")
         found = [predicted(base, *corpus) for corpus in corpora(chosen.corpora, chosen.first_seed)]

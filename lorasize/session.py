@@ -197,7 +197,7 @@ class Session:
                 return train()
             except TrainingDivergedError:
                 trainer.retreat(self._good)
-        return train()
+        return train() if self.held is None else Outcome.STALLED  # what is held is good
 
     def _begun(self, found: Checkpoint | None) -> tuple[Trainer, _Progress]:
         options, state = self.options, {} if found is None else found.state["progress"]

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
+import made
 import pytest
-import test_report as made
 
 from lorasize import cli
 from lorasize import records as r

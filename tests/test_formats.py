@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import made
 import pytest
-import test_report as made
 
 from lorasize import records as r
 from lorasize import report

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import made
 import pytest
-import test_report as made
 
 from lorasize import records as r
 from lorasize import report

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic import CALIBRATION, SIX, calibration, demand_of, parts, plan_of
 
 from lorasize import records as r
 from lorasize.errors import CalibrationError
@@ -24,104 +24,13 @@ from lorasize.planning import (
     cautious_transition,
     choose,
     equivalent_tokens,
-    make_plan,
     outside,
-    predicted_drift,
-    prior_calibration,
     rank_interval,
     rules_of_thumb,
     serving,
-    source_of,
     step_seconds,
 )
-from lorasize.records import RECIPE, Calibration, Demand, Plan
-from lorasize.units import bits
-
-ONE = (("up_proj",), (20,))
-SIX = (("up_proj",), (14, 16, 18, 20, 22, 24))
-MLP = (("down_proj", "gate_proj", "up_proj"), (20,))
-
-
-def site(where: tuple[tuple[str, ...], tuple[int, ...]], efficiency: float, per_rank: int) -> r.SiteEfficiency:
-    """A calibrated site."""
-    worth: dict[str, Any] = {"efficiency": efficiency, "stderr": 0.05, "parameters_per_rank": per_rank}
-    return r.SiteEfficiency(target_modules=where[0], layers_to_transform=where[1], **worth)
-
-
-def observation(rank: int, n_tokens: int) -> r.Observation:
-    """A probe at the reference site."""
-    budget: dict[str, Any] = {"kind": "random", "n_tokens": n_tokens, "seed": 0, "max_steps": 300}
-    probe = r.ProbeSpec(target_modules=ONE[0], layers_to_transform=ONE[1], rank=rank, **budget)
-    values: dict[str, Any] = {"n_stubborn": 0, "threshold_met": True, "steps": 60, "seconds": 9.0}
-    values |= {"seconds_per_step": 0.15, "peak_memory_bytes": 10**9}
-    values |= {"base_loss": 14.0, "final_loss": 0.2, "loss_reduction": 13.8}
-    return r.Observation(probe=probe, n_parameters=2112 * rank, **values)
-
-
-def calibration(location_stderr: float = 0.05, offset: float = -0.4) -> Calibration:
-    """A synthetic calibration of three sites, with the magnitudes of a 135M model."""
-    law = r.Law.model_validate_json(
-        """{"coefficient": 2.1, "parameter_exponent": 0.66, "length_exponent": 0.6, "offset": 0.0, "r_squared": 0.99,
-        "covariance": [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], "form": "C*N^alpha*l^-beta+b",
-        "reference_loss": 14.0, "residual_stderr": 0.2, "n_observations": 12,
-        "parameters_range": [2000, 17000], "tokens_range": [48, 768]}"""
-    ).model_copy(update={"offset": offset})
-    transition = r.Transition.model_validate_json(
-        """{"location": 0.05, "location_stderr": 0.0, "scale": 0.1, "n_observations": 12, "n_successes": 6,
-        "steps_coefficient": 200.0, "steps_exponent": 1.2, "steps_spread": 0.2}"""
-    ).model_copy(update={"location_stderr": location_stderr})
-    cost = r.CostModel.model_validate_json(
-        """{"seconds_overhead": 0.02, "seconds_per_layer_token": 1e-4, "seconds_per_head_token": 1e-3,
-        "relative_spread": 0.25, "seconds_per_forward_token": 1e-3, "memory_base_bytes": 600000000,
-        "memory_bytes_per_token": 400000.0}"""
-    )
-    fingerprint = r.ModelFingerprint(weights="w", config="c", tokenizer="t")
-    return Calibration(
-        model=r.CalibrationModel(
-            ref="tiny", fingerprint=fingerprint, architecture="Llama", n_layers=30, max_positions=2048
-        ),
-        recipe=RECIPE,
-        device="cpu",
-        dtype="float32",
-        law=law,
-        sites=(site(ONE, 1.0, 2112), site(SIX, 1.3, 12_672), site(MLP, 0.6, 6336)),
-        transition=transition,
-        cost=cost,
-        observations=(observation(1, 48), observation(8, 192)),
-        provenance={},
-    )
-
-
-CALIBRATION = calibration()
-
-
-def demand_of(nats: float, base_loss: float = 3.3) -> Demand:
-    """A demand of this many nats."""
-    return Demand(base_loss=base_loss, nats=nats, bits=bits(nats))
-
-
-def plan_of(nats: float, calibrated: Calibration = CALIBRATION, **changes: Any) -> Plan:
-    """The plan for a corpus of this demand, 3.3 nats a token."""
-    n_tokens = max(1, round(nats / 3.3))
-    digests = {"corpus_sha256": "a", "model_fingerprint": "b", "tokenizer_sha256": "t", "calibration_sha256": "d"}
-    arguments: dict[str, Any] = {
-        "calibration": calibrated,
-        "model": r.PlanModel(ref="tiny", fingerprint="b", dtype="float32", n_layers=30),
-        "corpus": r.CorpusSummary(n_passages=3, n_tokens=n_tokens, sha256="a", files=()),
-        "demand": demand_of(nats),
-        "feasibility": r.Feasibility(feasible=True),
-        "inputs": r.PlanInputs(**digests, recipe=RECIPE),
-        "n_sequence_tokens": n_tokens + 30,
-        "linear_parameters_per_rank": 305_280,
-    }
-    return make_plan(**(arguments | changes))
-
-
-def parts(plan: Plan) -> tuple[r.AdapterSpec, float]:
-    """The adapter and its chance."""
-    assert plan.adapter is not None
-    assert plan.prediction is not None
-    return plan.adapter, plan.prediction.success_probability
+from lorasize.records import Plan
 
 
 # ---------------------------------------------------------------- arithmetic against hand-worked values
@@ -401,77 +310,3 @@ def test_an_infeasible_corpus_gets_no_adapter() -> None:
 def test_a_plan_survives_json() -> None:
     plan = plan_of(2000.0)
     assert Plan.model_validate_json(plan.model_dump_json(by_alias=True)) == plan
-
-
-# ---------------------------------------------------------------- before a model is calibrated
-SHAPES = {"q_proj": 1152, "up_proj": 2112}
-
-
-def moved(n_layers: int = 30, shapes: dict[str, int] | None = None, reference: str = "up_proj") -> Calibration:
-    """The synthetic calibration moved over to a model of so many layers."""
-    model = CALIBRATION.model.model_copy(update={"ref": "other", "n_layers": n_layers})
-    where: dict[str, Any] = {"device": "cpu", "dtype": "bfloat16", "weight_bytes": 1_200_000_000}
-    return prior_calibration(CALIBRATION, model, shapes or SHAPES, reference, **where)
-
-
-def test_a_prior_keeps_bits_per_parameter_and_says_less() -> None:
-    prior = moved()
-    assert prior.law == CALIBRATION.law
-    assert prior.transition.location_stderr == pytest.approx(math.hypot(0.05, 0.5))
-    assert [(s.target_modules, s.parameters_per_rank) for s in prior.sites] == [(ONE[0], 2112), (SIX[0], 12_672)]
-    assert prior.sites[0].stderr == pytest.approx(math.hypot(0.05, 0.3))
-    assert source_of(prior) == "tiny on cpu in float32"
-    assert source_of(CALIBRATION) is None
-
-
-def test_a_prior_scales_depth_and_cost() -> None:
-    prior = moved(60, {"mlp.c_fc": 1000}, "mlp.c_fc")
-    assert [s.layers_to_transform for s in prior.sites] == [(40,), (28, 32, 36, 40, 44, 48)]
-    assert {s.target_modules for s in prior.sites} == {("mlp.c_fc",)}
-    assert prior.cost.seconds_per_layer_token == pytest.approx(1e-4)  # twice the weights in twice the layers
-    assert prior.cost.seconds_per_head_token == pytest.approx(2e-3)
-    assert prior.cost.memory_base_bytes == 1_200_000_000
-
-
-def test_a_plan_from_a_prior_is_extrapolated_and_asks_for_more() -> None:
-    own, prior = plan_of(1500.0), plan_of(1500.0, moved())
-    assert own.prediction is not None
-    assert prior.prediction is not None
-    assert not own.prediction.extrapolated
-    assert prior.prediction.extrapolated
-    assert "lorasize calibrate" in prior.warnings[0]
-    assert parts(prior)[0].n_parameters > parts(own)[0].n_parameters
-    assert prior.prediction.rank_interval[1] > own.prediction.rank_interval[1]
-
-
-# ---------------------------------------------------------------- drift
-def drifted(*drifts: float | None, final: float = 0.2) -> list[r.Observation]:
-    """Probes with these drifts."""
-    left = {"final_loss": final, "loss_reduction": 14.0 - final}
-    return [observation(1, 60 + k).model_copy(update={"drift": d, **left}) for k, d in enumerate(drifts)]
-
-
-def test_drift_is_the_geometric_mean_of_the_probes() -> None:
-    found = predicted_drift(drifted(1.0, 4.0))
-    assert found is not None
-    assert found.point == pytest.approx(2.0)
-    assert found.lo * found.hi == pytest.approx(4.0)
-    spread = math.hypot(0.5, math.log(4) / math.sqrt(2) * math.sqrt(1.5))
-    assert math.log(found.hi / found.point) == pytest.approx(1.645 * spread)
-
-
-def test_probes_that_agree_leave_the_spread_between_kinds_of_text() -> None:
-    found = predicted_drift(drifted(3.0, 3.0, 3.0, -0.2)[:3])
-    assert found is not None
-    assert (found.point, found.hi) == (pytest.approx(3.0), pytest.approx(3.0 * math.exp(1.645 * 0.5)))
-
-
-@pytest.mark.parametrize("probes", [[], drifted(2.0), drifted(2.0, None), drifted(2.0, 3.0, final=9.0)])
-def test_no_drift_is_predicted_from_too_few_or_from_failures(probes: list[r.Observation]) -> None:
-    assert predicted_drift(probes) is None
-
-
-def test_a_drift_for_the_better_is_as_good_as_none() -> None:
-    found = predicted_drift(drifted(-0.3, 0.0))
-    assert found is not None
-    assert found.point == pytest.approx(1e-3)

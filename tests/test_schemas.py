@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import made
 import pytest
-import test_report as made
 
 from lorasize import report
 from lorasize.records.schemas import ARTIFACTS, schemas

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import made
 import pytest
-import test_report as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
