@@ -22,7 +22,7 @@ from lorasize.errors import ModelError
 from lorasize.records import Decoded, DecodeJob
 
 _PAD = 0  # any id: padding is masked
-_SETTINGS = "generation_config.json"
+SETTINGS = "generation_config.json"
 
 # What in it makes greedy decoding give other tokens, and the value that does not.
 _NEUTRAL: dict[str, int | None] = {
@@ -60,16 +60,16 @@ def clean_generation_config(n_tokens: int, pad_token_id: int) -> GenerationConfi
 
 def generation_warnings(base: Path) -> tuple[str, ...]:
     """What the base's `generation_config.json` does to greedy decoding where it is read; here it is not."""
-    path = base / _SETTINGS
+    path = base / SETTINGS
     if not path.is_file():
         return ()
     try:
         settings = dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
-        return (f"{_SETTINGS} of the base cannot be read ({error})",)
+        return (f"{SETTINGS} of the base cannot be read ({error})",)
     swaying = {n: v for n, v in settings.items() if n in _NEUTRAL and v not in (None, _NEUTRAL[n], [], {})}
     named = ", ".join(f"{n} {v}" if isinstance(v, int | float) else n for n, v in swaying.items())
-    what = f"{_SETTINGS} of the base sets {named}: a server that reads it may decode something else"
+    what = f"{SETTINGS} of the base sets {named}: a server that reads it may decode something else"
     return (what,) if swaying else ()
 
 

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from lorasize import models
+from lorasize.decoding import SETTINGS, generation_warnings
 from lorasize.decoding import decode as _decode
-from lorasize.decoding import generation_warnings
 from lorasize.errors import LorasizeError, ModelError
 from lorasize.records import (
     Decoded,
@@ -235,6 +235,8 @@ def verify(
         folder, base, addresses, targets, device=device, dtype=dtype, batch_size=batch_size, merged=merged,
         attn_implementation=attn_implementation, threshold=record.threshold, notify=notify,
     )  # fmt: skip
+    if record.recall.warnings is not None and report.warnings != record.recall.warnings:
+        changed = (*changed, f"{SETTINGS} of the base")  # servers read it, though decoding here does not
     return report.model_copy(update={"changed_files": changed})
 
 

@@ -218,14 +218,16 @@ def test_a_chat_is_another_prompt_under_another_template(memorised: Path, base: 
 
 # ---------------------------------------------------------------- generation_config.json
 def test_a_penalty_for_repetition_is_said(torch: Any, memorised: Path, base: Path, verify: Verify) -> None:
-    """Stock generate reads it, and loses the bell when it is large; verify does not read it, and says so."""
+    """Stock generate reads it, and loses the bell when it is large; verify does not, and says that it changed."""
     (base / "generation_config.json").write_text('{"repetition_penalty": 1.3}', "utf-8")
     code, said = verify(memorised, "--model", base)
-    assert code == 0
+    assert code == 4
+    assert "RECALLED: 3 of 3" in said
+    assert "changed since it was proven: generation_config.json of the base" in said
     assert "warning: generation_config.json of the base sets repetition_penalty 1.3: a server" in " ".join(said.split())
     code, report = reported(verify, memorised, "--model", base)
     (warning,) = report.warnings
-    assert code == 0
+    assert (code, report.changed_files) == (4, ("generation_config.json of the base",))
     assert warning.endswith("repetition_penalty 1.3: a server that reads it may decode something else")
 
     (base / "generation_config.json").write_text('{"repetition_penalty": 3.0}', "utf-8")
@@ -234,6 +236,22 @@ def test_a_penalty_for_repetition_is_said(torch: Any, memorised: Path, base: Pat
     ids = torch.tensor([bell.prompt_ids])
     served = adapted.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=bell.n_tokens)
     assert models.load_tokenizer(base).decode(served[0, ids.shape[1] :]) != LINES[1]["completion"] + "<|im_end|>"
+
+
+def test_a_penalty_that_was_there_when_it_was_proven_only_warns(folder: Path, base: Path, verify: Verify) -> None:
+    """Many base models come with one: what apply said of it then is said again, and nothing has changed."""
+    (base / "generation_config.json").write_text('{"repetition_penalty": 1.3, "temperature": 0.6}', "utf-8")
+    record = recall.read_record(folder)
+    seen = record.recall.model_copy(update={"warnings": decoding.generation_warnings(base)})
+    (folder / recall.RECORD).write_text(to_json(record.model_copy(update={"recall": seen})), "utf-8")
+    recall.write_sums(folder)
+    code, said = verify(folder, "--model", base)
+    assert code == 0
+    assert "sets repetition_penalty 1.3" in " ".join(said.split())
+    (base / "generation_config.json").write_text('{"repetition_penalty": 1.3, "temperature": 0.1}', "utf-8")
+    assert verify(folder, "--model", base)[0] == 0  # greedy decoding knows no temperature
+    (base / "generation_config.json").unlink()
+    assert verify(folder, "--model", base)[0] == 4
 
 
 @pytest.mark.parametrize(
@@ -262,7 +280,7 @@ def test_the_page_shows_warnings_and_how_it_was_decoded(
     how = ("--merged", "--batch-size", 8, "--model", base)
     code, _ = verify(memorised, *how, "--report", f"html={page}")
     text = page.read_text("utf-8")
-    assert code == 0
+    assert code == 4
     assert "generation_config.json of the base sets num_beams 4: a server that reads it may decode" in text
     assert "decoded greedily in a fresh process: float32, cpu, sdpa, batch 8, merged" in text
     assert "smallest logit margin" in text

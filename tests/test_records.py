@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 from lorasize import records
 from lorasize.records import (
@@ -249,6 +249,16 @@ def test_digest_survives_the_file(cls: type[BaseModel], data: dict[str, Any]) ->
     record = cls.model_validate(data)
     assert digest(cls.model_validate_json(to_json(record))) == digest(record)
     assert len(digest(record)) == 64
+
+
+def test_a_field_added_later_makes_no_plan_stale() -> None:
+    def version(**later: Any) -> type[BaseModel]:
+        return create_model("Plan", rank=(int, ...), note=(str | None, None), **later)
+
+    before, after = version(), version(drift=(float | None, None), serve=(str, "peft"))
+    assert digest(before(rank=1)) == digest(after(rank=1))
+    assert digest(after(rank=1)) != digest(after(rank=1, drift=0.1))
+    assert digest(before(rank=1)) != digest(create_model("Check", rank=(int, ...))(rank=1))
 
 
 def test_digest_ignores_the_order_of_keys() -> None:

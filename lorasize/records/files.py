@@ -17,8 +17,12 @@ def to_json(record: BaseModel) -> str:
 
 
 def digest(record: BaseModel) -> str:
-    """sha256 (hex) of the record's canonical JSON."""
-    canonical = json.dumps(record.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
+    """sha256 (hex) of the record's canonical JSON.
+
+    Fields at their defaults are left out, so that a field added in a later version does not make a plan stale.
+    """
+    told = record.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    canonical = json.dumps([type(record).__name__, told], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

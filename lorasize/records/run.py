@@ -176,6 +176,7 @@ class RecallSummary(BaseModel):
     min_probability: float | None = None
     min_logit_margin: float | None = None
     decoding_gap: float | None = None
+    warnings: tuple[str, ...] | None = None
 
 
 class Drift(BaseModel):

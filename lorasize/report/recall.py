@@ -133,6 +133,7 @@ def memorization_facts(m: Memorization) -> Iterator[tuple[str, str]]:
         loss = f"{m.drift.before:.3f} → {m.drift.after:.3f}"
         yield "drift", f"{m.drift.nats:+.3f} nats per token on other text ({loss}{bound})"
     yield "base model", m.plan.model.ref
+    yield from (("warning", warning) for warning in m.recall.warnings or ())
 
 
 # ---------------------------------------------------------------- the texts themselves
