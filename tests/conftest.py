@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -19,6 +21,7 @@ from lorasize.corpus import corpus_sha256, read_corpus
 from lorasize.records import (
     RECIPE,
     AdapterSpec,
+    Calibration,
     CorpusSummary,
     Feasibility,
     Plan,
@@ -58,6 +61,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give the builtin model all cores and tiny ones a single thread: on two they take half as long again."""
+    if (module := sys.modules.get("torch")) is not None:
+        module.set_num_threads(_threads(module) if item.get_closest_marker("real") else 1)
+
+
+@functools.cache
+def _threads(torch: Any) -> int:
+    """How many threads torch takes when nobody asks for fewer."""
+    return int(torch.get_num_threads())
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
@@ -77,13 +93,11 @@ def _same_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def torch() -> Iterator[Any]:
-    """PyTorch on two threads, imported only by the tests that ask for it."""
+    """PyTorch, imported only by the tests that ask for it."""
     import torch as module
 
-    threads = module.get_num_threads()
-    module.set_num_threads(min(threads, 2))
     yield module
-    module.set_num_threads(threads)
+    module.set_num_threads(_threads(module))
 
 
 @pytest.fixture(scope="session")
@@ -180,6 +194,17 @@ def able_llama(torch: Any, tokenizer: PreTrainedTokenizerBase, tmp_path_factory:
         pad_token_id=tokenizer.pad_token_id,
     )
     return _saved(torch, LlamaForCausalLM, config, tokenizer, tmp_path_factory.mktemp("able-llama"))
+
+
+@pytest.fixture(scope="session")
+def calibrated_llama(
+    torch: Any, able_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Calibration, Path]:
+    """A quick calibration of the able Llama and its file: ten probes or so, a quarter of a minute."""
+    from lorasize.calibration import calibrate
+
+    torch.set_num_threads(1)
+    return calibrate(str(able_llama), device="cpu", preset="quick", folder=tmp_path_factory.mktemp("calibrations"))
 
 
 def plan_by_hand(folder: Path, corpus: Path, site: Site, rank: int, **reading: Any) -> Plan:

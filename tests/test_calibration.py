@@ -32,12 +32,6 @@ def base(torch: Any, able_llama: Path) -> BaseModel:
     return models.load(str(able_llama), device="cpu")
 
 
-@pytest.fixture(scope="module")
-def calibrated(torch: Any, able_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Calibration, Path]:
-    """A quick calibration of the able Llama: seven probes or so, four seconds."""
-    return calibrate(str(able_llama), device="cpu", preset="quick", folder=tmp_path_factory.mktemp("calibrations"))
-
-
 # ---------------------------------------------------------------- probes
 def spec(**changes: Any) -> ProbeSpec:
     """A small probe at the reference site."""
@@ -186,9 +180,9 @@ def killed_after(n: int) -> Callable[[ProbeReport], None]:
 
 @pytest.mark.slow
 def test_a_calibration_reads_back_and_refits_to_itself(
-    calibrated: tuple[Calibration, Path], base: BaseModel, able_llama: Path
+    calibrated_llama: tuple[Calibration, Path], base: BaseModel, able_llama: Path
 ) -> None:
-    made, path = calibrated
+    made, path = calibrated_llama
     assert read_calibration(path) == made
     refitted = calibration.fit(base, made.observations, str(able_llama), preset="quick", seed=0)
     assert (refitted.law, refitted.sites, refitted.transition) == (made.law, made.sites, made.transition)
@@ -207,7 +201,7 @@ def test_a_calibration_reads_back_and_refits_to_itself(
 
 @pytest.mark.slow
 def test_an_interrupted_calibration_goes_on_where_it_stopped(
-    calibrated: tuple[Calibration, Path],
+    calibrated_llama: tuple[Calibration, Path],
     able_llama: Path,
     run_specs: list[ProbeSpec],
     tmp_path: Path,
@@ -220,7 +214,7 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(
     assert len(run_specs) == 3
     journal.write_bytes(journal.read_bytes()[:-30])
     resumed, path = again()
-    assert essence(resumed.observations) == essence(calibrated[0].observations)
+    assert essence(resumed.observations) == essence(calibrated_llama[0].observations)
     times = [run_specs.count(one.probe) for one in resumed.observations]
     assert times == [1, 1, 2, *[1] * (len(times) - 3)]
     assert list(tmp_path.iterdir()) == [path]

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from conftest import plan_by_hand
 from test_calibration import UP, Interrupted
-from test_calibration import calibrated as calibrated  # a fixture
 
 from lorasize import models, recall, session, sizing
 from lorasize.catalog import read_plan, write_plan
@@ -57,9 +56,9 @@ def plan_options(calibrated: tuple[Calibration, Path], **changes: Any) -> PlanOp
 @pytest.mark.slow
 @pytest.mark.usefixtures("_same_process")
 def test_plan_apply_verify(
-    calibrated: tuple[Calibration, Path], able_llama: Path, corpus: Path, tmp_path: Path, torch: Any
+    calibrated_llama: tuple[Calibration, Path], able_llama: Path, corpus: Path, tmp_path: Path, torch: Any
 ) -> None:
-    sized = sizing.plan([corpus], ref=str(able_llama), device="cpu", options=plan_options(calibrated))
+    sized = sizing.plan([corpus], ref=str(able_llama), device="cpu", options=plan_options(calibrated_llama))
     made = sized.plan
     assert made.status == "ok"
     assert made.demand is not None
@@ -68,7 +67,7 @@ def test_plan_apply_verify(
     assert made.demand.nats == pytest.approx(nats)
     assert made.corpus.n_tokens == sum(len(loss) for loss in sized.losses) == sum(p.n_tokens for p in sized.encoded)
     assert made.adapter.bits_per_parameter == pytest.approx(nats / math.log(2) / made.adapter.n_parameters)
-    assert made.inputs.calibration_sha256 == digest(calibrated[0])
+    assert made.inputs.calibration_sha256 == digest(calibrated_llama[0])
     write_plan(made, tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == made
     applied = apply(made, tmp_path / "out", CPU)
@@ -80,9 +79,9 @@ def test_plan_apply_verify(
 
 @pytest.mark.slow
 def test_an_explicit_rank_and_limits_reach_the_plan(
-    calibrated: tuple[Calibration, Path], able_llama: Path, corpus: Path
+    calibrated_llama: tuple[Calibration, Path], able_llama: Path, corpus: Path
 ) -> None:
-    options = plan_options(calibrated, rank=5, limits=Limits(max_rank=4))
+    options = plan_options(calibrated_llama, rank=5, limits=Limits(max_rank=4))
     made = sizing.plan([corpus], ref=str(able_llama), device="cpu", options=options).plan
     assert made.adapter is not None
     assert (made.adapter.rank, made.status) == (5, "over_budget")

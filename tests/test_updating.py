@@ -10,11 +10,10 @@ import pytest
 from conftest import plan_by_hand
 
 from lorasize import adapters, models, recall, sizing, updating
-from lorasize.calibration import calibrate
 from lorasize.catalog import write_calibration
 from lorasize.errors import CalibrationError, ModelError, StalePlanError
 from lorasize.memorization import apply
-from lorasize.records import Plan, PlanUpdate, Site
+from lorasize.records import Calibration, Plan, PlanUpdate, Site
 from lorasize.session import ApplyOptions
 
 pytestmark = pytest.mark.usefixtures("_same_process")
@@ -122,8 +121,11 @@ def test_another_base_or_a_changed_adapter_is_refused(
 
 
 @pytest.mark.slow
-def test_a_plan_prices_only_the_change(held: Path, able_llama: Path, tmp_path: Path) -> None:
-    calibration, path = calibrate(str(able_llama), device="cpu", preset="quick", folder=tmp_path / "calibrations")
+def test_a_plan_prices_only_the_change(
+    held: Path, able_llama: Path, calibrated_llama: tuple[Calibration, Path], tmp_path: Path
+) -> None:
+    calibration, path = calibrated_llama[0], tmp_path / "calibration.json"
+    write_calibration(calibration, path)
     corpus = write(tmp_path / "c.jsonl", NEW)
     options = sizing.PlanOptions(calibration=path, base_adapter=held)
     with pytest.raises(CalibrationError, match="holds no site gate_proj, up_proj, down_proj in layers 1, 2, 3"):

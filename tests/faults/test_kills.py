@@ -138,7 +138,7 @@ def test_calibrate_survives_kills(start: Callable[..., BaseProcess], able_llama:
     while kills < KILLS:
         runs += 1
         folder, kept = tmp_path / f"run{runs}", {}
-        while killed(start(work.calibrate_here, str(able_llama), str(folder)), draw.uniform(0, length / 2)):
+        while killed(start(work.calibrate_here, str(able_llama), str(folder)), draw.uniform(0, length / 3)):
             kills += 1
             now = journalled(folder)
             assert {spec: now[spec] for spec in kept if now} == (kept if now else {})  # not measured again
