@@ -1,14 +1,17 @@
-"""The drift that probes predict."""
+"""The drift that probes predict, and how it is said."""
 
 from __future__ import annotations
 
 import math
 
+import made
 import pytest
 from synthetic import observation
 
 from lorasize import records as r
 from lorasize.planning import predicted_drift
+from lorasize.report.plan import plan_facts
+from lorasize.report.recall import memorization_facts
 
 
 def drifted(*drifts: float | None, final: float = 0.2) -> list[r.Observation]:
@@ -41,3 +44,14 @@ def test_a_drift_for_the_better_is_as_good_as_none() -> None:
     found = predicted_drift(drifted(-0.3, 0.0))
     assert found is not None
     assert found.point == pytest.approx(1e-3)
+
+
+def test_what_was_predicted_stands_beside_what_was_measured() -> None:
+    told = r.Estimate(point=2.8, lo=1.0, hi=7.9)
+    plan = made.plan(prediction=made.prediction(drift=told))
+    assert dict(plan_facts(plan))["drift"] == "+2.8 nats per token on other text (1.0 to 7.9) unless bounded"
+    free, bounded = (r.Drift(before=3.6, after=6.0, nats=2.4, bound=bound) for bound in (None, 2.5))
+    for drift, said in ((free, ", predicted +2.8, 1.0 to 7.9)"), (bounded, ", at most +2.500 asked)")):
+        assert dict(memorization_facts(made.memorization(drift=drift, plan=plan)))["drift"].endswith(said)
+    unknown = made.memorization(drift=free, plan=made.plan())
+    assert dict(memorization_facts(unknown))["drift"].endswith("(3.600 → 6.000)")

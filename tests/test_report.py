@@ -31,6 +31,7 @@ from lorasize import records as r
 from lorasize import report
 from lorasize.report import progress as progress_module
 from lorasize.report import text
+from lorasize.report.recall import memorization_facts
 
 ESCAPE = "\x1b[31mred\x1b[0m \x1b]0;title\x07\x9b2J\x08\u202e[bold]markup[/bold] [/] \x00"
 
@@ -138,6 +139,15 @@ def test_side_by_side_shows_both_texts() -> None:
     assert "[red]two" in said
     assert "first" in said
     assert "\x1b" not in said
+
+def test_a_margin_and_a_warning_are_said() -> None:
+    changes = {"min_logit_margin": 0.4, "min_probability": 0.6, "warnings": ("w",)}
+    seen = memorization().recall.model_copy(update=changes)
+    said = dict(memorization_facts(memorization(margin=0.09, recall=seen)))
+    assert said["threshold"].endswith("trained to p > 0.59")
+    assert said["decoding"] == "smallest p 0.6000, smallest logit margin 0.4"
+    assert said["warning"] == "w"
+    assert "warning" not in dict(memorization_facts(memorization()))
 
 
 # ---------------------------------------------------------------- text that cannot act

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lorasize.records import Memorization, PassageRecall, RecallFailure, RecallReport, RecallSummary
+from lorasize.records import Memorization, PassageRecall, Prediction, RecallFailure, RecallReport, RecallSummary
 from lorasize.report.plan import adapter_line
 from lorasize.report.text import clean_lines, counted, facts, label, listing, probability, quoted
 from lorasize.units import format_seconds
@@ -129,11 +129,17 @@ def memorization_facts(m: Memorization) -> Iterator[tuple[str, str]]:
         old = f"{update.n_old_produced} of {n} old targets still come back" if n else "nothing changed or removed"
         yield "update", f"{update.n_unchanged} unchanged, {update.n_changed} changed, {update.n_added} added · {old}"
     if m.drift is not None:
-        bound = "" if m.drift.bound is None else f", at most {m.drift.bound:+.3f} asked"
+        bound = _expected_drift(predicted) if m.drift.bound is None else f", at most {m.drift.bound:+.3f} asked"
         loss = f"{m.drift.before:.3f} → {m.drift.after:.3f}"
         yield "drift", f"{m.drift.nats:+.3f} nats per token on other text ({loss}{bound})"
     yield "base model", m.plan.model.ref
     yield from (("warning", warning) for warning in m.recall.warnings or ())
+
+
+def _expected_drift(predicted: Prediction | None) -> str:
+    """What the plan said of it, which was of the neutral text: that is measured where no bound is kept."""
+    told = None if predicted is None else predicted.drift
+    return "" if told is None else f", predicted {told.point:+.1f}, {told.lo:.1f} to {told.hi:.1f}"
 
 
 # ---------------------------------------------------------------- the texts themselves
