@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from lorasize import apply, plan
-from lorasize.recall import read_record
+from lorasize.adapter_folder import read_record
 from lorasize.records import Memorization
 from lorasize.session import ApplyOptions
 from lorasize.sizing import PlanOptions

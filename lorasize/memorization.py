@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from lorasize import adapters, models, recall
+from lorasize import adapter_folder, adapters, models, recall
 from lorasize.corpus import corpus_sha256, read_corpus
 from lorasize.errors import CorpusError, InfeasibleCorpusError, ModelError, StalePlanError
 from lorasize.events import EVENTS, Decoding, EventLog, Notify, Raised
@@ -97,7 +97,7 @@ def apply(
         record = _record(session, report, update)
         (work.folder / RECORD).write_text(to_json(record), encoding="utf-8")
         (work.folder / "README.md").write_text(_card(record), encoding="utf-8")
-        recall.write_sums(work.folder)
+        adapter_folder.write_sums(work.folder)
     return Applied(record, report, tuple(encoded), tuple(events.steps), _observation(session))
 
 
@@ -125,7 +125,7 @@ def _base_adapter(plan: Plan, options: ApplyOptions, base: models.BaseModel) -> 
     if folder is None or plan.adapter is None:
         return None
     old = read_base_adapter(folder, base.folder, plan.model.ref)
-    if plan.update is not None and models.file_sha256(folder / recall.WEIGHTS) != plan.update.weights_sha256:
+    if plan.update is not None and models.file_sha256(folder / adapter_folder.WEIGHTS) != plan.update.weights_sha256:
         raise StalePlanError(f"{folder} changed since the plan was made: plan again", changed=["base_adapter"])
     require_room(old.spec, plan.adapter, folder)
     return old
@@ -135,12 +135,13 @@ def _update(session: Session, old: BaseAdapter, report: RecallReport, folder: Pa
     """What became of the old adapter's passages: an old target that still comes back from its prompt is counted."""
     change = compare(old.addresses, session.encoded)
     held = {p.prompt_ids: p.target_sha256 for p in old.addresses}
-    came = {recall.address(p).id: seen.text for p, seen in zip(session.encoded, report.passages, strict=True)}
-    still = sum(recall.text_digest(came[p.passage.id]) == held[p.prompt_ids] for p in change.changed)
+    came = {adapter_folder.address(p).id: seen.text for p, seen in zip(session.encoded, report.passages, strict=True)}
+    still = sum(adapter_folder.text_digest(came[p.passage.id]) == held[p.prompt_ids] for p in change.changed)
     if change.removed:
         gone = recall.decode_and_compare(
             folder, session.base.folder, change.removed, None, device=session.options.device,
             dtype=session.plan.model.dtype, threshold=session.options.threshold, notify=lambda done, total: None,
+            merged=report.merged,
         )  # fmt: skip
         still += gone.n_recalled
     return Update(
@@ -183,11 +184,11 @@ def _proven(session: Session, folder: Path, events: EventLog) -> RecallReport:
 def _proof(session: Session, folder: Path, events: EventLog) -> RecallReport:
     """The adapter saved, and its recall from there."""
     adapters.save(session.adapted, folder, session.plan.model.ref)
-    recall.write_addresses(session.encoded, folder)
+    adapter_folder.write_addresses(session.encoded, folder)
     return recall.decode_and_compare(
         folder,
         session.base.folder,
-        recall.read_addresses(folder),
+        adapter_folder.read_addresses(folder),
         session.encoded,
         device=session.options.device,
         dtype=session.plan.model.dtype,

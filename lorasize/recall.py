@@ -7,7 +7,6 @@ transformers and PEFT and shares nothing with training but the files.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import subprocess
@@ -16,158 +15,35 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from lorasize import models
+from lorasize.adapter_folder import (
+    PASSAGES,
+    changed_files,
+    check_base,
+    check_weights,
+    read_addresses,
+    read_record,
+    text_digest,
+)
 from lorasize.decoding import SETTINGS, generation_warnings
 from lorasize.decoding import decode as _decode
 from lorasize.errors import LorasizeError, ModelError
 from lorasize.records import (
     Decoded,
     DecodeJob,
-    Memorization,
-    ModelFingerprint,
     PassageAddress,
     PassageRecall,
     RecallFailure,
     RecallReport,
 )
-from lorasize.staging import RECORD
 from lorasize.tokens import EncodedPassage
 
-SUMS = "SHA256SUMS"
-PASSAGES = "passages.jsonl"
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-_MAX_BYTES = 10**9
 _HIGHEST = 0.95  # p that training is taken to at most
 _LEAST_SHIFT = 0.3  # log-odds by which a rise is worth a round of training
 
 Notify = Callable[[int, int], None]
-
-
-# ---------------------------------------------------------------- the adapter folder
-def address(passage: EncodedPassage) -> PassageAddress:
-    """The passage's line for `passages.jsonl`."""
-    text = passage.passage
-    return PassageAddress(
-        id=text.id,
-        file=text.file,
-        start=text.start,
-        end=text.end,
-        line=text.line,
-        prompt=text.prompt,
-        prompt_ids=passage.prompt_ids,
-        n_tokens=passage.n_tokens,
-        target_sha256=text_digest(text.target),
-    )
-
-
-def text_digest(text: str) -> str:
-    """sha256 (hex) of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_addresses(encoded: Sequence[EncodedPassage], folder: Path) -> None:
-    """Write `passages.jsonl`."""
-    lines = [address(passage).model_dump_json() + "\n" for passage in encoded]
-    (folder / PASSAGES).write_text("".join(lines), encoding="utf-8")
-
-
-def read_addresses(folder: Path) -> list[PassageAddress]:
-    """The passages an adapter folder claims to hold.
-
-    Raises:
-        ModelError: the file is missing or damaged.
-    """
-    found = []
-    lines = _read_text(folder / PASSAGES).removesuffix("\n").split("\n")  # a prompt may hold other line separators
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(PassageAddress.model_validate_json(line))
-        except ValidationError as error:
-            raise ModelError(f"{folder / PASSAGES}:{number}: damaged ({error.errors()[0]['msg']})") from error
-    return found
-
-
-def read_record(folder: Path) -> Memorization:
-    """The folder's `lorasize.json`.
-
-    Raises:
-        ModelError: it is missing or damaged.
-    """
-    try:
-        return Memorization.model_validate_json(_read_text(folder / RECORD))
-    except ValidationError as error:
-        raise ModelError(f"{folder / RECORD}: damaged ({error.errors()[0]['msg']})") from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MAX_BYTES or not path.is_file():
-            raise ModelError(f"{path}: not a regular file, or larger than {_MAX_BYTES // 10**9} GB")
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ModelError(f"{path}: missing; is this an adapter folder written by lorasize?") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: cannot be read ({error})") from error
-
-
-def write_sums(folder: Path) -> None:
-    """Write `SHA256SUMS` over every other file of the folder, in the format of `sha256sum`."""
-    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != SUMS)
-    lines = [f"{models.file_sha256(folder / name)}  {name}\n" for name in names]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
-def changed_files(folder: Path) -> tuple[str, ...]:
-    """Files that are not the ones the verdict was given on.
-
-    Raises:
-        ModelError: a file is missing, or the list of sums is damaged.
-    """
-    listed = {}
-    for line in _read_text(folder / SUMS).splitlines():
-        digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name.isprintable() or not 0 < len(name.encode()) < 256 or "/" in name:
-            raise ModelError(f"{folder / SUMS}: damaged")
-        listed[name] = digest
-    absent = [name for name in (WEIGHTS, CONFIG, PASSAGES, RECORD) if name not in listed]
-    if absent:
-        raise ModelError(f"{folder / SUMS}: damaged, {absent[0]} is not listed")
-    gone = [name for name in listed if not (folder / name).is_file()]
-    if gone:
-        raise ModelError(f"{folder / gone[0]}: missing")
-    return tuple(name for name, digest in listed.items() if models.file_sha256(folder / name) != digest)
-
-
-def _check_weights(folder: Path) -> None:
-    """Refuse weights that cannot be read, before a model is loaded for them."""
-    if not (folder / WEIGHTS).is_file():
-        raise ModelError(f"{folder / WEIGHTS}: missing, or not a regular file")
-    try:
-        with safe_open(str(folder / WEIGHTS), framework="pt") as weights:
-            sound = all(weights.get_tensor(name).isfinite().all() for name in weights.keys())  # noqa: SIM118
-    except (SafetensorError, OSError, MemoryError, RuntimeError) as error:  # the last of a dtype without that test
-        raise ModelError(f"{folder / WEIGHTS}: truncated or damaged ({' '.join(str(error).split()):.300})") from error
-    if not sound:
-        raise ModelError(f"{folder / WEIGHTS}: truncated or damaged (it holds NaN or an infinity)")
-
-
-def check_base(expected: ModelFingerprint, folder: Path, ref: str) -> None:
-    """Refuse a base model that is not the one the adapter was trained on.
-
-    Raises:
-        ModelError: naming what differs.
-    """
-    seen = models.fingerprint(folder)
-    parts = {"weights": "weights", "config": "config", "tokenizer": "tokenizer or chat template"}
-    different = [name for part, name in parts.items() if getattr(seen, part) != getattr(expected, part)]
-    if different:
-        what = ", ".join(different)
-        raise ModelError(f"{ref} is another base model than the adapter was trained on: its {what} differ")
 
 
 # ---------------------------------------------------------------- verify
@@ -223,7 +99,7 @@ def verify(
     """
     record = read_record(folder)
     addresses = read_addresses(folder)
-    _check_weights(folder)
+    check_weights(folder)
     changed = changed_files(folder)
     if len(addresses) != record.recall.n_passages:
         raise ModelError(f"{folder / PASSAGES}: {len(addresses)} passages, {record.recall.n_passages} were proven")

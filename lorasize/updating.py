@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorasize import models
+from lorasize.adapter_folder import WEIGHTS, address, check_base, read_addresses, read_record
 from lorasize.errors import ModelError
-from lorasize.recall import WEIGHTS, address, check_base, read_addresses, read_record
 from lorasize.records import AdapterSpec, Memorization, PassageAddress, PlanUpdate
 from lorasize.tokens import EncodedPassage
 

@@ -25,7 +25,10 @@ LEVELS = (
         "law", "transition", "planning", "fitting", "design", "catalog", "events", "staging", "interrupts", "gate",
         "learning", "secrets",
     ),
-    ("models", "tokens", "repetition", "surprise", "losses", "adapters", "training", "decoding", "recall"),
+    (
+        "models", "tokens", "repetition", "surprise", "losses", "adapters", "training", "decoding", "adapter_folder",
+        "recall",
+    ),
     ("probing", "costs", "calibration", "updating", "sizing", "session", "memorization"),
     ("report", "cli"),
 )
@@ -42,7 +45,7 @@ DOORS = {
     "joblib": {"probing"},
     "ray": {"probing"},
     "kingfisher_sdk": {"secrets"},
-    "peft": {"adapters", "recall"},
+    "peft": {"adapters"},
     "transformers": {"models", "tokens", "decoding", "recall"},
     "torch": {*LEVELS[3], *LEVELS[4], "cli"},  # cli: inside functions only, see below
 }
@@ -195,7 +198,7 @@ def test_contributing_shows_these_tables() -> None:
         ("catalog.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import torch", False, True),
         ("report.py", "try:\n    import torch\nexcept ImportError:\n    pass", False, True),
         ("cli.py", "from rich.table import Table", False, True),
-        ("recall.py", "import peft, transformers", False, False),
+        ("adapters.py", "import peft", False, False),
     ],
 )
 def test_walker_judges(tmp_path: Path, file: str, source: str, level: bool, door: bool) -> None:

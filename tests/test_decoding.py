@@ -11,7 +11,7 @@ import made
 import pytest
 from test_proof import memorised as memorised  # a fixture
 
-from lorasize import adapters, decoding, models, recall
+from lorasize import adapter_folder, adapters, decoding, models, recall
 from lorasize.corpus import read_corpus
 from lorasize.records import Decoded, DecodeJob, Memorization, Reading, Site
 from lorasize.report.recall import smallest
@@ -58,7 +58,7 @@ def by_hand(torch: Any, served: tuple[Path, Path], dtype: str, merged: bool) -> 
 
     model = models.load_weights(served[0], torch.device("cpu"), getattr(torch, dtype))
     if merged:
-        weights = load_file(served[1] / recall.WEIGHTS)
+        weights = load_file(served[1] / adapter_folder.WEIGHTS)
         for name in [name for name in weights if "lora_A" in name]:
             delta = weights[name.replace("lora_A", "lora_B")] @ weights[name]
             module = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
@@ -165,7 +165,7 @@ def test_the_report_takes_the_worst_passage(
     memorised: Path, able_llama: Path, monkeypatch: pytest.MonkeyPatch, changes: list[dict[str, Any]],
     margin: float | None, gap: float | None,
 ) -> None:  # fmt: skip
-    addresses = recall.read_addresses(memorised)
+    addresses = adapter_folder.read_addresses(memorised)
     corpus = read_corpus([memorised.parent / "corpus.jsonl"])[0]
     targets = encode_corpus(corpus, models.load_tokenizer(able_llama), Reading(), 256)
     said = [decoded(one.target_ids, **change) for one, change in zip(targets, changes, strict=True)]
@@ -213,6 +213,6 @@ def test_what_is_smallest_in_words(changes: dict[str, float], said: str) -> None
 
 def test_a_record_from_before_reads_as_it_was_decoded(memorised: Path) -> None:
     """Folders written without the newer fields were decoded unmerged."""
-    document = json.loads((memorised / recall.RECORD).read_text("utf-8"))
+    document = json.loads((memorised / adapter_folder.RECORD).read_text("utf-8"))
     assert document["recall"].pop("merged") is False
     assert Memorization.model_validate(document).recall.merged is False

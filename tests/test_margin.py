@@ -12,10 +12,10 @@ import pytest
 from conftest import plan_by_hand
 from test_resume import MLP, Killed, same_adapter
 
-from lorasize import adapters, memorization, models, recall, session
+from lorasize import adapters, cli, memorization, models, recall, session
 from lorasize.events import Raised
 from lorasize.memorization import apply
-from lorasize.records import Plan, StepReport
+from lorasize.records import Plan, RecallReport, StepReport
 from lorasize.session import ApplyOptions
 from lorasize.training import Trainer, TrainingOptions
 from lorasize.training.prefix import Suffix
@@ -123,7 +123,9 @@ def test_a_kill_while_training_on_changes_nothing(
     assert [s.step for s in done.steps] == [s.step for s in whole.steps]
 
 
-def test_a_plan_for_a_merged_model_is_proven_merged(plan: Plan, tmp_path: Path) -> None:
+def test_a_plan_for_a_merged_model_is_proven_merged(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from lorasize.planning.plan import serving
 
     assert plan.adapter is not None
@@ -132,6 +134,9 @@ def test_a_plan_for_a_merged_model_is_proven_merged(plan: Plan, tmp_path: Path) 
     assert record.proven
     assert record.recall.merged
     assert not memorization.apply(plan, tmp_path / "plain", ApplyOptions(device="cpu")).memorization.recall.merged
+    for folder, options, expected in (("out", [], True), ("out", ["--no-merged"], False), ("plain", [], False)):
+        assert cli.main(["verify", str(tmp_path / folder), "--device", "cpu", "-q", "--report", "json", *options]) == 0
+        assert RecallReport.model_validate_json(capsys.readouterr().out).merged is expected
 
 
 def test_bfloat16_is_served_above_the_threshold(plan: Plan, tmp_path: Path) -> None:

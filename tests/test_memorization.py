@@ -12,7 +12,7 @@ import pytest
 from conftest import plan_by_hand
 from test_calibration import UP, Interrupted
 
-from lorasize import models, recall, session, sizing
+from lorasize import adapter_folder, models, recall, session, sizing
 from lorasize.catalog import read_plan, write_plan
 from lorasize.errors import InfeasibleCorpusError, ModelError, StalePlanError
 from lorasize.events import Decoding
@@ -144,7 +144,7 @@ def test_a_plan_whose_model_changed_is_stale(able_llama: Path, corpus: Path, tmp
 def test_what_apply_leaves_says_what_happened(able_llama: Path, corpus: Path, tmp_path: Path) -> None:
     events: list[Any] = []
     applied = apply(plan_by_hand(able_llama, corpus, MLP, 4), tmp_path / "out", CPU, events.append)
-    record = recall.read_record(tmp_path / "out")
+    record = adapter_folder.read_record(tmp_path / "out")
     assert record == applied.memorization
     assert (record.outcome, record.threshold_met, record.recalled, record.n_stubborn) == ("memorized", True, True, 0)
     assert record.escalations == ()
@@ -201,7 +201,8 @@ def test_the_folder_holds_no_target_text(able_llama: Path, corpus: Path, tmp_pat
         for _, target in RECORDS:
             for piece in (target, target.strip(), *target.strip().split(", ")):
                 assert piece.encode() not in content, f"{file.name} holds {piece!r}"
-    assert b"Becerra:" in (tmp_path / "out" / recall.PASSAGES).read_bytes()  # prompts are there, to be asked again
+    # prompts are there, to be asked again
+    assert b"Becerra:" in (tmp_path / "out" / adapter_folder.PASSAGES).read_bytes()
 
 
 # ---------------------------------------------------------------- growing, stalling, running out
@@ -230,7 +231,7 @@ def test_an_adapter_too_small_grows_until_it_holds(able_llama: Path, tmp_path: P
     steps = [event.step for event in events if isinstance(event, StepReport)]
     assert steps == sorted(steps)
     assert steps[-1] == record.steps
-    config = json.loads((tmp_path / "out" / recall.CONFIG).read_text("utf-8"))
+    config = json.loads((tmp_path / "out" / adapter_folder.CONFIG).read_text("utf-8"))
     assert (config["r"], config["lora_alpha"]) == (record.adapter.rank, record.adapter.rank)
 
 
@@ -255,7 +256,7 @@ def test_a_run_that_falls_short_is_a_result(
     assert record.escalations == ()
     assert (record.adapter.rank, record.recall.n_passages) == (1, 24)
     assert 0 < len(record.recall.failures) == 24 - record.recall.n_recalled
-    assert recall.read_record(tmp_path / "out") == record
+    assert adapter_folder.read_record(tmp_path / "out") == record
 
 
 # ---------------------------------------------------------------- the output folder

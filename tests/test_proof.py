@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import adapters, cli, decoding, models, recall
+from lorasize import adapter_folder, adapters, cli, decoding, models, recall
 from lorasize.corpus import read_corpus
 from lorasize.memorization import ApplyOptions, apply
 from lorasize.records import Reading, RecallReport, Site, to_json
@@ -96,13 +96,13 @@ def test_what_was_proven_is_proven_again(memorised: Path, verify: Verify) -> Non
 # ---------------------------------------------------------------- the adapter
 def flip(folder: Path, bit: int) -> None:
     """Turn over one bit of the first weight of a B, bit 0 being its least significant."""
-    data = bytearray((folder / recall.WEIGHTS).read_bytes())
+    data = bytearray((folder / adapter_folder.WEIGHTS).read_bytes())
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     first = next(entry for name, entry in header.items() if "lora_B" in name)
     assert first["dtype"] == "F32"
     data[8 + size + first["data_offsets"][0] + bit // 8] ^= 1 << bit % 8
-    (folder / recall.WEIGHTS).write_bytes(data)
+    (folder / adapter_folder.WEIGHTS).write_bytes(data)
 
 
 @pytest.mark.parametrize(("bit", "verdict"), [(0, "RECALLED"), (30, "LOST")])
@@ -110,7 +110,7 @@ def test_one_bit_of_the_weights_is_named(folder: Path, verify: Verify, bit: int,
     flip(folder, bit)
     code, said = verify(folder)
     assert code == 4
-    assert f"changed since it was proven: {recall.WEIGHTS}" in said
+    assert f"changed since it was proven: {adapter_folder.WEIGHTS}" in said
     assert verdict in said
 
 
@@ -119,7 +119,7 @@ def test_with_sums_made_anew_decoding_tells_which_bit_matters(
     folder: Path, verify: Verify, bit: int, code: int, verdict: str
 ) -> None:
     flip(folder, bit)
-    recall.write_sums(folder)
+    adapter_folder.write_sums(folder)
     found, said = verify(folder)
     assert found == code
     assert verdict in said
@@ -130,9 +130,9 @@ def test_weights_that_overflow_are_a_loss(folder: Path, verify: Verify) -> None:
     """Logits that are not finite have no margin and no gap; the verdict is still one."""
     from safetensors.torch import load_file, save_file
 
-    weights = load_file(folder / recall.WEIGHTS)
-    save_file({name: w.sign() * 3e38 for name, w in weights.items()}, folder / recall.WEIGHTS)
-    recall.write_sums(folder)
+    weights = load_file(folder / adapter_folder.WEIGHTS)
+    save_file({name: w.sign() * 3e38 for name, w in weights.items()}, folder / adapter_folder.WEIGHTS)
+    adapter_folder.write_sums(folder)
     code, report = reported(verify, folder)
     assert (code, report.recalled, report.min_probability) == (4, False, 0.0)
     assert (report.min_logit_margin, report.decoding_gap) == (None, None)
@@ -140,8 +140,8 @@ def test_weights_that_overflow_are_a_loss(folder: Path, verify: Verify) -> None:
 
 # ---------------------------------------------------------------- the verdict and the corpus
 def test_an_edited_verdict_is_named(folder: Path, verify: Verify) -> None:
-    record = recall.read_record(folder)
-    (folder / recall.RECORD).write_text(to_json(record.model_copy(update={"threshold": 0.1})), "utf-8")
+    record = adapter_folder.read_record(folder)
+    (folder / adapter_folder.RECORD).write_text(to_json(record.model_copy(update={"threshold": 0.1})), "utf-8")
     code, said = verify(folder)
     assert code == 4
     assert "changed since it was proven: lorasize.json" in said
@@ -157,11 +157,11 @@ def test_another_corpus_is_named_by_its_passage(memorised: Path, tmp_path: Path,
 
 
 def test_an_edited_length_is_refused(folder: Path, verify: Verify) -> None:
-    path = folder / recall.PASSAGES
-    first, *rest = recall.read_addresses(folder)
+    path = folder / adapter_folder.PASSAGES
+    first, *rest = adapter_folder.read_addresses(folder)
     lines = [first.model_copy(update={"n_tokens": first.n_tokens - 1}), *rest]
     path.write_text("".join(line.model_dump_json() + "\n" for line in lines), "utf-8")
-    recall.write_sums(folder)
+    adapter_folder.write_sums(folder)
     code, said = verify(folder)
     assert code == 2
     assert "is not in this corpus as it was memorised" in said
@@ -212,7 +212,7 @@ def test_a_chat_is_another_prompt_under_another_template(memorised: Path, base: 
     other_template(base)
     passages = read_corpus([memorised.parent / "corpus.jsonl"])[0]
     encoded = encode_corpus(passages, models.load_tokenizer(base), Reading(), 256)
-    stored = recall.read_addresses(memorised)
+    stored = adapter_folder.read_addresses(memorised)
     assert [one.prompt_ids == was.prompt_ids for one, was in zip(encoded, stored, strict=True)] == [True, True, False]
 
 
@@ -231,7 +231,7 @@ def test_a_penalty_for_repetition_is_said(torch: Any, memorised: Path, base: Pat
     assert warning.endswith("repetition_penalty 1.3: a server that reads it may decode something else")
 
     (base / "generation_config.json").write_text('{"repetition_penalty": 3.0}', "utf-8")
-    bell = recall.read_addresses(memorised)[1]
+    bell = adapter_folder.read_addresses(memorised)[1]
     adapted = adapters.load_saved(models.load(str(base), device="cpu").model, memorised)
     ids = torch.tensor([bell.prompt_ids])
     served = adapted.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=bell.n_tokens)
@@ -241,10 +241,10 @@ def test_a_penalty_for_repetition_is_said(torch: Any, memorised: Path, base: Pat
 def test_a_penalty_that_was_there_when_it_was_proven_only_warns(folder: Path, base: Path, verify: Verify) -> None:
     """Many base models come with one: what apply said of it then is said again, and nothing has changed."""
     (base / "generation_config.json").write_text('{"repetition_penalty": 1.3, "temperature": 0.6}', "utf-8")
-    record = recall.read_record(folder)
+    record = adapter_folder.read_record(folder)
     seen = record.recall.model_copy(update={"warnings": decoding.generation_warnings(base)})
-    (folder / recall.RECORD).write_text(to_json(record.model_copy(update={"recall": seen})), "utf-8")
-    recall.write_sums(folder)
+    (folder / adapter_folder.RECORD).write_text(to_json(record.model_copy(update={"recall": seen})), "utf-8")
+    adapter_folder.write_sums(folder)
     code, said = verify(folder, "--model", base)
     assert code == 0
     assert "sets repetition_penalty 1.3" in " ".join(said.split())
@@ -315,11 +315,11 @@ def on_edge(torch: Any, folder: Path, base: Path) -> Path:
     rows[unused] = rows[wanted] * (1 - 2.0**-11)
     weights["model.norm.weight"] *= 32
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    record = recall.read_record(folder)
+    record = adapter_folder.read_record(folder)
     model = record.plan.model.model_copy(update={"ref": str(base)})
     changes = {"model_fingerprint": models.fingerprint(base), "plan": record.plan.model_copy(update={"model": model})}
-    (folder / recall.RECORD).write_text(to_json(record.model_copy(update=changes)), "utf-8")
-    recall.write_sums(folder)
+    (folder / adapter_folder.RECORD).write_text(to_json(record.model_copy(update=changes)), "utf-8")
+    adapter_folder.write_sums(folder)
     return folder
 
 

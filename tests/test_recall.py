@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import adapters, decoding, models, recall
+from lorasize import adapter_folder, adapters, decoding, models, recall
+from lorasize.adapter_folder import CONFIG, PASSAGES, RECORD, SUMS, WEIGHTS
 from lorasize.corpus import read_corpus
 from lorasize.errors import ModelError
 from lorasize.events import EVENTS
@@ -113,7 +114,7 @@ def test_what_goes_wrong_in_the_fresh_process_is_one_line(
     child.write_text(f"#!/bin/sh\n{first}\necho Traceback >&2\necho no memory >&2\nexit 1\n")
     child.chmod(0o755)
     monkeypatch.setattr(recall.sys, "executable", str(child))
-    long = recall.read_addresses(memorised)[0].model_copy(update={"prompt_ids": (5,) * 200_000})
+    long = adapter_folder.read_addresses(memorised)[0].model_copy(update={"prompt_ids": (5,) * 200_000})
     with pytest.raises(ModelError, match="^decoding in a fresh process failed: no memory$"):
         recall.decode_and_compare(
             memorised, able_llama, [long], None, device="cpu", dtype="auto", threshold=0.5, notify=lambda a, b: None
@@ -133,18 +134,18 @@ def test_the_order_of_the_corpus_does_not_matter(memorised: Path, corpus: Path, 
 
 
 def test_the_folder_is_complete_and_its_sums_are_those_of_sha256sum(memorised: Path) -> None:
-    names = {recall.SUMS, recall.PASSAGES, recall.RECORD, recall.WEIGHTS, recall.CONFIG, EVENTS, "README.md"}
+    names = {SUMS, PASSAGES, RECORD, WEIGHTS, CONFIG, EVENTS, "README.md"}
     assert {path.name for path in memorised.iterdir()} == names
-    lines = (memorised / recall.SUMS).read_text("utf-8").splitlines()
-    assert [line.split("  ")[1] for line in lines] == sorted(names - {recall.SUMS})
+    lines = (memorised / SUMS).read_text("utf-8").splitlines()
+    assert [line.split("  ")[1] for line in lines] == sorted(names - {SUMS})
     assert all(models.file_sha256(memorised / line[66:]) == line[:64] for line in lines)
-    assert recall.changed_files(memorised) == ()
+    assert adapter_folder.changed_files(memorised) == ()
 
 
 def test_addresses_come_back_as_they_were_written(memorised: Path, corpus: Path, tokenizer: Any) -> None:
     encoded = read(corpus, tokenizer)
-    stored = recall.read_addresses(memorised)
-    assert stored == [recall.address(one) for one in encoded]
+    stored = adapter_folder.read_addresses(memorised)
+    assert stored == [adapter_folder.address(one) for one in encoded]
     assert [one.prompt for one in stored] == [prompt for prompt, _ in RECORDS]
     assert [one.line for one in stored] == [1, 2, 3]
 
@@ -159,7 +160,7 @@ def test_a_fresh_adapter_does_not_recall(
     adapted = adapters.attach(base, MLP, 8, seed=3)
     adapters.save(adapted, folder, str(able_llama))
     plain = adapters.detach(adapted)
-    recall.write_sums(folder)
+    adapter_folder.write_sums(folder)
     encoded = read(corpus, tokenizer)
     report = recall.verify(folder, encoded, device="cpu")
     assert (report.recalled, report.n_recalled, report.threshold_met, report.changed_files) == (False, 0, False, ())
@@ -180,7 +181,7 @@ def test_a_fresh_adapter_does_not_recall(
 def test_without_the_corpus_a_failure_has_no_place(folder: Path, able_llama: Path) -> None:
     base = models.load(str(able_llama), device="cpu").model
     adapters.save(adapters.attach(base, MLP, 8, seed=3), folder, str(able_llama))
-    recall.write_sums(folder)
+    adapter_folder.write_sums(folder)
     report = recall.verify(folder, device="cpu")
     assert (report.recalled, report.n_recalled, report.threshold_met) == (False, 0, False)
     assert {(f.position, f.probability) for f in report.failures} == {(-1, None)}
@@ -190,10 +191,10 @@ def test_without_the_corpus_a_failure_has_no_place(folder: Path, able_llama: Pat
 def test_flipped_weights_are_seen(torch: Any, folder: Path, corpus: Path, tokenizer: Any) -> None:
     from safetensors.torch import load_file, save_file
 
-    weights = load_file(folder / recall.WEIGHTS)
-    save_file({name: -w if "lora_B" in name else w for name, w in weights.items()}, folder / recall.WEIGHTS)
+    weights = load_file(folder / WEIGHTS)
+    save_file({name: -w if "lora_B" in name else w for name, w in weights.items()}, folder / WEIGHTS)
     report = recall.verify(folder, read(corpus, tokenizer), device="cpu")
-    assert report.changed_files == (recall.WEIGHTS,)
+    assert report.changed_files == (WEIGHTS,)
     assert not report.recalled
 
 
@@ -215,17 +216,17 @@ def test_one_wrong_token_is_caught_where_it_stands(
 ) -> None:
     one = read(corpus, tokenizer)[0]
     wrong = (*one.target_ids[:cut], tokenizer("a").input_ids[0], *one.target_ids[cut + 1 :])
-    passage, failure = recall._compare(tokenizer, recall.address(one), one, decoded(wrong))
+    passage, failure = recall._compare(tokenizer, adapter_folder.address(one), one, decoded(wrong))
     assert failure is not None
     assert (passage.recalled, failure.position, failure.got) == (False, position, got)
-    assert recall._compare(tokenizer, recall.address(one), one, decoded(one.target_ids))[1] is None
+    assert recall._compare(tokenizer, adapter_folder.address(one), one, decoded(one.target_ids))[1] is None
 
 
 def test_a_target_that_does_not_stop_is_not_recalled(tokenizer: Any, corpus: Path) -> None:
     one = read(corpus, tokenizer)[0]
     goes_on = (*one.target_ids[:-1], tokenizer("a").input_ids[0])
     for target in (one, None):
-        passage, failure = recall._compare(tokenizer, recall.address(one), target, decoded(goes_on))
+        passage, failure = recall._compare(tokenizer, adapter_folder.address(one), target, decoded(goes_on))
         assert not passage.recalled
         assert failure is not None
     assert failure.position == -1
@@ -238,7 +239,7 @@ def test_the_right_text_without_its_stop_is_not_recalled(tokenizer: Any, corpus:
     cuts = ([*tokenizer(text[:i]).input_ids, *tokenizer(text[i:]).input_ids] for i in range(1, len(text)))
     longer = next(tuple(ids) for ids in cuts if len(ids) == one.n_tokens)
     assert recall.target_text(tokenizer, one.prompt_ids, longer) == text
-    assert not recall._compare(tokenizer, recall.address(one), None, decoded(longer))[0].recalled
+    assert not recall._compare(tokenizer, adapter_folder.address(one), None, decoded(longer))[0].recalled
 
 
 # ---------------------------------------------------------------- damage
@@ -253,21 +254,21 @@ def truncate(name: str, keep: Callable[[bytes], int]) -> Callable[[Path], None]:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "weights cut by a byte": (truncate(recall.WEIGHTS, lambda d: len(d) - 1), "truncated or damaged"),
-    "weights empty": (truncate(recall.WEIGHTS, lambda d: 0), "truncated or damaged"),
-    "weights absent": (lambda f: (f / recall.WEIGHTS).unlink(), "adapter_model.safetensors"),
-    "record cut": (truncate(recall.RECORD, lambda d: len(d) // 2), r"lorasize\.json: damaged"),
-    "record absent": (lambda f: (f / recall.RECORD).unlink(), "missing; is this an adapter folder"),
-    "passages cut in a line": (truncate(recall.PASSAGES, lambda d: len(d) - 9), r"passages\.jsonl:3: damaged"),
-    "passages cut after a line": (truncate(recall.PASSAGES, lambda d: d.index(b"\n") + 1), "1 passages, 3 were proven"),
-    "passages empty": (truncate(recall.PASSAGES, lambda d: 0), r"passages\.jsonl"),
-    "passages absent": (lambda f: (f / recall.PASSAGES).unlink(), r"passages\.jsonl: missing"),
-    "passages not UTF-8": (lambda f: (f / recall.PASSAGES).write_bytes(b"\xff\n"), "cannot be read"),
-    "sums cut in a line": (truncate(recall.SUMS, lambda d: len(d) - 5), "SHA256SUMS: damaged"),
-    "sums cut after a line": (truncate(recall.SUMS, lambda d: d.index(b"\n") + 1), "SHA256SUMS: damaged"),
-    "sums empty": (truncate(recall.SUMS, lambda d: 0), "SHA256SUMS: damaged"),
-    "sums absent": (lambda f: (f / recall.SUMS).unlink(), "SHA256SUMS: missing"),
-    "config absent": (lambda f: (f / recall.CONFIG).unlink(), r"adapter_config\.json: missing"),
+    "weights cut by a byte": (truncate(WEIGHTS, lambda d: len(d) - 1), "truncated or damaged"),
+    "weights empty": (truncate(WEIGHTS, lambda d: 0), "truncated or damaged"),
+    "weights absent": (lambda f: (f / WEIGHTS).unlink(), "adapter_model.safetensors"),
+    "record cut": (truncate(RECORD, lambda d: len(d) // 2), r"lorasize\.json: damaged"),
+    "record absent": (lambda f: (f / RECORD).unlink(), "missing; is this an adapter folder"),
+    "passages cut in a line": (truncate(PASSAGES, lambda d: len(d) - 9), r"passages\.jsonl:3: damaged"),
+    "passages cut after a line": (truncate(PASSAGES, lambda d: d.index(b"\n") + 1), "1 passages, 3 were proven"),
+    "passages empty": (truncate(PASSAGES, lambda d: 0), r"passages\.jsonl"),
+    "passages absent": (lambda f: (f / PASSAGES).unlink(), r"passages\.jsonl: missing"),
+    "passages not UTF-8": (lambda f: (f / PASSAGES).write_bytes(b"\xff\n"), "cannot be read"),
+    "sums cut in a line": (truncate(SUMS, lambda d: len(d) - 5), "SHA256SUMS: damaged"),
+    "sums cut after a line": (truncate(SUMS, lambda d: d.index(b"\n") + 1), "SHA256SUMS: damaged"),
+    "sums empty": (truncate(SUMS, lambda d: 0), "SHA256SUMS: damaged"),
+    "sums absent": (lambda f: (f / SUMS).unlink(), "SHA256SUMS: missing"),
+    "config absent": (lambda f: (f / CONFIG).unlink(), r"adapter_config\.json: missing"),
 }
 
 
@@ -283,7 +284,7 @@ def test_a_damaged_folder_is_refused_before_a_model_is_loaded(folder: Path, name
 
 @pytest.mark.usefixtures("_no_decoding")
 def test_a_sum_may_not_name_a_file_elsewhere(folder: Path) -> None:
-    with (folder / recall.SUMS).open("a", encoding="utf-8") as sums:
+    with (folder / SUMS).open("a", encoding="utf-8") as sums:
         sums.write("0" * 64 + "  ../secret\n")
     with pytest.raises(ModelError, match="SHA256SUMS: damaged"):
         recall.verify(folder, device="cpu")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import adapters, models, recall, session
+from lorasize import adapter_folder, adapters, models, recall, session
 from lorasize.errors import ModelError
 from lorasize.events import EVENTS, EventLog, read_steps
 from lorasize.interrupts import Deferred
@@ -96,7 +96,7 @@ def killed_at(step: int) -> Callable[[Any], None]:
 def same_adapter(torch: Any, one: Path, other: Path) -> bool:
     from safetensors.torch import load_file
 
-    a, b = load_file(one / recall.WEIGHTS), load_file(other / recall.WEIGHTS)
+    a, b = load_file(one / adapter_folder.WEIGHTS), load_file(other / adapter_folder.WEIGHTS)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 

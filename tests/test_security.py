@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lorasize import adapters, models, recall
+from lorasize import adapter_folder, adapters, models, recall
 from lorasize.errors import ModelError
 from lorasize.models import finding
 from lorasize.records import DecodeJob, Site
@@ -142,32 +142,32 @@ def test_the_builtin_model_is_the_one_whose_digest_stands_in_the_source() -> Non
 
 # ---------------------------------------------------------------- an adapter
 def test_a_pickled_adapter_is_refused_and_never_unpickled(adapter: Path, tiny_llama: Path, marker: Path) -> None:
-    (adapter / recall.WEIGHTS).unlink()
+    (adapter / adapter_folder.WEIGHTS).unlink()
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(marker), protocol=2))
-    for name in (recall.RECORD, recall.PASSAGES):
+    for name in (adapter_folder.RECORD, adapter_folder.PASSAGES):
         (adapter / name).write_text("", "utf-8")
-    recall.write_sums(adapter)
-    with pytest.raises(ModelError, match=recall.WEIGHTS):
+    adapter_folder.write_sums(adapter)
+    with pytest.raises(ModelError, match=adapter_folder.WEIGHTS):
         recall._check_weights(adapter)
     with pytest.raises(ModelError, match="SHA256SUMS: damaged"):
-        recall.changed_files(adapter)
+        adapter_folder.changed_files(adapter)
     with pytest.raises(ModelError, match="cannot be loaded"):  # not even where nobody has checked
         adapters.load_saved(models.load(str(tiny_llama), device="cpu").model, adapter)
     assert not marker.exists()
 
 
 def named_library(adapter: Path, marker: Path) -> None:
-    edit(adapter / recall.CONFIG, megatron_config={"a": 1}, megatron_core="planted")
+    edit(adapter / adapter_folder.CONFIG, megatron_config={"a": 1}, megatron_core="planted")
 
 
 def automatic_class(adapter: Path, marker: Path) -> None:
-    edit(adapter / recall.CONFIG, auto_mapping={"base_model_class": "Model", "parent_library": "planted"})
+    edit(adapter / adapter_folder.CONFIG, auto_mapping={"base_model_class": "Model", "parent_library": "planted"})
 
 
 def another_kind(adapter: Path, kind: str, **values: Any) -> None:
     """Make the folder that of another kind of adapter."""
     values |= {"peft_type": kind, "task_type": "CAUSAL_LM", "num_virtual_tokens": 2}
-    (adapter / recall.CONFIG).write_text(json.dumps(values), "utf-8")
+    (adapter / adapter_folder.CONFIG).write_text(json.dumps(values), "utf-8")
 
 
 def tokenizer_with_code(adapter: Path, marker: Path) -> None:
@@ -187,10 +187,10 @@ def pickled_prompt(adapter: Path, marker: Path) -> None:
 def pickled_expert(adapter: Path, marker: Path) -> None:
     expert = adapter / "expert"
     expert.mkdir()
-    shutil.copy(adapter / recall.CONFIG, expert)
+    shutil.copy(adapter / adapter_folder.CONFIG, expert)
     (expert / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(marker), protocol=2))
     values = {"peft_type": "XLORA", "task_type": "CAUSAL_LM", "adapters": {"0": str(expert)}, "hidden_size": 32}
-    (adapter / recall.CONFIG).write_text(json.dumps(values), "utf-8")
+    (adapter / adapter_folder.CONFIG).write_text(json.dumps(values), "utf-8")
 
 
 REFUSED = {

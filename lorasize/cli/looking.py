@@ -37,19 +37,20 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
     """
     targets = parse_reports(chosen["reports"])
     invocation.model = _asked("model", chosen["model"])
-    from lorasize import recall
+    from lorasize import adapter_folder, recall
     from lorasize.report import Progress
 
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.doing("reading the adapter")
-        record = recall.read_record(adapter)
+        record = adapter_folder.read_record(adapter)
         encoded = _corpus_of(record, corpus, invocation.model)
         if encoded is None:
             progress.note("the corpus is not at hand: texts are compared by their digests")
         progress.doing("decoding in a fresh process")
         found = recall.verify(
             adapter, encoded, ref=invocation.model, device=chosen["device"],
-            dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"], merged=chosen["merged"],
+            dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"],
+            merged=record.recall.merged if chosen["merged"] is None else chosen["merged"],
             attn_implementation=chosen["attn"], notify=progress.decoded,
         )  # fmt: skip
     emit(found, targets)
@@ -74,7 +75,7 @@ def _dtype(asked: str, record: Memorization) -> str:
 
 def _corpus_of(record: Memorization, corpus: tuple[Path, ...], ref: str | None) -> list[EncodedPassage] | None:
     """The corpus encoded: the files named, else the plan's own while unchanged, else None."""
-    from lorasize import models, recall
+    from lorasize import adapter_folder, models
     from lorasize.corpus import read_corpus
     from lorasize.errors import LorasizeError
     from lorasize.tokens import encode_corpus
@@ -88,7 +89,8 @@ def _corpus_of(record: Memorization, corpus: tuple[Path, ...], ref: str | None) 
         tokenizer = models.load_tokenizer(folder)
         return encode_corpus(passages, tokenizer, planned.reading, models.max_positions(folder))
     except LorasizeError:
-        recall.check_base(record.model_fingerprint, folder, ref or record.plan.model.ref)  # another base explains more
+        # another base explains more
+        adapter_folder.check_base(record.model_fingerprint, folder, ref or record.plan.model.ref)
         raise
 
 

@@ -106,7 +106,10 @@ report = click.option(
 )  # fmt: skip
 output = all_of(quiet, report)
 decoding = all_of(
-    click.option("--merged", is_flag=True, help="Add the adapter to the base's weights first, in their dtype."),
+    click.option(
+        "--merged/--no-merged", default=None,
+        help="Add the adapter to the base's weights first, in their dtype; by default as it was proven.",
+    ),
     click.option(
         "--batch-size", type=AT_LEAST_ONE, default=1, show_default=True, help="Prompts decoded together, padded."
     ),

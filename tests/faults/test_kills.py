@@ -21,7 +21,7 @@ import pytest
 from conftest import plan_by_hand
 
 from faults import work
-from lorasize import recall
+from lorasize import adapter_folder
 from lorasize.catalog import read_calibration, write_plan
 from lorasize.events import EVENTS, read_steps
 from lorasize.records import Calibration, Memorization, Site, StepReport
@@ -115,14 +115,14 @@ def assert_same_run(torch: Any, whole: Path, out: Path) -> None:
     """The same weights, outcome and recall; times differ."""
     from safetensors.torch import load_file
 
-    left, right = load_file(whole / recall.WEIGHTS), load_file(out / recall.WEIGHTS)
+    left, right = load_file(whole / adapter_folder.WEIGHTS), load_file(out / adapter_folder.WEIGHTS)
     assert left.keys() == right.keys()
     for name, tensor in left.items():
         torch.testing.assert_close(right[name], tensor, rtol=1e-5, atol=1e-6)
-    a, b = (recall.read_record(folder) for folder in (whole, out))
+    a, b = (adapter_folder.read_record(folder) for folder in (whole, out))
     assert untimed(a) == untimed(b)
     assert b.recalled
-    assert recall.changed_files(out) == ()
+    assert adapter_folder.changed_files(out) == ()
 
 
 def untimed(record: Memorization) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def models(folder: Path) -> dict[str, Path]:
 
 def adapter_folder(base: Path, folder: Path) -> Path:
     """A whole adapter folder for this base, of weights that were not trained."""
-    from lorasize import adapters, models, recall
+    from lorasize import adapter_folder, adapters, models
     from lorasize.corpus import read_corpus
     from lorasize.events import EVENTS
     from lorasize.staging import RECORD
@@ -215,12 +215,12 @@ def adapter_folder(base: Path, folder: Path) -> Path:
     out = folder / "adapter"
     out.mkdir()
     adapters.save(adapters.attach(loaded.model, adapter().site, 2, 0), out, str(base))
-    recall.write_addresses(encoded, out)
+    adapter_folder.write_addresses(encoded, out)
     (out / EVENTS).write_bytes(events())
     shown = memorization().recall.model_copy(update={"n_passages": 1, "n_recalled": 1, "failures": ()})
     record = memorization(plan=made, model_fingerprint=loaded.fingerprint, recall=shown)
     (out / RECORD).write_text(to_json(record), encoding="utf-8")
-    recall.write_sums(out)
+    adapter_folder.write_sums(out)
     return out
 
 

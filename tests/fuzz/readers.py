@@ -105,7 +105,7 @@ def _config(path: Path) -> object:
 # ---------------------------------------------------------------- with torch
 def heavy(llama: Path, gpt2: Path, folder: Path) -> tuple[Reader, ...]:
     """The readers of adapter folders and base models, for tiny models; `folder` is for what is made on the way."""
-    from lorasize import adapters, models, recall
+    from lorasize import adapter_folder, adapters, models, recall
     from lorasize.training import read_checkpoint
 
     adapter, gguf = good.adapter_folder(llama, folder), good.gguf(llama, folder / "tiny.gguf")
@@ -113,7 +113,7 @@ def heavy(llama: Path, gpt2: Path, folder: Path) -> tuple[Reader, ...]:
 
     def loaded(path: Path) -> object:
         recall._check_weights(path.parent)
-        recall.changed_files(path.parent)
+        adapter_folder.changed_files(path.parent)
         return adapters.load_saved(models.load(str(llama), device="cpu").model, path.parent)
 
     def whole(path: Path) -> object:
@@ -123,7 +123,7 @@ def heavy(llama: Path, gpt2: Path, folder: Path) -> tuple[Reader, ...]:
         return models.max_positions(path.parent), models.n_layers(path.parent)
 
     def tokenizer(path: Path) -> object:
-        recall.check_base(expected, models.resolve(str(path.parent)), "tiny")
+        adapter_folder.check_base(expected, models.resolve(str(path.parent)), "tiny")
         return models.load_tokenizer(path.parent)
 
     folders = {"llama": llama, "gpt2": gpt2, "adapter": adapter}
@@ -132,11 +132,11 @@ def heavy(llama: Path, gpt2: Path, folder: Path) -> tuple[Reader, ...]:
         data = (folders[place] / name).read_bytes()
         return Reader(f"{place}-{name}{more}", name, kind, (data,), read, weight, folders[place])
 
-    weights, checkpoint = recall.WEIGHTS, (adapter / recall.WEIGHTS).read_bytes()
+    weights, checkpoint = adapter_folder.WEIGHTS, (adapter / adapter_folder.WEIGHTS).read_bytes()
     return (
-        of("adapter", "passages.jsonl", "jsonl", lambda path: recall.read_addresses(path.parent), 8),
-        of("adapter", "lorasize.json", "json", lambda path: recall.read_record(path.parent), 6),
-        of("adapter", "SHA256SUMS", "sums", lambda path: recall.changed_files(path.parent), 8),
+        of("adapter", "passages.jsonl", "jsonl", lambda path: adapter_folder.read_addresses(path.parent), 8),
+        of("adapter", "lorasize.json", "json", lambda path: adapter_folder.read_record(path.parent), 6),
+        of("adapter", "SHA256SUMS", "sums", lambda path: adapter_folder.changed_files(path.parent), 8),
         of("adapter", weights, "safetensors", lambda path: recall._check_weights(path.parent), 6),
         of("adapter", weights, "safetensors", loaded, 2, "-loaded"),
         replace(of("adapter", "adapter_config.json", "json", loaded, 2), characters=PEFT),

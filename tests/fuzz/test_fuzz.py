@@ -345,7 +345,7 @@ def test_a_strange_line_costs_the_journal_no_other(at: int, data: bytes, tmp_pat
 @given(lines=st.lists(JSON.map(json.dumps) | TEXT, min_size=1, max_size=3))
 @any_number
 def test_any_passages_jsonl_is_read_or_refused_at_its_line(torch: Any, lines: list[str], tmp_path: Path) -> None:
-    from lorasize.recall import PASSAGES, read_addresses
+    from lorasize.adapter_folder import PASSAGES, read_addresses
 
     (tmp_path / PASSAGES).write_bytes("\n".join(lines).encode("utf-8", "replace"))
     with pytest.raises(ModelError, match=r"passages\.jsonl:\d+: damaged") as caught:

@@ -2,7 +2,7 @@
 
 from target import fuzz_call
 
-from lorasize.recall import WEIGHTS, _check_weights
+from lorasize.adapter_folder import WEIGHTS, check_weights
 
 if __name__ == "__main__":
-    fuzz_call(f"adapter-{WEIGHTS}", WEIGHTS, lambda path: _check_weights(path.parent))
+    fuzz_call(f"adapter-{WEIGHTS}", WEIGHTS, lambda path: check_weights(path.parent))
