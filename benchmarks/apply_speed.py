@@ -108,6 +108,31 @@ def _lorasize(
     return {"seconds": seconds, "check_seconds": 0.0, "steps": report.step, "n_left": report.n_stubborn}
 
 
+PEER: dict[str, Any] = {
+    "num_train_epochs": 2000,
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "logging_strategy": "no",
+    "save_strategy": "no",
+    "report_to": [],
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+
+
+def _collate(picked: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    import torch
+
+    def pad(key: str, value: int) -> Any:
+        lists = [torch.tensor(example[key]) for example in picked]
+        return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=value)
+
+    ids, wanted = pad("input_ids", 0), pad("labels", -100)
+    return {"input_ids": ids, "attention_mask": (pad("labels", -7) != -7).long(), "labels": wanted}
+
+
 def _peer(
     adapted: Any, encoded: list[Any], name: str, method: str, rate: float, seed: int, cap: float
 ) -> dict[str, Any]:
@@ -121,16 +146,7 @@ def _peer(
     rows = [p.prompt_ids + p.target_ids for p in encoded]
     labels = [(-100,) * len(p.prompt_ids) + p.target_ids for p in encoded]
     examples = [{"input_ids": list(r), "labels": list(t)} for r, t in zip(rows, labels, strict=True)]
-
-    def collate(picked: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        def pad(key: str, value: int) -> Any:
-            lists = [torch.tensor(example[key]) for example in picked]
-            return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=value)
-
-        ids, wanted = pad("input_ids", 0), pad("labels", -100)
-        return {"input_ids": ids, "attention_mask": (pad("labels", -7) != -7).long(), "labels": wanted}
-
-    whole = [collate(examples[k : k + ROWS[name]]) for k in range(0, len(examples), ROWS[name])]
+    whole = [_collate(examples[k : k + ROWS[name]]) for k in range(0, len(examples), ROWS[name])]
     base, state = adapters.base_of(adapted), {"checks": 0.0, "left": len(rows)}
     head = head_of(base)
 
@@ -154,34 +170,19 @@ def _peer(
             control.should_training_stop = state["left"] == 0 or late
             return control
 
-    common: dict[str, Any] = {
-        "output_dir": tempfile.mkdtemp(),
-        "per_device_train_batch_size": ROWS[name],
-        "num_train_epochs": 2000,
-        "learning_rate": rate,
-        "lr_scheduler_type": "constant",
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "logging_strategy": "no",
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "seed": seed,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-
+    common = {**PEER, "output_dir": tempfile.mkdtemp(), "learning_rate": rate, "seed": seed}
+    common["per_device_train_batch_size"] = ROWS[name]
     if method == "trl":
         from datasets import Dataset
 
         config = SFTConfig(**common, max_length=None, gradient_checkpointing=False, bf16=False)
         trainer: Any = SFTTrainer(
-            model=adapted, args=config, train_dataset=Dataset.from_list(examples), data_collator=collate,
+            model=adapted, args=config, train_dataset=Dataset.from_list(examples), data_collator=_collate,
             callbacks=[Check()],
         )  # fmt: skip
     else:
         trainer = Trainer(
-            model=adapted, args=TrainingArguments(**common), train_dataset=examples, data_collator=collate,
+            model=adapted, args=TrainingArguments(**common), train_dataset=examples, data_collator=_collate,
             callbacks=[Check()],
         )  # fmt: skip
     started = time.perf_counter()

@@ -49,7 +49,7 @@ def text_digest(text: str) -> str:
 
 def write_addresses(encoded: Sequence[EncodedPassage], folder: Path) -> None:
     """Write `passages.jsonl`."""
-    lines = [address(passage).model_dump_json() + "\n" for passage in encoded]
+    lines = [address(passage).model_dump_json(exclude_none=True) + "\n" for passage in encoded]
     (folder / PASSAGES).write_text("".join(lines), encoding="utf-8")
 
 

@@ -111,10 +111,12 @@ def _embed(new: Tensor, old: Tensor) -> None:
 
 
 def save(adapted: PeftModel, folder: Path, base_ref: str) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`; `base_ref` is recorded, never a local path."""
+    """Write `adapter_config.json` and `adapter_model.safetensors`; of the base, `base_ref` is all that is told."""
     adapted.peft_config["default"].base_model_name_or_path = base_ref
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card: a blank form that names the base's folder
+    shared = (folder / "adapter_config.json").stat().st_mode
+    (folder / "adapter_model.safetensors").chmod(shared)  # safetensors lets its owner alone read it
 
 
 def load_saved(model: PreTrainedModel, folder: Path) -> PeftModel:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import re
 from collections.abc import Callable, Iterator
 from importlib.resources import files
@@ -50,15 +51,17 @@ def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".") or "model"
 
 
-def search_path() -> list[Path]:
-    """Folders that may hold calibrations, nearest first: the project's, the user's, the shipped ones.
+def cache_folder() -> Path:
+    """The user's own folder: `$LORASIZE_CACHE`, else `$XDG_CACHE_HOME/lorasize`, else `~/.cache/lorasize`."""
+    if explicit := os.environ.get("LORASIZE_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorasize"
 
-    The user's lies in `LORASIZE_CACHE`, else in `$XDG_CACHE_HOME/lorasize`, else in `~/.cache/lorasize`.
-    """
-    own = os.environ.get("LORASIZE_CACHE")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorasize"
+
+def search_path() -> list[Path]:
+    """Folders that may hold calibrations, nearest first: the project's, the user's, the shipped ones."""
     found: dict[Path, Path] = {}
-    for folder in (Path(FOLDER), (Path(own) if own else cache) / FOLDER, _shipped()):
+    for folder in (Path(FOLDER), cache_folder() / FOLDER, _shipped()):
         found.setdefault(folder.resolve(), folder)
     return list(found.values())
 
@@ -128,8 +131,8 @@ def _fitting(
 
 
 def find_by_digest(sha256: str) -> tuple[Calibration, Path] | None:
-    """The calibration a plan was made from, with its file; None when it is no longer in reach."""
-    return next(((calibration, path) for calibration, path in _readable() if digest(calibration) == sha256), None)
+    """The calibration a plan was made from, also after runs have joined it, with its file; None when out of reach."""
+    return next((found for found in _readable() if sha256 in (digest(found[0]), *found[0].grown_from)), None)
 
 
 def _readable() -> Iterator[tuple[Calibration, Path]]:
@@ -169,9 +172,9 @@ def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return "unknown processor"
+        lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else "unknown processor"
+    return names[0] if names else platform.processor() or platform.machine() or "unknown processor"
 
 
 def _mismatch(calibration: Calibration, fingerprint: ModelFingerprint, dtype: str, recipe: str) -> list[str]:

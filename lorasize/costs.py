@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from lorasize import models
-from lorasize.probing import peak_memory
 from lorasize.records import CostModel, Observation
 
 
@@ -23,6 +22,7 @@ def fit_cost(base: models.BaseModel, observations: Sequence[Observation]) -> Cos
     terms = _non_negative(design, seconds)
     spread = float(np.std(np.log(seconds / (design @ terms)))) if len(seconds) > 3 else 0.5
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    overhead, per_token = memory_terms(observations, weights)
     return CostModel(
         seconds_overhead=float(terms[0]),
         seconds_per_layer_token=float(terms[1]),
@@ -30,8 +30,20 @@ def fit_cost(base: models.BaseModel, observations: Sequence[Observation]) -> Cos
         relative_spread=max(0.1, spread),
         seconds_per_forward_token=_forward_seconds(base),
         memory_base_bytes=weights,
-        memory_bytes_per_token=max(0.0, (peak_memory() - weights) / float(positions.max())),
+        memory_bytes_per_token=per_token,
+        memory_overhead_bytes=overhead,
     )
+
+
+def memory_terms(observations: Sequence[Observation], weights: int) -> tuple[int, float]:
+    """Bytes held besides the weights whatever the batch, and bytes per position of a step.
+
+    A probe's peak is that of its process so far: of the most positions that any probe had until then.
+    """
+    most = np.maximum.accumulate(np.array([o.probe.n_tokens for o in observations], dtype=float))
+    peaks = np.array([o.peak_memory_bytes for o in observations], dtype=float)
+    fixed, per_token = _non_negative(np.stack([np.ones_like(most), most], axis=1), peaks)
+    return max(0, round(float(fixed)) - weights), float(per_token)
 
 
 def _non_negative(design: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:

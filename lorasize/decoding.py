@@ -40,8 +40,22 @@ def decode(job: DecodeJob) -> Iterator[Decoded]:
         ModelError: base or adapter cannot be loaded, or the attention asked for is not to be had here.
     """
     model = _served(job)
-    for start in range(0, len(job.prompts), job.batch_size):
-        yield from _decode_batch(model, job, range(start, min(start + job.batch_size, len(job.prompts))))
+    for rows in _together(job, models.max_positions(Path(job.base))):
+        yield from _decode_batch(model, job, rows)
+
+
+def _together(job: DecodeJob, max_positions: int) -> Iterator[list[int]]:
+    """Rows decoded together: at most `batch_size`, and fewer where the model has no positions for the longest both."""
+    rows: list[int] = []
+    for row in range(len(job.prompts)):
+        more = [*rows, row]
+        longest = max(len(job.prompts[r]) for r in more) + max(job.n_tokens[r] for r in more)
+        if rows and (len(rows) == job.batch_size or longest > max_positions):
+            yield rows
+            more = [row]
+        rows = more
+    if rows:
+        yield rows
 
 
 def clean_generation_config(n_tokens: int, pad_token_id: int) -> GenerationConfig:
@@ -111,7 +125,7 @@ class _Watch:
         return scores
 
 
-def _decode_batch(model: Any, job: DecodeJob, rows: range) -> Iterator[Decoded]:
+def _decode_batch(model: Any, job: DecodeJob, rows: Sequence[int]) -> Iterator[Decoded]:
     """The rows decoded together, prompts padded on the left; each is cut at its own number of tokens."""
     device = torch.device(job.device)
     prompts = [job.prompts[row] for row in rows]

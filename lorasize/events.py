@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasize.records import Escalation, StepReport
+from lorasize.records import Escalation, StepReport, write_whole
 
 EVENTS = "events.jsonl"
 _MOST = 50_000_000  # characters that are read
@@ -37,14 +37,16 @@ Notify = Callable[[Event], None]
 class EventLog:
     """A listener that writes each event to a file, remembers the steps, and tells the next listener."""
 
-    def __init__(self, path: Path, notify: Notify, n_steps: float = 0) -> None:
-        """Write to `path`: behind its first `n_steps` steps when a run goes on from there, behind all when infinite."""
-        self.steps = [  # the last look at every token, after the step that the checkpoint is of, is still to come
-            step for step in read_steps(path) if step.step < n_steps or (step.step == n_steps and not step.evaluated)
-        ]
+    def __init__(self, path: Path, notify: Notify, n_steps: int = 0, *, ended: bool = False) -> None:
+        """Write to `path`, behind what happened up to a checkpoint of `n_steps` steps when a run goes on from there.
+
+        The last look at every token, after those steps, is part of it only where training had `ended`.
+        """
+        kept = list(_up_to(path, n_steps, ended=ended))
+        self.steps = [step for _, step in kept if step is not None]
         self._notify = notify
         self._path = path
-        path.write_text("".join(json.dumps(_line(step)) + "\n" for step in self.steps), encoding="utf-8")
+        write_whole("".join(f"{line}\n" for line, _ in kept).encode(), path)
 
     def __call__(self, event: Event) -> None:
         """Note one event. The file is closed after each line, so that a reader sees it at once."""
@@ -66,15 +68,27 @@ def _line(event: Event) -> dict[str, Any]:
 
 def read_steps(path: Path) -> list[StepReport]:
     """The training steps noted in a file, up to a line that cannot be read; none where there is no such file."""
-    steps: list[StepReport] = []
+    return [step for _, step in _lines(path) if step is not None]
+
+
+def _up_to(path: Path, n_steps: int, *, ended: bool) -> Iterator[tuple[str, StepReport | None]]:
+    for line, step in _lines(path):
+        last_look = step is not None and step.step == n_steps and step.evaluated
+        if step is not None and (step.step > n_steps or (last_look and not ended)):
+            return
+        yield line, step
+        if last_look:
+            return
+
+
+def _lines(path: Path) -> Iterator[tuple[str, StepReport | None]]:
+    """Each line, and the step that it notes, if one."""
     try:
         for line in _text(path).splitlines():
             event = json.loads(line)
-            if event.pop("event") == "step":
-                steps.append(StepReport.model_validate(event))
+            yield line, StepReport.model_validate(event) if event.pop("event") == "step" else None
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
-        pass  # a line cut short by a kill, or not ours
-    return steps
+        return  # a line cut short by a kill, or not ours
 
 
 def _text(path: Path) -> str:

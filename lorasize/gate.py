@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lorasize.catalog import find_by_digest, processor
+from lorasize.catalog import find_by_digest
 from lorasize.corpus import read_corpus
 from lorasize.planning import Limits, budgets
 from lorasize.records import RECIPE, Budget, Calibration, Check, Feasibility, FeasibilityIssue, Passage, Plan
@@ -27,12 +27,14 @@ def check(plan: Plan, file: str, limits: Limits) -> Check:
         CorpusError: a file of the corpus cannot be read.
     """
     passages, changed = _corpus(plan)
-    issues = tuple(conflicts(passages))
+    template = plan.corpus.reading.prompt_template or ""
+    told_apart = "{number}" in template or "{file}" in template  # prompts alike are not so in the end
+    issues = () if told_apart else tuple(conflicts(passages))
     if not changed and not plan.feasibility.feasible:
         issues = plan.feasibility.issues
     calibration = _calibration(plan)
     stale = (*changed, *_other_reasons(plan, calibration))
-    found = _budgets(plan, limits, calibration)
+    found = _budgets(plan, limits)
     over = any(b.result == "fail" for b in found)
     return Check(
         status="infeasible" if issues else "stale" if stale else "over_budget" if over else "ok",
@@ -96,11 +98,10 @@ def _other_reasons(plan: Plan, calibration: Calibration | None) -> Iterator[str]
         yield "the calibration's tokenizer is another"
 
 
-def _budgets(plan: Plan, limits: Limits, calibration: Calibration | None) -> tuple[Budget, ...]:
+def _budgets(plan: Plan, limits: Limits) -> tuple[Budget, ...]:
     """Today's budgets, and those of the plan that today does not mention."""
     if plan.adapter is None or plan.prediction is None:
         return ()
-    here = calibration is not None and processor() in calibration.device
-    today = budgets(limits, plan.adapter, plan.prediction, same_device=here)
+    today = budgets(limits, plan.adapter, plan.prediction, same_device=plan.inputs.same_device)
     named = {b.id for b in today} | {name for name, level in limits.levels.items() if level == "off"}
     return (*today, *(b for b in plan.budgets if b.id not in named))

@@ -1,8 +1,9 @@
 """Token losses and the objectives that weigh them.
 
 Hidden states of target positions enter; each token's loss in nats and, for training, the gradient leave. The LM head
-and softmax run in chunks on target positions only, in float32 whatever the model's dtype: near p = ½ a bfloat16 logit
-is too coarse to decide the threshold. Knows nothing of adapters.
+runs in chunks on target positions only, in the model's dtype as in any server, and softmax in float32. Logits of a
+bfloat16 model are that coarse: what it takes to be above ½ all the same is measured by the proof. Knows nothing of
+adapters.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Head:
         return max(16, _CHUNK_BYTES // (4 * self.weight.shape[0]))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits in float32, shape (vocabulary, token); valid until the next call."""
+        """Logits, as float32, shape (vocabulary, token); valid until the next call. Rounded to the weights' dtype."""
         out = self._buffer("logits", len(hidden))
         if self.weight.dtype == torch.float32:
             torch.mm(self.weight, hidden.t(), out=out)
@@ -222,10 +223,9 @@ class Objective:
             return torch.ones_like(losses.loss)
         if self.method == "memft":
             return (losses.loss >= -math.log(max(self.release, self.threshold))) * losses.loss.sqrt()
-        stubborn = (losses.loss >= -math.log(self.threshold)).float()
-        if self.method == "memft-ot":
-            return stubborn if bool(stubborn.any()) else torch.ones_like(stubborn)
-        return stubborn if self.many else self._sliding_window(losses, passages, lengths)
+        if self.method == "memft-ot" or self.many:
+            return (losses.loss >= -math.log(self.threshold)).float()
+        return self._sliding_window(losses, passages, lengths)
 
     def remembered(self) -> dict[str, dict[str, float]]:
         """What the method remembers between steps, as JSON values."""

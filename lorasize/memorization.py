@@ -7,7 +7,6 @@ by a fresh process. The folder appears whole or not at all, and a run that was k
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from lorasize.errors import CorpusError, InfeasibleCorpusError, ModelError, Stal
 from lorasize.events import EVENTS, Decoding, EventLog, Notify, Raised
 from lorasize.probing import peak_memory
 from lorasize.records import (
+    LAW_STEPS,
+    PROBE_STEPS,
     RECIPE,
     Histogram,
     Memorization,
@@ -36,7 +37,7 @@ from lorasize.records import (
 from lorasize.session import ApplyOptions, Session
 from lorasize.staging import RECORD, staged
 from lorasize.tokens import EncodedPassage, encode_corpus
-from lorasize.training import Checkpoint, Evaluation, neutral_text, read_checkpoint, write_checkpoint
+from lorasize.training import Evaluation, neutral_text, read_checkpoint, windows, write_checkpoint
 from lorasize.updating import BaseAdapter, compare, read_base_adapter, require_room
 
 _BINS = 20  # of the histogram of p
@@ -85,7 +86,10 @@ def apply(
     with staged(out, _job(plan, options, retained)) as work:
         found = read_checkpoint(work.checkpoint)
         base, encoded = load_inputs(plan, options.device)
-        events = EventLog(work.folder / EVENTS, notify, _steps_kept(found))
+        if options.retain is not None and not windows(retained, base.tokenizer, base.max_positions - 1):
+            raise CorpusError("holds a single token: too little to measure drift on", file=str(options.retain))
+        steps, ended = (0, False) if found is None else (found.state["steps"], found.state["outcome"] is not None)
+        events = EventLog(work.folder / EVENTS, notify, steps, ended=ended)
         old = _base_adapter(plan, options, base)
         session = Session(
             base, encoded, plan, options, events, retained, None if old is None else old.folder,
@@ -161,13 +165,6 @@ def _job(plan: Plan, options: ApplyOptions, retained: str) -> str:
     return f"{digest(plan)} {how} {options.max_drift} {text} {options.base_adapter}"
 
 
-def _steps_kept(found: Checkpoint | None) -> float:
-    """Steps that a checkpoint holds; infinitely many when training had ended."""
-    if found is None:
-        return 0
-    return float(found.state["steps"]) if found.state["outcome"] is None else math.inf
-
-
 def _proven(session: Session, folder: Path, events: EventLog) -> RecallReport:
     """The adapter saved and its recall proven; trained on first where decoding takes more margin than it has."""
     options = session.options
@@ -232,7 +229,7 @@ def _record(session: Session, report: RecallReport, update: Update | None) -> Me
         recalled=report.recalled,
         steps=session.steps,
         seconds=session.seconds,
-        tokens_per_second=n_tokens * session.steps / max(session.seconds, 1e-9),
+        tokens_per_second=session.n_read / max(session.seconds, 1e-9),
         adapter=session.spec,
         escalations=tuple(session.escalations),
         recall=RecallSummary(**report.model_dump(include=set(RecallSummary.model_fields))),
@@ -255,7 +252,8 @@ def _observation(session: Session) -> Observation | None:
     demand, spec, options = session.plan.demand, session.plan.adapter, session.options
     usual = ApplyOptions()
     as_calibrated = (options.method, options.threshold, options.margin) == (usual.method, usual.threshold, usual.margin)
-    if session.first is None or demand is None or spec is None or not as_calibrated:
+    plain = session.start is None and options.max_drift is None  # from nothing and unbound, as probes train
+    if session.first is None or demand is None or spec is None or not (as_calibrated and plain):
         return None
     first = session.first
     if first.outcome not in (Outcome.MEMORIZED, Outcome.STALLED):
@@ -275,12 +273,12 @@ def _observation(session: Session) -> Observation | None:
         final_loss=first.mean_loss,
         loss_reduction=demand.base_loss - first.mean_loss,
         n_stubborn=first.n_stubborn,
-        threshold_met=first.outcome is Outcome.MEMORIZED,
+        threshold_met=first.outcome is Outcome.MEMORIZED and first.epochs <= PROBE_STEPS,
         steps=max(1, round(first.epochs)),
         seconds=session.seconds,
         seconds_per_step=session.seconds / max(1, session.steps),
         peak_memory_bytes=peak_memory(),
-        early_loss=first.early_loss,
+        early_loss=first.early_loss if first.epochs > LAW_STEPS else None,
         drift=session.drift.nats if session.drift is not None and options.retain is None else None,
     )
 

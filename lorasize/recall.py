@@ -74,6 +74,7 @@ def verify(
     encoded: Sequence[EncodedPassage] | None = None,
     *,
     ref: str | None = None,
+    revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     batch_size: int = 1,
@@ -87,6 +88,7 @@ def verify(
         folder: The adapter folder.
         encoded: The corpus, where it is at hand; without it the text is compared by its digest alone.
         ref: Base model; the recorded one when None.
+        revision: Of that model on the hub; the recorded one when neither is given.
         device: Where to decode.
         dtype: Of the base model.
         batch_size: Prompts decoded together, padded on the left.
@@ -104,7 +106,7 @@ def verify(
     if len(addresses) != record.recall.n_passages:
         raise ModelError(f"{folder / PASSAGES}: {len(addresses)} passages, {record.recall.n_passages} were proven")
     base_ref = ref or record.plan.model.ref
-    base = models.resolve(base_ref, record.plan.model.revision if ref is None else None)
+    base = models.resolve(base_ref, revision or (record.plan.model.revision if ref is None else None))
     check_base(record.model_fingerprint, base, base_ref)
     targets = _matched(addresses, encoded) if encoded is not None else None
     report = decode_and_compare(

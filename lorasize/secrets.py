@@ -8,13 +8,12 @@ looks alone: a serial number may pass for a phone number, and a name or an addre
 from __future__ import annotations
 
 import functools
-import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorasize.catalog import cache_folder
 from lorasize.errors import CorpusError, LorasizeError
 from lorasize.records import Finding, Level, Passage
 
@@ -100,9 +99,7 @@ def _scanner() -> Scanner | None:
         from kingfisher_sdk import Rules, Scanner
     except ImportError:
         return None
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorasize"
-    folder = Path(os.environ.get("LORASIZE_CACHE") or cache) / "secret-rules"
-    return Scanner(Rules(cache_dir=folder), redact=True)
+    return Scanner(Rules(cache_dir=cache_folder() / "secret-rules"), redact=True)
 
 
 # ---------------------------------------------------------------- personal data

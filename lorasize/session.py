@@ -88,11 +88,12 @@ class _Progress:
     """What is known of training the adapter as it is now."""
 
     before: int  # steps of smaller adapters
+    read: int  # target tokens that those read
     stall: Stall
     early: float | None = None  # loss after LAW_STEPS epochs
 
     def state(self) -> dict[str, Any]:
-        return {"before": self.before, "stall": asdict(self.stall), "early": self.early}
+        return {"before": self.before, "read": self.read, "stall": asdict(self.stall), "early": self.early}
 
 
 @dataclass
@@ -114,6 +115,7 @@ class Session:
     final: Evaluation = field(init=False)
     before: Evaluation | None = None  # of the base model
     steps: int = 0
+    n_read: int = 0  # target tokens that these steps read
     seconds: float = 0.0
     first: FirstRun | None = None  # of the planned adapter
     drift: Drift | None = None
@@ -166,6 +168,7 @@ class Session:
         def listen() -> Outcome:
             for report in trainer.steps(between_epochs):
                 self.steps, self.seconds = progress.before + report.step, time.perf_counter() - started
+                self.n_read = progress.read + trainer.n_read
                 self.notify(report.model_copy(update={"step": self.steps, "seconds": self.seconds}))
                 if ended := self._ended(report, progress, trainer):
                     return ended
@@ -201,7 +204,7 @@ class Session:
 
     def _begun(self, found: Checkpoint | None) -> tuple[Trainer, _Progress]:
         options, state = self.options, {} if found is None else found.state["progress"]
-        before = state.get("before", self.steps)
+        before, read = state.get("before", self.steps), state.get("read", self.n_read)
         trainer = Trainer(
             self.adapted,
             self.encoded,
@@ -219,9 +222,9 @@ class Session:
         stall = Stall(limit=max(200 * epoch, self._step_limit()), patience=PATIENCE * epoch)
         if found is None:
             self.before = self.before or trainer.evaluate()
-            return trainer, _Progress(before, stall)
+            return trainer, _Progress(before, read, stall)
         trainer.restore(Checkpoint(found.tensors, found.state["trainer"]))
-        return trainer, _Progress(before, Stall(**state["stall"]), state["early"])
+        return trainer, _Progress(before, read, Stall(**state["stall"]), state["early"])
 
     def _ended(self, report: StepReport, progress: _Progress, trainer: Trainer) -> Outcome | None:
         """How this report ends the training of this adapter, if it does."""
@@ -247,10 +250,19 @@ class Session:
 
     # ------------------------------------------------------------ growing
     def _may_grow(self) -> bool:
-        return self.options.escalate and self.held is None and self.spec.rank < _MAX_RANK
+        may = self.options.escalate and self.held is None and self.spec.rank < _MAX_RANK
+        return may and not self._over_budget(self._at_rank(self._next_rank()))
+
+    def _over_budget(self, spec: AdapterSpec) -> bool:
+        """Whether an adapter breaks a budget of the plan."""
+        size = {"rank": spec.rank, "parameters": spec.n_parameters, "bytes": spec.bytes}
+        return any(b.level == "error" and size.get(b.id, 0) > b.limit for b in self.plan.budgets)
+
+    def _next_rank(self) -> int:
+        return min(_MAX_RANK, self.spec.rank + max(1, self.spec.rank // 2))
 
     def _grow(self) -> None:
-        rank = min(_MAX_RANK, self.spec.rank + max(1, self.spec.rank // 2))
+        rank = self._next_rank()
         self.adapted = adapters.grow(self.adapted, self.spec.site, rank, self.options.seed + len(self.escalations) + 1)
         step = Escalation(**{"from": f"rank {self.spec.rank}"}, to=f"rank {rank}", step=self.steps)
         self.escalations.append(step)
@@ -275,6 +287,7 @@ class Session:
             "escalations": [e.model_dump(by_alias=True) for e in self.escalations],
             "outcome": self.outcome,
             "steps": self.steps,
+            "n_read": self.n_read,
             "seconds": self.seconds,
             "first": None if self.first is None else asdict(self.first),
             "drift": None if self.drift is None else self.drift.model_dump(),
@@ -294,7 +307,7 @@ class Session:
         self.spec = self._at_rank(state["rank"])
         self.escalations = [Escalation(**e) for e in state["escalations"]]
         self.outcome = Outcome(state["outcome"]) if state["outcome"] else None
-        self.steps, self.seconds = state["steps"], state["seconds"]
+        self.steps, self.n_read, self.seconds = state["steps"], state["n_read"], state["seconds"]
         self.margin, self.settled = state["margin"], state["settled"]
         self.held = None if state["held"] is None else Held(state["held"], found.numbered("held"))
         self.before = Evaluation(found.tensors["before"])

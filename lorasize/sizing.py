@@ -46,6 +46,7 @@ from lorasize.units import bits
 from lorasize.updating import BaseAdapter, compare, priced, read_base_adapter
 
 _COSTLIEST = 10  # passages named in a plan
+_ASKED = ("confidence", "minimize", "rank", "target_modules", "limits", "serve")
 
 
 @dataclass(frozen=True)
@@ -139,22 +140,16 @@ def plan(
         calibration = _moved_over(calibration, base, ref)
         passed_over = near_misses(fingerprint, ref, where.type, kind, RECIPE)
     losses = base_losses(base, encoded)
+    same_device = calibration.device == models.device_name(where)
     old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, folder, ref)
     made = make_plan(
         calibration=calibration,
         model=model,
         demand=demand(encoded, losses),
-        inputs=_inputs(summary, fingerprint, digest(calibration), prior=not own),
-        n_sequence_tokens=sum(sequence_length(p) for p in encoded),
-        linear_parameters_per_rank=_linear_parameters(base),
-        confidence=options.confidence,
-        minimize=options.minimize,
-        rank=options.rank,
-        target_modules=options.target_modules,
+        inputs=_inputs(summary, fingerprint, digest(calibration), prior=not own, same_device=same_device),
         at=None if old is None else old.spec,
-        limits=options.limits,
-        serve=options.serve,
-        same_device=calibration.device == models.device_name(where),
+        **_work(base, encoded),
+        **{name: getattr(options, name) for name in _ASKED},
         **about,
     )
     warnings = (*made.warnings, *notes, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
@@ -175,6 +170,7 @@ def _summary(encoded: Sequence[EncodedPassage], files: tuple[CorpusFile, ...], r
     return CorpusSummary(
         n_passages=len(encoded),
         n_tokens=sum(p.n_tokens for p in encoded),
+        n_positions=sum(map(sequence_length, encoded)),
         sha256=corpus_sha256(files),
         files=files,
         reading=reading,
@@ -230,7 +226,7 @@ def _passage_demand(encoded: EncodedPassage, nats: float) -> PassageDemand:
 
 
 def _inputs(
-    corpus: CorpusSummary, fingerprint: ModelFingerprint, calibration_sha256: str, *, prior: bool = False
+    corpus: CorpusSummary, fingerprint: ModelFingerprint, calibration_sha256: str, **how: bool
 ) -> PlanInputs:
     return PlanInputs(
         corpus_sha256=corpus.sha256,
@@ -238,7 +234,7 @@ def _inputs(
         tokenizer_sha256=fingerprint.tokenizer,
         calibration_sha256=calibration_sha256,
         recipe=RECIPE,
-        prior=prior,
+        **how,
     )
 
 
@@ -246,6 +242,13 @@ def _infeasible(model: PlanModel, inputs: PlanInputs, about: dict[str, Any]) -> 
     return Plan(status="infeasible", model=model, demand=None, adapter=None, prediction=None, inputs=inputs, **about)
 
 
-def _linear_parameters(base: models.BaseModel) -> int:
-    """Adapter parameters per rank on all linear layers of the model."""
-    return base.n_layers * sum(shape.parameters_per_rank for shape in models.linear_shapes(base.model).values())
+def _work(base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> dict[str, Any]:
+    """What training has to run and to keep, and the adapter parameters per rank on all linear layers."""
+    lengths = [sequence_length(p) for p in encoded]
+    return {
+        "n_sequence_tokens": sum(lengths),
+        "longest_sequence": max(lengths),
+        "state_bytes": base.model.get_output_embeddings().weight.shape[1] * base.dtype.itemsize,
+        "linear_parameters_per_rank": base.n_layers
+        * sum(shape.parameters_per_rank for shape in models.linear_shapes(base.model).values()),
+    }

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorasize.errors import ModelError
+from lorasize.records import flush
 
 RECORD = "lorasize.json"  # in every adapter folder that lorasize wrote
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -110,10 +111,16 @@ def _begun(place: Path, job: str) -> Workspace:
 
 
 def _put(folder: Path, place: Path) -> None:
-    """Let the folder take its place. A kill leaves the old one or the new one, and at worst a name for `_settle`."""
+    """Let the folder take its place. A kill leaves the old one or the new one, and at worst a name for `_settle`.
+
+    It is on the disk, its files too, before what it replaces and the checkpoint are taken away.
+    """
     old = _beside(place, "old")
+    for path in (*folder.iterdir(), folder):
+        flush(path)
     if place.exists():
         os.replace(place, old)
     os.replace(folder, place)
+    flush(place.parent)
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(folder.parent, ignore_errors=True)

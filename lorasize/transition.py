@@ -91,11 +91,6 @@ def finishes_within(transition: Transition, slack: float, limit: float) -> float
     return 0.5 * math.erfc(late / math.sqrt(2.0))
 
 
-def required_slack(transition: Transition, confidence: float) -> float:
-    """The slack at which `success_probability` equals this confidence, which lies strictly between 0 and 1."""
-    return math.exp(transition.location + _effective_scale(transition) * math.log(confidence / (1.0 - confidence)))
-
-
 def expected_steps(transition: Transition, slack: float) -> Estimate:
     """Optimiser steps of a successful run, with a 90 % interval; never below one step."""
     seen = slack if transition.largest_slack is None else min(slack, transition.largest_slack)

@@ -73,7 +73,7 @@ def demand_of(nats: float, base_loss: float = 3.3) -> Demand:
 
 
 def plan_of(nats: float, calibrated: Calibration = CALIBRATION, **changes: Any) -> Plan:
-    """The plan for a corpus of this demand, 3.3 nats a token."""
+    """The plan for a corpus of this demand, 3.3 nats a token; `same_device` is that of its inputs."""
     n_tokens = max(1, round(nats / 3.3))
     digests = {"corpus_sha256": "a", "model_fingerprint": "b", "tokenizer_sha256": "t", "calibration_sha256": "d"}
     arguments: dict[str, Any] = {
@@ -82,7 +82,7 @@ def plan_of(nats: float, calibrated: Calibration = CALIBRATION, **changes: Any) 
         "corpus": r.CorpusSummary(n_passages=3, n_tokens=n_tokens, sha256="a", files=()),
         "demand": demand_of(nats),
         "feasibility": r.Feasibility(feasible=True),
-        "inputs": r.PlanInputs(**digests, recipe=RECIPE),
+        "inputs": r.PlanInputs(**digests, recipe=RECIPE, same_device=changes.pop("same_device", True)),
         "n_sequence_tokens": n_tokens + 30,
         "linear_parameters_per_rank": 305_280,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,13 @@ def logits(torch: Any, model: Any) -> Any:
     """Logits of the plain model on fixed ids."""
     with torch.no_grad():
         return model(input_ids=torch.arange(3, 40)[None]).logits
+
+
+def umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    now = os.umask(0)
+    os.umask(now)
+    return now
 
 
 def learn(torch: Any, adapted: Any, seed: int = 1) -> None:
@@ -195,6 +203,7 @@ def test_what_is_saved_is_plain_and_comes_back(
     learn(torch, adapted)
     expected = logits(torch, adapted)
     adapters.save(adapted, tmp_path / "out", "owner/tiny")
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o666 & ~umask()}
     adapters.detach(adapted)
     check_plain(tmp_path / "out", base, site)
     from peft import PeftModel

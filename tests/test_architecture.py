@@ -177,6 +177,23 @@ def test_contributing_shows_these_tables() -> None:
     assert {name: doors[name] for name in DOORS if name != "torch"} == {k: v for k, v in DOORS.items() if k != "torch"}
 
 
+def sources() -> list[Path]:
+    """Every Python file of the project that is not a copy."""
+    tops = ("lorasize", "tests", "benchmarks", "examples", "docs")
+    return sorted(path for top in tops for path in (ROOT / top).rglob("*.py"))
+
+
+def test_files_and_functions_are_as_short_as_contributing_says() -> None:
+    long_files = {path.name: n for path in sources() if (n := len(path.read_text("utf-8").splitlines())) > 400}
+    long_functions = {
+        f"{path.name}:{node.name}": n
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef) and (n := (node.end_lineno or 0) - node.lineno + 1) > 60
+    }
+    assert (long_files, long_functions) == ({}, {})
+
+
 # ---------------------------------------------------------------- the walker itself can fail
 @pytest.mark.parametrize(
     ("file", "source", "level", "door"),

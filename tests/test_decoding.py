@@ -216,3 +216,23 @@ def test_a_record_from_before_reads_as_it_was_decoded(memorised: Path) -> None:
     document = json.loads((memorised / adapter_folder.RECORD).read_text("utf-8"))
     assert document["recall"].pop("merged") is False
     assert Memorization.model_validate(document).recall.merged is False
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "max_positions", "together"),
+    [(2, 999, [[0, 1], [2, 3]]), (4, 20, [[0, 1, 2, 3]]), (4, 19, [[0, 1, 2], [3]]), (4, 5, [[0], [1], [2], [3]])],
+)
+def test_a_batch_has_no_more_positions_than_the_model(
+    batch_size: int, max_positions: int, together: list[list[int]]
+) -> None:
+    """The longest prompt and the most tokens of a batch may belong to different passages."""
+    one = job((Path("base"), Path("adapter")), batch_size=batch_size)
+    assert list(decoding._together(one, max_positions)) == together
+
+
+def test_passages_that_fit_alone_are_decoded_in_batches(served: tuple[Path, Path]) -> None:
+    """Prompts of 200 and 4 tokens with targets of 20 and 200: together they would pass the 256 positions."""
+    long, short = tuple(k % 390 + 3 for k in range(200)), (5, 9, 40, 41)
+    how = {"prompts": (long, short), "n_tokens": (20, 200)}
+    alone, both = (list(decoding.decode(job(served, batch_size=n, **how))) for n in (1, 2))
+    assert [one.ids for one in both] == [one.ids for one in alone]

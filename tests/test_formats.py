@@ -61,7 +61,7 @@ def test_a_check_is_reported_in_every_format() -> None:
     said = report.markdown(found)
     assert said.startswith("### STALE")
     assert "- a\\|b changed" in said
-    assert "a|b changed, since the plan was made: plan again" in report.github(found)
+    assert "a|b changed: plan again" in report.github(found)
     assert report.outputs(found) == "status=stale\n"
 
 

@@ -12,6 +12,7 @@ import pytest
 from lorasize.catalog import read_calibration, read_plan, write_calibration, write_plan
 from lorasize.cli import main
 from lorasize.corpus import corpus_sha256, read_corpus
+from lorasize.learning import Learned, learn
 from lorasize.planning import make_plan
 from lorasize.records import (
     CorpusSummary,
@@ -178,12 +179,40 @@ def test_an_infeasible_plan_is_5_and_a_missing_one_2(committed: Plan, check: Che
     assert main(["check"]) == 2
 
 
-def test_seconds_only_warn_where_the_processor_is_another(committed: Plan, check: Checked) -> None:
-    calibration = read_calibration(SHIPPED).model_copy(update={"device": "cpu (another processor, 4 threads)"})
-    write_calibration(calibration, Path("calibrations") / "mine.json")
-    write_plan(_with(committed, calibration_sha256=digest(calibration)), PLAN)
-    code, found = check("--max-seconds", "1 s")
-    assert (code, found["budgets"][0]["result"]) == (0, "warn")
+@pytest.mark.parametrize(("same", "code", "result"), [(True, 1, "fail"), (False, 0, "warn")])
+def test_seconds_are_held_against_the_device_of_the_plan(
+    committed: Plan, check: Checked, same: bool, code: int, result: str
+) -> None:
+    """Not against the machine that checks."""
+    write_plan(_with(committed, same_device=same), PLAN)
+    got, found = check("--max-seconds", "1 s")
+    assert (got, found["budgets"][0]["result"]) == (code, result)
+
+
+def test_a_calibration_that_runs_joined_makes_no_plan_stale(check: Checked) -> None:
+    shipped = read_calibration(SHIPPED)
+    seen = shipped.observations[-1]
+    another = seen.model_copy(update={"probe": seen.probe.model_copy(update={"seed": 777})})
+    fewer = shipped.model_copy(update={"observations": shipped.observations[:-1]})
+    write_calibration(fewer, Path("calibrations/a.json"))
+    own = read_calibration(Path("calibrations/a.json"))
+    write_plan(_with(read_plan(PLAN), calibration_sha256=digest(own)), PLAN)
+    assert isinstance(learn(digest(own), another), Learned)
+    assert digest(read_calibration(Path("calibrations/a.json"))) != digest(own)
+    assert check()[0] == 0
+
+
+@pytest.mark.parametrize(("template", "code"), [("{number}. {prompt}", 0), ("Q: {prompt}", 5)])
+def test_prompts_that_the_template_tells_apart_are_no_conflict(
+    committed: Plan, check: Checked, template: str, code: int
+) -> None:
+    Path("facts.jsonl").write_text(RECORDS + RECORDS.replace("1", "3"), "utf-8")
+    _, files = read_corpus([Path("facts.jsonl")])
+    corpus = committed.corpus.model_copy(
+        update={"files": files, "sha256": corpus_sha256(files), "reading": Reading(prompt_template=template)}
+    )
+    write_plan(committed.model_copy(update={"corpus": corpus}), PLAN)
+    assert check()[0] == code
 
 
 def test_the_report_reads_back(check: Checked, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -117,3 +118,19 @@ def test_the_curriculum_trains_a_growing_share(torch: Any, bases: dict[str, Base
     assert sizes == sorted(sizes)
     assert sorted(set(sizes)) == [2, 4, 6, 8, 10]
     assert sizes.count(2) == 5
+
+
+# ---------------------------------------------------------------- MemFT-OT's fall-back
+def test_the_published_fall_back_is_for_a_whole_step(torch: Any, bases: dict[str, BaseModel]) -> None:
+    """Where anything in a step is stubborn, mastered tokens have no weight, whatever batch they are in."""
+    base = bases["able"]
+    encoded = [mastered_passage(torch, base.model), *random_passages(torch, [(5, 20)])]
+    with adapter(base, MLP, 1) as adapted:
+        trainer = Trainer(adapted, encoded, TrainingOptions(method="memft-ot"))
+        mastered, stubborn = sorted(trainer._batches, key=lambda batch: len(batch.targets))
+        assert (mastered.passages, stubborn.passages) == ((0,), (1,))
+        trainer.evaluate()
+        n_stubborn = int((trainer._latest[1:] >= -math.log(0.52)).sum())
+        assert trainer._update([mastered, stubborn]) == n_stubborn
+        assert trainer._update([mastered]) == 1  # the paper's: nothing stubborn, so all of it
+        assert trainer.n_read == 1 + 20 + 1 + 1

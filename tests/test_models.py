@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lorasize import models
+from lorasize import catalog, models
 from lorasize.errors import ModelError
 from lorasize.models import BUILTIN, LinearShape, finding, linear_shapes
 
@@ -316,7 +316,7 @@ def fake_gguf(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_gguf_is_converted_once(torch: Any, fake_gguf: Path, tiny_llama: Path, monkeypatch: Any) -> None:
     folder = models.resolve(str(fake_gguf))
-    assert folder.parent == models.cache_folder() / "models"
+    assert folder.parent == catalog.cache_folder() / "models"
     converted, original = (models.load(str(f), device="cpu").model.state_dict() for f in (folder, tiny_llama))
     assert converted.keys() == original.keys()
     assert all(torch.equal(converted[key], original[key]) for key in original)
@@ -330,7 +330,7 @@ def test_an_unreadable_gguf_leaves_nothing_behind(fake_gguf: Path) -> None:
     fake_gguf.write_bytes(b"something else")
     with pytest.raises(ModelError, match=r"tiny\.gguf: transformers cannot read this GGUF \(ValueError: bad magic\)"):
         models.resolve(str(fake_gguf))
-    assert list((models.cache_folder() / "models").iterdir()) == []
+    assert list((catalog.cache_folder() / "models").iterdir()) == []
 
 
 def test_a_builtin_with_other_bytes_is_refused(fake_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,3 +354,15 @@ def test_the_builtin_model_loads_with_stock_transformers(torch: Any) -> None:
     ids = torch.tensor([tokenizer("The capital of France is").input_ids])
     with torch.no_grad():
         assert tokenizer.decode([int(model(input_ids=ids).logits[0, -1].argmax())]) == " Paris"
+
+
+def test_reading_a_gguf_shows_no_bar_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    plain = reading.tqdm
+    with models.quiet_transformers():
+        assert list(reading.tqdm([1, 2], desc="Converting")) == [1, 2]
+    assert capsys.readouterr().err == ""
+    assert reading.tqdm is plain
+    assert list(plain([1], desc="Converting")) == [1]
+    assert "Converting" in capsys.readouterr().err

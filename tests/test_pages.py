@@ -21,7 +21,7 @@ from lorasize.cli import main
 from lorasize.planning import make_plan
 from lorasize.report import Beside
 from lorasize.report.pages.page import HEAT, heat
-from lorasize.report.pages.plan import MAX_TOKENS, _corpus
+from lorasize.report.pages.plan import MAX_TOKENS, _corpus, _here
 from lorasize.surprise import Surprise, Token, spelled
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +43,7 @@ def planned(calibration: r.Calibration, name: str = "page.md", **changes: Any) -
     costs = [r.PassageDemand(id=f"{name}:{k}", file=name, line=k, n_tokens=100, nats=n) for k, n in places]
     demand = r.Demand(base_loss=4.6, nats=2100, bits=3030, costliest=tuple(costs))
     corpus = r.CorpusSummary(n_passages=3, n_tokens=460, sha256="a" * 64, files=(r.CorpusFile(path=name, sha256="b"),))
+    corpus = corpus.model_copy(update={"n_positions": 520})
     return make_plan(
         calibration=calibration, model=r.PlanModel(ref="tiny", fingerprint="f", dtype="float32", n_layers=30),
         corpus=corpus, demand=demand, feasibility=r.Feasibility(feasible=True), n_sequence_tokens=520,
@@ -118,6 +119,17 @@ def test_text_from_a_corpus_stays_text(calibration: r.Calibration) -> None:
     ):
         assert_inert(page)
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_a_rank_off_the_ladder_has_its_bar_and_the_steps_of_the_plan(calibration: r.Calibration) -> None:
+    free = planned(calibration)
+    assert free.adapter is not None
+    five = free.adapter.model_copy(update={"rank": 5})
+    found = _here(free.model_copy(update={"adapter": five}), five, calibration)
+    assert [a.candidate.rank for a in found if a.candidate.rank in (4, 5, 6)] == [4, 5, 6]
+    (same,) = [a for a in _here(free, free.adapter, calibration) if a.candidate.rank == free.adapter.rank]
+    assert free.prediction is not None
+    assert same.steps == free.prediction.steps
 
 
 def test_an_infeasible_plan_names_its_lines() -> None:

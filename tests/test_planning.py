@@ -14,6 +14,7 @@ from lorasize.errors import CalibrationError
 from lorasize.law import bent
 from lorasize.planning import (
     RANKS,
+    Assessment,
     Candidate,
     Limits,
     alternatives,
@@ -22,7 +23,6 @@ from lorasize.planning import (
     candidates,
     capacity_slack,
     cautious_transition,
-    choose,
     equivalent_tokens,
     outside,
     rank_interval,
@@ -30,7 +30,15 @@ from lorasize.planning import (
     serving,
     step_seconds,
 )
+from lorasize.planning.choice import cheapest
 from lorasize.records import Plan
+
+
+def choose(
+    held: r.Calibration, demand: r.Demand, n: int, confidence: float = 0.9, minimize: r.Minimize = "parameters"
+) -> Assessment:
+    """The cheapest of all candidates."""
+    return cheapest(assess_all(held, demand, n), confidence, minimize)
 
 
 # ---------------------------------------------------------------- arithmetic against hand-worked values
@@ -71,6 +79,21 @@ def test_predictions_add_up() -> None:
     assert prediction.seconds.hi == pytest.approx(prediction.steps.hi * each * 1.25)
     assert prediction.seconds.lo == pytest.approx(prediction.steps.lo * each / 1.25)
     assert prediction.peak_memory_bytes == 600_000_000 + 400_000 * (round(1500 / 3.3) + 30)
+
+
+def memory(nats: float, **changes: int) -> int:
+    """Bytes that a plan predicts."""
+    prediction = plan_of(nats, **changes).prediction
+    assert prediction is not None
+    return prediction.peak_memory_bytes
+
+
+def test_memory_is_that_of_one_step_and_of_the_states_kept() -> None:
+    """A step has 512 positions at most, unless one passage is longer; 20,000 tokens do not all lie in one."""
+    n = round(66_000 / 3.3) + 30
+    assert memory(66_000) == 600_000_000 + 400_000 * 512
+    assert memory(66_000, longest_sequence=900) == 600_000_000 + 400_000 * 900
+    assert memory(66_000, state_bytes=2304) == 600_000_000 + 400_000 * 512 + 2304 * n
     tight = plan_of(60_000.0, rank=1, target_modules=["up_proj"])
     assert tight.prediction is not None
     assert tight.prediction.loss_reduction == pytest.approx(3.3 * bent(tight.prediction.capacity_slack))

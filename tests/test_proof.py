@@ -105,7 +105,7 @@ def flip(folder: Path, bit: int) -> None:
     (folder / adapter_folder.WEIGHTS).write_bytes(data)
 
 
-@pytest.mark.parametrize(("bit", "verdict"), [(0, "RECALLED"), (30, "LOST")])
+@pytest.mark.parametrize(("bit", "verdict"), [(0, "NOT PROVEN: 3 of 3"), (30, "LOST")])
 def test_one_bit_of_the_weights_is_named(folder: Path, verify: Verify, bit: int, verdict: str) -> None:
     flip(folder, bit)
     code, said = verify(folder)
@@ -222,7 +222,7 @@ def test_a_penalty_for_repetition_is_said(torch: Any, memorised: Path, base: Pat
     (base / "generation_config.json").write_text('{"repetition_penalty": 1.3}', "utf-8")
     code, said = verify(memorised, "--model", base)
     assert code == 4
-    assert "RECALLED: 3 of 3" in said
+    assert "NOT PROVEN: 3 of 3" in said
     assert "changed since it was proven: generation_config.json of the base" in said
     assert "warning: generation_config.json of the base sets repetition_penalty 1.3: a server" in " ".join(said.split())
     code, report = reported(verify, memorised, "--model", base)

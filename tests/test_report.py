@@ -81,6 +81,20 @@ def test_over_budget_names_the_budget_and_what_would_do() -> None:
     assert "The limit for bytes would have to be 16,896." in said
 
 
+def test_the_limit_named_is_the_least_that_would_do() -> None:
+    least = over_budget().alternatives[0].model_copy(update={"bytes": 9000, "success_probability": 0.95})
+    risky = least.model_copy(update={"bytes": 4000, "success_probability": 0.6})
+    said = words(over_budget().model_copy(update={"alternatives": (risky, least)}))
+    assert "The limit for bytes would have to be 9,000." in said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(1_000_004, "1,000,004"), (16.896, "16.896"), (1000.5, "1,000.5"), (1e6, "1,000,000")]
+)
+def test_what_is_just_over_a_limit_does_not_look_like_it(value: float, said: str) -> None:
+    assert text.exact(value) == said
+
+
 def test_infeasible_plan_names_every_place() -> None:
     said = words(infeasible(issue(), issue("c.md", 30)))
     assert said.startswith("INFEASIBLE: no rank can recall this corpus (2 conflicts).")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -13,9 +14,9 @@ from typing import Any
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import adapter_folder, adapters, models, recall, session
+from lorasize import adapter_folder, adapters, models, recall, session, staging
 from lorasize.errors import ModelError
-from lorasize.events import EVENTS, EventLog, read_steps
+from lorasize.events import EVENTS, read_steps
 from lorasize.interrupts import Deferred
 from lorasize.memorization import apply
 from lorasize.records import Site, StepReport, write_whole
@@ -274,6 +275,35 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
         assert not (tmp_path / ".out.partial" / "state.safetensors").exists()
 
 
+def test_the_folder_is_on_the_disk_before_anything_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a name may be there and the file's content not."""
+    happened: list[str] = []
+    told = {"flush": lambda path: f"flush {path.name}", "rmtree": lambda path, **_: f"remove {path.name}"}
+    plain_flush, plain_remove, plain_replace = staging.flush, shutil.rmtree, os.replace
+
+    def noting(kind: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def note(path: Path, *rest: Any, **how: Any) -> Any:
+            happened.append(told[kind](path) if kind in told else f"{kind} {path.name} {rest[0].name}")
+            return plain(path, *rest, **how)
+
+        return note
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / RECORD).write_text("old", "utf-8")
+    with staged(tmp_path / "out", "job") as work:
+        (work.folder / RECORD).write_text("new", "utf-8")
+        work.checkpoint.write_bytes(b"good")
+        monkeypatch.setattr(staging, "flush", noting("flush", plain_flush))
+        monkeypatch.setattr(shutil, "rmtree", noting("rmtree", plain_remove))
+        monkeypatch.setattr(os, "replace", noting("rename", plain_replace))
+    assert happened == [
+        f"flush {RECORD}", "flush folder", "rename out .out.old", "rename folder out", f"flush {tmp_path.name}",
+        "remove .out.old", "remove .out.partial", "remove .out.partial",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("new", [True, False])
 def test_folders_that_were_changing_places_are_settled(tmp_path: Path, new: bool) -> None:
     out, old = tmp_path / "out", tmp_path / ".out.old"
@@ -286,20 +316,3 @@ def test_folders_that_were_changing_places_are_settled(tmp_path: Path, new: bool
         raise Killed
     assert (out / RECORD).read_text("utf-8") == ("new" if new else "old")
     assert list(tmp_path.iterdir()) == [out]
-
-
-def test_events_go_on_behind_the_checkpoint(tmp_path: Path) -> None:
-    def step(n: int, *, evaluated: bool = False) -> StepReport:
-        return StepReport(
-            step=n, loss=1, n_tokens=9, n_stubborn=3, n_active=4, min_probability=0.1, seconds=n, evaluated=evaluated
-        )  # fmt: skip
-
-    log = EventLog(tmp_path / EVENTS, lambda event: None)
-    for n in range(1, 6):
-        log(step(n))
-    with (tmp_path / EVENTS).open("a", encoding="utf-8") as stream:
-        stream.write('{"event": "step", "st')
-    again = EventLog(tmp_path / EVENTS, lambda event: None, 3)
-    again(step(4, evaluated=True))
-    assert again.steps == read_steps(tmp_path / EVENTS) == [step(1), step(2), step(3), step(4, evaluated=True)]
-

@@ -165,6 +165,16 @@ def test_apply_records_drift_and_ends_with_4_when_it_is_too_large(
     assert "at most +0.200 asked" in said
 
 
+def test_a_single_token_cannot_be_retained(able_llama: Path, corpus: Path, tmp_path: Path) -> None:
+    """There is nothing to measure: a bound on it would always be kept."""
+    (tmp_path / "a.txt").write_text("a", "utf-8")
+    plan = plan_by_hand(able_llama, corpus, MLP, 4)
+    options = ApplyOptions(device="cpu", retain=tmp_path / "a.txt", max_drift=0.01)
+    with pytest.raises(CorpusError, match="holds a single token"):
+        apply(plan, tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_text_that_cannot_be_retained(tmp_path: Path) -> None:
     assert len(_retained(None)) > 1000
     for data, said in ((b"\xff", "not UTF-8"), (b" \n", "holds no text"), (None, "cannot be read")):

@@ -148,7 +148,7 @@ def test_a_pickled_adapter_is_refused_and_never_unpickled(adapter: Path, tiny_ll
         (adapter / name).write_text("", "utf-8")
     adapter_folder.write_sums(adapter)
     with pytest.raises(ModelError, match=adapter_folder.WEIGHTS):
-        recall._check_weights(adapter)
+        adapter_folder.check_weights(adapter)
     with pytest.raises(ModelError, match="SHA256SUMS: damaged"):
         adapter_folder.changed_files(adapter)
     with pytest.raises(ModelError, match="cannot be loaded"):  # not even where nobody has checked

@@ -157,6 +157,22 @@ def test_a_model_that_cannot_be_entered_is_refused(
         Trainer(adapted, random_passages(torch, [(4, 6)]), TrainingOptions())
 
 
+@pytest.mark.parametrize("setting", [{"logits_scaling": 2.0}, {"final_logit_softcapping": 0.1}])
+def test_a_model_whose_head_is_not_understood_is_refused(
+    torch: Any, bases: dict[str, BaseModel], monkeypatch: pytest.MonkeyPatch, setting: dict[str, float]
+) -> None:
+    """A setting that means something else in this model: its losses would be wrong in silence."""
+    base, encoded = bases["llama"], random_passages(torch, [(4, 6)])
+    base_losses(base, encoded)
+    for name, value in setting.items():
+        monkeypatch.setattr(base.model.config, name, value, raising=False)
+    refused = pytest.raises(ModelError, match="does more to its logits than is known here")
+    with refused:
+        base_losses(base, encoded)
+    with adapter(base, Site(target_modules=("up_proj",), layers_to_transform=(2,)), 1) as adapted, refused:
+        Trainer(adapted, encoded, TrainingOptions())
+
+
 def test_rows_of_a_batch(torch: Any, bases: dict[str, BaseModel]) -> None:
     encoded = random_passages(torch, [(4, 3), (4, 5), (3, 4)])
     (batch,) = make_batches(bases["llama"].model, encoded, 1, 4096, torch.device("cpu"))

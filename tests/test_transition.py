@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lorasize.errors import FitError
 from lorasize.records import Transition
-from lorasize.transition import TransitionPoint, expected_steps, fit_transition, required_slack, success_probability
+from lorasize.transition import TransitionPoint, _effective_scale, expected_steps, fit_transition, success_probability
 
 
 def transition(**changes: float) -> Transition:
@@ -26,6 +26,11 @@ def draw(n: int, rng: np.random.Generator, location: float = 0.2, scale: float =
     x = rng.uniform(-0.8, 1.2, n)
     success = rng.random(n) < 1.0 / (1.0 + np.exp(-(x - location) / scale))
     return [TransitionPoint(math.exp(v), bool(s), 100) for v, s in zip(x, success, strict=True)]
+
+
+def required_slack(known: Transition, confidence: float) -> float:
+    """The slack at which `success_probability` equals this confidence."""
+    return math.exp(known.location + _effective_scale(known) * math.log(confidence / (1.0 - confidence)))
 
 
 def test_location_and_scale_are_recovered_from_many_probes() -> None:

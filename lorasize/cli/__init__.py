@@ -52,8 +52,9 @@ Completion of commands, options and paths, in the start-up file of your shell:
 def lorasize(context: click.Context) -> int:
     """How big must a LoRA adapter be to hold this text word for word, and did it?
 
-    Options may also be set as LORASIZE_… in the environment (LORASIZE_MODEL, LORASIZE_DEVICE), in lorasize.toml, or
-    under [tool.lorasize] in pyproject.toml. The command line wins, then the environment, then lorasize.toml.
+    Options may also be set as LORASIZE_… in the environment (LORASIZE_MODEL, LORASIZE_DEVICE), and those that
+    `lorasize config` lists in lorasize.toml or under [tool.lorasize] in pyproject.toml. The command line wins, then
+    the environment, then lorasize.toml.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -102,7 +103,7 @@ def _run(arguments: Sequence[str], invocation: Invocation) -> int:
 def _reader_is_gone(error: BaseException) -> bool:
     """Whether it was our own output that found its pipe closed, and not, say, the input of a process we started."""
     if isinstance(error, SystemExit):  # rich leaves with 1
-        return error.code != TERMINATED
+        return error.code == 1
     writers = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
     return isinstance(error, BrokenPipeError) and ("echo" in writers or "_run" not in writers)
 

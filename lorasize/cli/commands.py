@@ -186,7 +186,7 @@ Example:
 """
 )
 @click.argument("plan_file", metavar="[PLAN]", type=options.any_path, default=PLAN_FILE)
-@options.all_of(options.device, options.seed)
+@options.all_of(options.same_model, options.revision, options.device, options.seed)
 @click.option(
     "--threshold", type=options.PROBABILITY, default=0.5, show_default=True, help="p that every token must exceed."
 )
@@ -229,7 +229,7 @@ def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
         raise click.UsageError("--threshold and --margin together must stay below 1")
     from lorasize.catalog import read_plan
 
-    read = read_plan(options.there(plan_file))
+    read = _elsewhere(read_plan(options.there(plan_file)), chosen["model"], chosen["revision"])
     invocation.model, invocation.corpus = read.model.ref, tuple(file.path for file in read.corpus.files)
     if read.status == "over_budget":
         return _refuse_over_budget(read, plan_file)
@@ -242,10 +242,20 @@ def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
     return DONE if applied.memorization.proven else NOT_PROVEN
 
 
+def _elsewhere(plan: Plan, ref: str | None, revision: str | None) -> Plan:
+    """The plan with its model named otherwise on the command line; that it is the same is seen when it is loaded."""
+    source = click.get_current_context().get_parameter_source
+    told = {"ref": ("model", ref), "revision": ("revision", revision)}
+    line = click.core.ParameterSource.COMMANDLINE
+    changes = {name: value for name, (option, value) in told.items() if source(option) is line}
+    if "ref" in changes:
+        changes.setdefault("revision", None)
+    return plan.model_copy(update={"model": plan.model.model_copy(update=changes)})
+
+
 def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
     from lorasize import memorization, session
-    from lorasize.learning import learn
-    from lorasize.report import Progress, learned_line
+    from lorasize.report import Progress
 
     if chosen["retain"] is not None and chosen["max_drift"] is None:
         chosen["max_drift"] = _MAX_DRIFT
@@ -256,11 +266,26 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
         progress.doing("loading the model")
         applied = memorization.apply(plan, chosen["out"], how, progress.event)
         progress.note(f"wrote {chosen['out']}")
-        if applied.observation is not None and chosen["learn"] is not False:
-            learned = learn(plan.inputs.calibration_sha256, applied.observation, copy_shipped=chosen["learn"] is True)
-            if learned is not None:
-                progress.note(learned_line(learned))
+        if chosen["learn"] is not False:
+            learned = _learn(plan, applied, asked=chosen["learn"] is True)
+            if learned:
+                progress.note(learned)
     return applied
+
+
+def _learn(plan: Plan, applied: Applied, *, asked: bool) -> str | None:
+    """What the calibration learned from a run, or why nothing where that was asked for."""
+    from lorasize.learning import learn
+    from lorasize.report import learned_line
+
+    if applied.observation is None:
+        why: str = "a run that was limited, bounded or began from another adapter is not as probes train"
+    else:
+        learned = learn(plan.inputs.calibration_sha256, applied.observation, copy_shipped=asked)
+        if not isinstance(learned, str):
+            return learned_line(learned)
+        why = learned
+    return f"nothing was learned: {why}" if asked else None
 
 
 def _refuse_over_budget(plan: Plan, file: Path) -> int:

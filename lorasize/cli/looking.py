@@ -28,7 +28,7 @@ Example:
 )
 @click.argument("adapter", type=options.existing_folder)
 @click.argument("corpus", nargs=-1, type=options.any_path)
-@options.all_of(options.model, options.device, options.dtype, options.decoding, options.output)
+@options.all_of(options.model, options.revision, options.device, options.dtype, options.decoding, options.output)
 @click.pass_obj
 def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], **chosen: Any) -> int:
     """Check in a fresh process that ADAPTER, as it lies on disk, recalls its passages.
@@ -36,19 +36,19 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
     CORPUS defaults to the files the plan names, as long as they are unchanged; without any, digests are compared.
     """
     targets = parse_reports(chosen["reports"])
-    invocation.model = _asked("model", chosen["model"])
+    invocation.model, revision = _asked("model", chosen["model"]), _asked("revision", chosen["revision"])
     from lorasize import adapter_folder, recall
     from lorasize.report import Progress
 
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.doing("reading the adapter")
         record = adapter_folder.read_record(adapter)
-        encoded = _corpus_of(record, corpus, invocation.model)
+        encoded = _corpus_of(record, corpus, invocation.model, revision)
         if encoded is None:
             progress.note("the corpus is not at hand: texts are compared by their digests")
         progress.doing("decoding in a fresh process")
         found = recall.verify(
-            adapter, encoded, ref=invocation.model, device=chosen["device"],
+            adapter, encoded, ref=invocation.model, revision=revision, device=chosen["device"],
             dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"],
             merged=record.recall.merged if chosen["merged"] is None else chosen["merged"],
             attn_implementation=chosen["attn"], notify=progress.decoded,
@@ -73,7 +73,9 @@ def _dtype(asked: str, record: Memorization) -> str:
     return record.recall.dtype if asked == "auto" else asked
 
 
-def _corpus_of(record: Memorization, corpus: tuple[Path, ...], ref: str | None) -> list[EncodedPassage] | None:
+def _corpus_of(
+    record: Memorization, corpus: tuple[Path, ...], ref: str | None, revision: str | None
+) -> list[EncodedPassage] | None:
     """The corpus encoded: the files named, else the plan's own while unchanged, else None."""
     from lorasize import adapter_folder, models
     from lorasize.corpus import read_corpus
@@ -84,7 +86,8 @@ def _corpus_of(record: Memorization, corpus: tuple[Path, ...], ref: str | None) 
     if not corpus and not all(_unchanged(Path(file.path), file.sha256) for file in planned.files):
         return None
     passages, _ = read_corpus(corpus or [Path(file.path) for file in planned.files], planned.reading)
-    folder = models.resolve(ref or record.plan.model.ref, None if ref else record.plan.model.revision)
+    planned_revision = None if ref else record.plan.model.revision
+    folder = models.resolve(ref or record.plan.model.ref, revision or planned_revision)
     try:
         tokenizer = models.load_tokenizer(folder)
         return encode_corpus(passages, tokenizer, planned.reading, models.max_positions(folder))
@@ -110,7 +113,7 @@ Example:
 )
 @click.argument("plan_file", metavar="[PLAN]", type=options.any_path, default=PLAN_FILE)
 @options.budgets
-@options.report
+@options.output
 @click.pass_obj
 def check(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
     """Check PLAN (lorasize.plan.json) against the corpus on disk and the budgets, without a model.
@@ -138,8 +141,8 @@ Example:
 """
 )
 @click.argument("file", type=options.existing)
-@options.report
-def show(file: Path, reports: tuple[str, ...]) -> int:
+@options.output
+def show(file: Path, reports: tuple[str, ...], quiet: bool) -> int:  # noqa: ARG001 - there is nothing to silence
     """Show a calibration, a plan, a report, or what an adapter folder says of itself."""
     from lorasize.cli.artifacts import read_artifact
 

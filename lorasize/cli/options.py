@@ -95,6 +95,9 @@ def all_of(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 # ---------------------------------------------------------------- shared options
 model = click.option("--model", metavar="MODEL", help="Base model: a folder, .gguf file, hub id or builtin:… name.")
+same_model = click.option(
+    "--model", metavar="MODEL", help="The plan's base model where it is named otherwise here, such as a folder."
+)
 revision = click.option("--revision", help="Revision of a model on the hub.")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:i], mps or xpu.")
 dtype = click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Of the base model.")
@@ -154,7 +157,7 @@ ESTIMATES = ("point", "upper")
 budgets = all_of(
     click.option("--max-rank", type=AT_LEAST_ONE, help="Budget."),
     click.option("--max-parameters", type=AT_LEAST_ONE, help="Budget."),
-    click.option("--max-bytes", callback=size, metavar="SIZE", help='Budget for the adapter file, such as "4 MB".'),
+    click.option("--max-bytes", callback=size, metavar="SIZE", help='Budget for the weights on disk, such as "4 MB".'),
     click.option("--max-seconds", callback=duration, metavar="TIME", help='Budget for training, such as "15 min".'),
     click.option("--max-memory", callback=size, metavar="SIZE", help='Budget for memory, such as "8 GB".'),
     click.option(

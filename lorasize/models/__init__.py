@@ -5,7 +5,7 @@ the loaded model leave. Linear layers are read off the model itself, so a new ar
 safetensors and GGUF are read, never a pickle; no remote code runs.
 """
 
-from lorasize.models.finding import BUILTIN, cache_folder, file_sha256, fingerprint, quiet_transformers, resolve
+from lorasize.models.finding import BUILTIN, file_sha256, fingerprint, quiet_transformers, resolve
 from lorasize.models.loading import (
     BaseModel,
     device_name,
@@ -25,7 +25,6 @@ __all__ = [
     "BUILTIN",
     "BaseModel",
     "LinearShape",
-    "cache_folder",
     "decoder_layers",
     "device_name",
     "dtype_name",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -14,11 +15,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lorasize.catalog import cache_folder
 from lorasize.errors import ModelError
 from lorasize.records import ModelFingerprint
 
@@ -53,13 +55,6 @@ _VOLATILE_TOKENIZER = (
 
 
 # ---------------------------------------------------------------- finding
-def cache_folder() -> Path:
-    """The user's cache for converted models: `$LORASIZE_CACHE`, else under `$XDG_CACHE_HOME` or `~/.cache`."""
-    if explicit := os.environ.get("LORASIZE_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorasize"
-
-
 def resolve(ref: str, revision: str | None = None) -> Path:
     """The local folder with safetensors and tokenizer that `ref` stands for, converted or fetched when needed.
 
@@ -229,8 +224,11 @@ def reason(error: Exception) -> str:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence transformers' progress bars and warnings: progress is ours to show."""
+    from transformers import modeling_gguf_pytorch_utils as reading
     from transformers.utils import logging as transformers_logging
 
+    bar: Any = cast(Any, reading).tqdm  # that of reading GGUF asks nobody
+    cast(Any, reading).tqdm = functools.partial(bar, disable=True)
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
@@ -238,6 +236,7 @@ def quiet_transformers() -> Iterator[None]:
     try:
         yield
     finally:
+        cast(Any, reading).tqdm = bar
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -169,30 +169,6 @@ def assess(
 
 
 # ---------------------------------------------------------------- choosing
-def choose(
-    calibration: Calibration,
-    demand: Demand,
-    n_sequence_tokens: int,
-    *,
-    confidence: float = 0.9,
-    minimize: Minimize = "parameters",
-    rank: int | None = None,
-    target_modules: Sequence[str] | None = None,
-) -> Assessment:
-    """The cheapest candidate whose success probability reaches `confidence`; the largest if none does.
-
-    Cheapest means fewest parameters (bytes are proportional to them), then the likeliest to succeed, then fewest
-    seconds; or fewest seconds, then fewest parameters. An explicit rank or module set restricts the search and wins
-    even where it falls short.
-
-    Raises:
-        CalibrationError: the module set was not calibrated.
-        ValueError: confidence does not lie strictly between 0 and 1.
-    """
-    options = assess_all(calibration, demand, n_sequence_tokens, rank=rank, target_modules=target_modules)
-    return cheapest(options, confidence, minimize)
-
-
 def assess_all(
     calibration: Calibration,
     demand: Demand,
@@ -202,6 +178,8 @@ def assess_all(
     target_modules: Sequence[str] | None = None,
 ) -> list[Assessment]:
     """Every candidate assessed, by the transition as cautious as this corpus calls for.
+
+    An explicit rank or module set leaves only itself.
 
     Raises:
         CalibrationError: the module set was not calibrated.
@@ -213,6 +191,9 @@ def assess_all(
 
 def cheapest(options: Sequence[Assessment], confidence: float, minimize: Minimize) -> Assessment:
     """The cheapest of these that reaches the confidence; the one with the most capacity if none does.
+
+    Cheapest means fewest parameters (bytes are proportional to them), then the likeliest to succeed, then fewest
+    seconds; or fewest seconds, then fewest parameters.
 
     Raises:
         ValueError: confidence does not lie strictly between 0 and 1.

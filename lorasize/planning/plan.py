@@ -23,12 +23,14 @@ from lorasize.planning.choice import (
 from lorasize.planning.drift import predicted_drift
 from lorasize.planning.prior import source_of
 from lorasize.records import (
+    BATCH_TOKENS,
     AdapterSpec,
     Against,
     Alternative,
     Budget,
     Calibration,
     CorpusSummary,
+    CostModel,
     Demand,
     Difference,
     Feasibility,
@@ -68,6 +70,9 @@ class Limits:
     max_memory: int | None = None
     levels: Mapping[str, Level] = field(default_factory=dict)
     against: Mapping[str, Against] = field(default_factory=dict)
+
+
+NO_LIMITS = Limits()
 
 
 # ---------------------------------------------------------------- around one candidate
@@ -191,57 +196,55 @@ def make_plan(
     inputs: PlanInputs,
     n_sequence_tokens: int,
     linear_parameters_per_rank: int,
+    longest_sequence: int = 0,
+    state_bytes: int = 0,
     confidence: float = 0.9,
     minimize: Minimize = "parameters",
     rank: int | None = None,
     target_modules: Sequence[str] | None = None,
     at: AdapterSpec | None = None,
-    limits: Limits | None = None,
+    limits: Limits = NO_LIMITS,
     serve: Serve = "peft",
-    same_device: bool = True,
 ) -> Plan:
     """The plan: adapter, prediction, alternatives, budgets, and every warning. An infeasible corpus gets no search.
 
     Candidates within the limits come first; when none of those reaches the confidence, the limits are broken and the
-    status says so. An adapter `at` which to start leaves its site, and ranks that contain it.
+    status says so. An adapter `at` which to start leaves its site, and ranks that contain it. Memory is that of one
+    step, with a state of `state_bytes` kept for each position of the corpus.
 
     Raises:
         CalibrationError: the module set, or the site to start at, was not calibrated.
         ValueError: a feasible corpus without demand, or a confidence outside (0, 1).
     """
-    thumbs = rules_of_thumb(linear_parameters_per_rank, corpus.n_tokens)
-    frame: dict[str, Any] = {"model": model, "corpus": corpus, "demand": demand, "feasibility": feasibility}
-    frame |= {"inputs": inputs, "rules_of_thumb": thumbs}
+    frame: dict[str, Any] = {
+        "model": model, "corpus": corpus, "demand": demand, "feasibility": feasibility, "inputs": inputs,
+        "rules_of_thumb": rules_of_thumb(linear_parameters_per_rank, corpus.n_tokens),
+    }  # fmt: skip
     if not feasibility.feasible:
-        return Plan.model_validate({"status": "infeasible", "adapter": None, "prediction": None, **frame})
+        return Plan(**frame, status="infeasible", adapter=None, prediction=None)
     if demand is None:
         raise ValueError("a feasible corpus needs its demand measured before it can be planned for")
-    limits = limits or Limits()
     options = assess_all(calibration, demand, n_sequence_tokens, rank=rank, target_modules=target_modules)
-    if at is not None:
-        options = _containing(options, at)
-    predictions = {a.candidate: predicted(calibration, demand, a, n_sequence_tokens, confidence) for a in options}
-    verdicts = {
-        c: budgets(limits, c.spec(demand), prediction, same_device=same_device) for c, prediction in predictions.items()
-    }
+    options = options if at is None else _containing(options, at)
+    step = min(n_sequence_tokens, max(BATCH_TOKENS, longest_sequence))
+    memory = _peak_memory(calibration.cost, step) + state_bytes * n_sequence_tokens
+    predictions = {a.candidate: predicted(calibration, demand, a, memory, confidence) for a in options}
+    here = inputs.same_device
+    verdicts = {c: budgets(limits, c.spec(demand), p, same_device=here) for c, p in predictions.items()}
     kept = [a for a in options if _kept(verdicts[a.candidate]) and a.success_probability >= confidence]
     chosen = cheapest(kept or options, confidence, minimize)
-    adapter, verdict = chosen.candidate.spec(demand), verdicts[chosen.candidate]
-    prediction = predictions[chosen.candidate]
-    short = chosen.success_probability < confidence
-    if short and rank is None and target_modules is None:
+    adapter, prediction = chosen.candidate.spec(demand), predictions[chosen.candidate]
+    if chosen.success_probability < confidence and rank is None and target_modules is None:
         prediction = prediction.model_copy(update={"extrapolated": True})
-    return Plan.model_validate(
-        {
-            **frame,
-            "status": "ok" if _kept(verdict) else "over_budget",
-            "adapter": adapter,
-            "prediction": prediction,
-            "alternatives": alternatives(options, chosen, demand, confidence),
-            "budgets": verdict,
-            "serving": serving(adapter, serve),
-            "warnings": _warnings(calibration, demand, chosen, confidence, same_device),
-        }
+    return Plan(
+        **frame,
+        status="ok" if _kept(verdicts[chosen.candidate]) else "over_budget",
+        adapter=adapter,
+        prediction=prediction,
+        alternatives=alternatives(options, chosen, demand, confidence),
+        budgets=verdicts[chosen.candidate],
+        serving=serving(adapter, serve),
+        warnings=_warnings(calibration, demand, chosen, confidence, here),
     )
 
 
@@ -278,12 +281,16 @@ def _kept(verdict: Sequence[Budget]) -> bool:
     return all(b.result != "fail" for b in verdict)
 
 
+def _peak_memory(cost: CostModel, positions: int) -> int:
+    """Bytes at the peak of training with so many positions in a step."""
+    return round(cost.memory_base_bytes + cost.memory_overhead_bytes + cost.memory_bytes_per_token * positions)
+
+
 def predicted(
-    calibration: Calibration, demand: Demand, chosen: Assessment, n_sequence_tokens: int, confidence: float
+    calibration: Calibration, demand: Demand, chosen: Assessment, memory: int, confidence: float
 ) -> Prediction:
     """What the law says of this candidate. Losses in nats per target token, the reduction clipped to the base loss."""
     reduction = demand.base_loss * max(0.0, bent(chosen.slack))
-    cost = calibration.cost
     return Prediction(
         final_loss=demand.base_loss - reduction,
         loss_reduction=reduction,
@@ -293,7 +300,7 @@ def predicted(
         rank_interval=rank_interval(calibration, chosen.candidate.site, demand),
         steps=chosen.steps,
         seconds=chosen.seconds,
-        peak_memory_bytes=round(cost.memory_base_bytes + cost.memory_bytes_per_token * n_sequence_tokens),
+        peak_memory_bytes=memory,
         extrapolated=bool(_range_warnings(calibration, demand, chosen)),
         drift=predicted_drift(calibration.observations),
     )
@@ -317,14 +324,16 @@ def _range_warnings(calibration: Calibration, demand: Demand, chosen: Assessment
     if source := source_of(calibration):
         found.append(
             f"Not calibrated: these figures are those of {source}, moved over to this model with a wide interval. "
-            f"Run `lorasize calibrate` on {calibration.model.ref} for its own."
+            f"Run `lorasize calibrate` on {calibration.model.ref} in {calibration.dtype} for its own."
         )
     if not in_range(law, chosen.candidate.effective_parameters, tokens):
         (n_lo, n_hi), (l_lo, l_hi) = law.parameters_range, law.tokens_range
+        beyond = chosen.candidate.effective_parameters > n_hi * RANGE_TOLERANCE or tokens > l_hi * RANGE_TOLERANCE
+        rough = "Read size, steps and seconds as rough." if beyond else "Smaller than that is easier; times are rough."
         found.append(
             f"Extrapolated: calibrated for {n_lo:,.0f} to {n_hi:,.0f} effective parameters and corpora like "
             f"{l_lo:,.0f} to {l_hi:,.0f} random tokens; asked for {chosen.candidate.effective_parameters:,.0f} and "
-            f"{tokens:,.0f}. Calibrate with larger or smaller probes to narrow this."
+            f"{tokens:,.0f}. {rough}"
         )
     most = _most_slack(calibration)
     if chosen.slack > most * RANGE_TOLERANCE:
@@ -345,5 +354,5 @@ def _warnings(
             f"to succeed with probability {chosen.success_probability:.2f}."
         )
     if not same_device:
-        found.append(f"Times were measured on {calibration.device}, another device than this one: read them as rough.")
+        found.append(f"Times were measured on {calibration.device}, not on the plan's device: they are rough.")
     return tuple(found)

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 
@@ -50,8 +51,7 @@ def _base(ref: str, revision: str | None, device: str, dtype: str) -> models.Bas
     return models.load(ref, revision=revision, device=device, dtype=dtype)
 
 
-def _texts(jobs: Sequence[ProbeJob], workers: int) -> list[str]:
-    threads = max(1, (os.cpu_count() or 1) // workers)
+def _texts(jobs: Sequence[ProbeJob], threads: int) -> list[str]:
     return [job.model_copy(update={"threads": threads}).model_dump_json() for job in jobs]
 
 
@@ -60,8 +60,9 @@ def _processes(jobs: Sequence[ProbeJob], workers: int) -> Iterator[str]:
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
+    threads = max(1, (os.cpu_count() or 1) // workers)
     try:
-        yield from parallel(delayed(run_job)(text) for text in _texts(jobs, workers))
+        yield from parallel(delayed(run_job)(text) for text in _texts(jobs, threads))
     except TerminatedWorkerError:
         raise CalibrationError("a worker process died, for want of memory perhaps: the same call goes on") from None
 
@@ -73,8 +74,9 @@ def _cluster(jobs: Sequence[ProbeJob], address: str | None, workers: int) -> Ite
         raise CalibrationError("running on Ray needs ray: pip install 'lorasize[ray]'") from None
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     gpus = 1 if jobs and jobs[0].device.startswith("cuda") else 0  # leased, so that no two probes share one
-    texts = _texts(jobs, workers)
-    cpus = max(1, (os.cpu_count() or 1) // workers)
+    largest = max((node["Resources"].get("CPU", 1) for node in cast(Any, ray).nodes() if node["Alive"]), default=1)
+    cpus = max(1, int(min(largest, os.cpu_count() or 1)) // workers)
+    texts = _texts(jobs, cpus)
     remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=-1)(run_job)
     pending = [remote.remote(text) for text in texts]
     try:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from lorasize.errors import CalibrationError
-from lorasize.records import Observation, ProbeSpec
+from lorasize.records import Observation, ProbeSpec, write_whole
 
 _MOST = 50_000_000  # bytes that are read
 
@@ -45,22 +44,15 @@ class Journal:
 
     def _begin(self) -> None:
         """Write the journal anew, without lines that a kill cut short."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._path.with_suffix(".partial")
-        self._write(fresh, "w", [self._key, *(o.model_dump_json() for o in self._done.values())])
-        os.replace(fresh, self._path)
+        lines = [self._key, *(o.model_dump_json() for o in self._done.values())]
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole("".join(line + "\n" for line in lines).encode(), self._path)
+        except OSError as error:
+            raise CalibrationError(f"{self._path}: cannot be written ({error.strerror})") from error
 
     def _keep(self, observation: Observation) -> None:
         self._done[observation.probe.model_dump_json()] = observation
-
-    def _write(self, path: Path, mode: str, lines: Sequence[str]) -> None:
-        try:
-            with path.open(mode, encoding="utf-8") as stream:
-                stream.write("".join(line + "\n" for line in lines))
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise CalibrationError(f"{path}: cannot be written ({error.strerror})") from error
 
     def get(self, spec: ProbeSpec) -> Observation | None:
         """The observation of a probe that was finished before."""
@@ -69,7 +61,13 @@ class Journal:
     def add(self, observation: Observation) -> None:
         """Keep an observation."""
         self._keep(observation)
-        self._write(self._path, "a", [observation.model_dump_json()])
+        try:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(observation.model_dump_json() + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise CalibrationError(f"{self._path}: cannot be written ({error.strerror})") from error
 
     def remove(self) -> None:
         """Delete the journal: its observations are in the calibration now."""

@@ -40,7 +40,7 @@ def write_whole(data: bytes, path: Path) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, path)
-        _flush_folder(path.parent)
+        flush(path.parent)
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise  # only of a write does Python not say to which file
@@ -69,10 +69,10 @@ def _running(pid: int) -> bool:
     return True
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last. Windows cannot open a folder, and needs no such thing."""
+def flush(path: Path) -> None:
+    """Make a file's content, or the names in a folder, last. Windows cannot open a folder, and needs no such thing."""
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -128,7 +128,10 @@ class Transition(BaseModel):
 
 
 class CostModel(BaseModel):
-    """Seconds per step = overhead + tokens · (per_layer_token · layers run + per_head_token)."""
+    """Seconds per step = overhead + tokens · (per_layer_token · layers run + per_head_token).
+
+    Bytes at the peak = memory_base_bytes (the weights) + memory_overhead_bytes + positions of a step · per_token.
+    """
 
     model_config = STRICT
     seconds_overhead: float
@@ -138,6 +141,7 @@ class CostModel(BaseModel):
     seconds_per_forward_token: float
     memory_base_bytes: int
     memory_bytes_per_token: float
+    memory_overhead_bytes: int = 0
 
 
 class CalibrationModel(BaseModel):
@@ -152,7 +156,11 @@ class CalibrationModel(BaseModel):
 
 
 class Calibration(BaseModel):
-    """A fitted law with the raw observations beside it, so that it can be refitted."""
+    """A fitted law with the raw observations beside it, so that it can be refitted.
+
+    `grown_from` are digests of what it was before each finished run that joined it: a plan made from one of those is
+    not stale.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
     schema_: Literal["lorasize.calibration/1"] = Field(default="lorasize.calibration/1", alias="schema")
@@ -167,3 +175,4 @@ class Calibration(BaseModel):
     observations: tuple[Observation, ...]
     held_out: tuple[Observation, ...] = ()
     provenance: dict[str, str]
+    grown_from: tuple[str, ...] = ()

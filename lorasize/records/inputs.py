@@ -52,11 +52,12 @@ class Reading(BaseModel):
 
 
 class CorpusSummary(BaseModel):
-    """What was planned for. `n_tokens` counts target tokens, stop tokens included."""
+    """What was planned for. `n_tokens` counts target tokens, stop tokens included; `n_positions` prompts too."""
 
     model_config = STRICT
     n_passages: int
     n_tokens: int
+    n_positions: int | None = None
     sha256: str
     files: tuple[CorpusFile, ...]
     reading: Reading = Reading()

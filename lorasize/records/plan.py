@@ -155,7 +155,10 @@ class PlanUpdate(BaseModel):
 
 
 class PlanInputs(BaseModel):
-    """Digests of everything the plan was computed from. `prior`: another model's calibration stood in."""
+    """Digests of everything the plan was computed from.
+
+    `prior`: another model's calibration stood in. `same_device`: the calibration's times are of the device planned on.
+    """
 
     model_config = STRICT
     corpus_sha256: str
@@ -164,6 +167,7 @@ class PlanInputs(BaseModel):
     calibration_sha256: str
     recipe: str
     prior: bool = False
+    same_device: bool = True
 
 
 class Plan(BaseModel):

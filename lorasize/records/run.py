@@ -72,14 +72,15 @@ class RecallFailure(BaseModel):
 class PassageAddress(BaseModel):
     """One line of `passages.jsonl` in an adapter folder: enough to check recall, and no target text.
 
-    `start` and `end`: byte offsets of the target in its file. `n_tokens` counts the stop token.
+    `start` and `end`: byte offsets of the target in its file, absent for structured formats. `n_tokens` counts the stop
+    token.
     """
 
     model_config = STRICT
     id: str
     file: str
-    start: int | None
-    end: int | None
+    start: int | None = None
+    end: int | None = None
     line: int
     prompt: str
     prompt_ids: tuple[int, ...]

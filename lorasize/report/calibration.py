@@ -66,7 +66,8 @@ def calibration_facts(calibration: Calibration) -> Iterator[tuple[str, str]]:
         f"{cost.seconds_overhead:.3g} + tokens · ({cost.seconds_per_layer_token:.3g} · layers + "
         f"{cost.seconds_per_head_token:.3g}) ± {cost.relative_spread:.0%}"
     )
-    yield "memory", f"{format_bytes(cost.memory_base_bytes)} + {format_bytes(cost.memory_bytes_per_token)} a token"
+    held = cost.memory_base_bytes + cost.memory_overhead_bytes
+    yield "memory", f"{format_bytes(held)} + {format_bytes(cost.memory_bytes_per_token)} a position of a step"
 
 
 def _provenance(calibration: Calibration) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from pydantic import BaseModel
 
 from lorasize.records import Budget, Check, FeasibilityIssue, Memorization, Plan, RecallFailure, RecallReport
-from lorasize.report.text import clean, quoted
+from lorasize.report.text import clean, exact, quoted
 
 Case = tuple[str, str]  # name, and what went wrong; empty when nothing did
 
@@ -54,7 +54,7 @@ def _first(issues: tuple[FeasibilityIssue, ...]) -> str:
 
 def _budgets(budgets: tuple[Budget, ...]) -> Iterator[Case]:
     for budget in budgets:
-        over = f"{budget.actual:,.6g}, the limit is {budget.limit:,.6g}"
+        over = f"{exact(budget.actual)}, the limit is {exact(budget.limit)}"
         yield f"budget {budget.id}", over if budget.result == "fail" else ""
 
 

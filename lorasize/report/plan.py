@@ -227,6 +227,14 @@ def _notes(title: str, notes: Sequence[str]) -> Group:
     return Group(Text(title, style="bold"), *(Padding(label(f"- {note}"), (0, 0, 0, 2)) for note in notes))
 
 
+def _enough(plan: Plan, budget: Budget) -> float:
+    """The least limit that an adapter of this plan keeps which reaches the confidence."""
+    assert plan.prediction is not None
+    able = [a for a in plan.alternatives if a.success_probability >= plan.prediction.confidence]
+    sizes = [{"rank": a.rank, "parameters": a.n_parameters, "bytes": a.bytes}.get(budget.id) for a in able]
+    return min([budget.actual, *(size for size in sizes if size is not None and budget.against == "point")])
+
+
 def plan_changes(plan: Plan) -> Iterator[str]:
     """What the reader could ask for otherwise, each with its price."""
     if plan.adapter is None or plan.prediction is None:
@@ -242,6 +250,4 @@ def plan_changes(plan: Plan) -> Iterator[str]:
         yield f"{quick.n_parameters:,} parameters (rank {quick.rank}) would take {format_seconds(quick.seconds)}."
     for budget in plan.budgets:
         if budget.result == "fail":
-            yield f"The limit for {budget.id} would have to be {math.ceil(budget.actual):,}."
-    if plan.prediction.extrapolated:
-        yield "A calibration whose probes reach this far would narrow the intervals."
+            yield f"The limit for {budget.id} would have to be {math.ceil(_enough(plan, budget)):,}."

@@ -51,7 +51,8 @@ def recall_verdict(report: RecallReport) -> str:
     """The report in a sentence."""
     count = f"{report.n_recalled:,} of {counted(report.n_passages, 'passage')} recalled"
     met = "every token above the threshold" if report.threshold_met else "some token is not above the threshold"
-    verdict = "RECALLED" if report.recalled and report.threshold_met else "NOT PROVEN" if report.recalled else "LOST"
+    proven = report.threshold_met and not report.changed_files
+    verdict = "LOST" if not report.recalled else "RECALLED" if proven else "NOT PROVEN"
     return f"{verdict}: {count}, {met} (min p {probability(report.min_probability)})."
 
 

@@ -83,6 +83,11 @@ def chance(p: float) -> str:
     return ">0.99" if p > 0.995 else "<0.01" if p < 0.005 else f"{p:.2f}"
 
 
+def exact(value: float) -> str:
+    """A number with all its digits before the point: a limit and what is just over it must not look alike."""
+    return f"{value:,.1f}".removesuffix(".0") if abs(value) >= 1000 else f"{value:.6g}"
+
+
 # ---------------------------------------------------------------- tables
 def facts(rows: Iterable[tuple[str, str]]) -> Table:
     """Two columns without lines: a name, and what there is to say. Rows that say nothing are left out."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from lorasize.records import Budget, Check, Finding, Memorization, PassageDemand, Plan, RecallFailure, RecallReport
-from lorasize.report.text import clean, quoted
+from lorasize.report.text import clean, exact, quoted
 from lorasize.secrets import named
 
 MAX_FINDINGS = 10  # GitHub shows ten warnings of a step
@@ -58,7 +58,7 @@ def _plan(plan: Plan) -> list[str]:
 
 def _check(check: Check) -> list[str]:
     lines = [_command("error", i.message, file=i.file, line=str(i.line)) for i in check.feasibility.issues]
-    lines += [_command("error", f"{why}, since the plan was made: plan again", file=check.plan) for why in check.stale]
+    lines += [_command("error", f"{why}: plan again", file=check.plan) for why in check.stale]
     return lines + _exceeded(check.budgets, check.costliest) + [_command("warning", w) for w in check.warnings]
 
 
@@ -69,7 +69,7 @@ def _exceeded(budgets: Sequence[Budget], costliest: Sequence[PassageDemand]) -> 
     return [
         _command(
             "error" if budget.result == "fail" else "warning",
-            f"{budget.id}: {budget.actual:,.6g}, the limit is {budget.limit:,.6g}{most}",
+            f"{budget.id}: {exact(budget.actual)}, the limit is {exact(budget.limit)}{most}",
             **place,
         )
         for budget in budgets

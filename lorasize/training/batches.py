@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lorasize.losses import head_of, token_losses
+from lorasize.losses import token_losses
 from lorasize.models import BaseModel
 from lorasize.tokens import EncodedPassage
-from lorasize.training.prefix import decoder, states_before
+from lorasize.training.prefix import checked_head, decoder, states_before
 
 _PREFIX_BYTES = 4 * 2**30  # stored states beyond this go to a memory-mapped file
 
@@ -101,8 +101,12 @@ def _mapped(states: Tensor) -> Tensor:
 
 @torch.no_grad()
 def base_losses(base: BaseModel, encoded: Sequence[EncodedPassage], batch_tokens: int = 4096) -> list[Tensor]:
-    """Token losses of each passage under the base model alone, in corpus order: one forward pass, nats."""
-    head = head_of(base.model)
+    """Token losses of each passage under the base model alone, in corpus order: one forward pass, nats.
+
+    Raises:
+        ModelError: the LM head does more to the logits than is known here.
+    """
+    head = checked_head(base.model, torch.tensor([encoded[0].prompt_ids[:16]], device=base.device))
     found: dict[int, Tensor] = {}
     for group in _groups(encoded, batch_tokens):
         ids, rows, columns, targets = _layout(encoded, group, base.device)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 
 from lorasize.adapters import base_of, first_adapted_layer, parameters
 from lorasize.errors import ModelError, TrainingDivergedError
-from lorasize.losses import Objective, TokenLosses, curriculum_share, head_of, loss_and_gradient, token_losses
+from lorasize.losses import Objective, TokenLosses, curriculum_share, loss_and_gradient, token_losses
 from lorasize.records import BATCH_TOKENS, Method, StepReport
 from lorasize.tokens import EncodedPassage
 from lorasize.training.batches import Batch, make_batches
 from lorasize.training.checkpoint import Checkpoint
 from lorasize.training.precision import bfloat16_products, has_bfloat16_products
-from lorasize.training.prefix import Suffix, decoder
+from lorasize.training.prefix import Suffix, checked_head, decoder
 from lorasize.training.retain import retain
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _SLOWEST = 0.05  # of the rate, at least
 _RESTING = 0.9  # a passage rests once every token of it is above this
 _MAX_INTERVAL = 8  # looks at a resting passage are at most this many epochs apart
 # Of a trainer's state, what is no tensor.
-_PLAIN = ("due", "interval", "order", "coarse", "epoch", "step", "idle", "slowed")
+_PLAIN = ("due", "interval", "order", "coarse", "epoch", "step", "idle", "slowed", "n_read")
 _MANY = 8  # passages from which memft-sw means the paper's curriculum instead of its window
 
 
@@ -100,16 +101,16 @@ class Trainer:
         """Run the frozen layers once. `retained` are windows of text that must not suffer.
 
         Raises:
-            ModelError: entering the model above its frozen layers does not give the model's own output.
+            ModelError: entering the model above its frozen layers, or its LM head, does not give its own output.
         """
         self.options = options
         base = base_of(adapted)
         first = first_adapted_layer(adapted)
         self._parameters = list(parameters(adapted).values())
         self._suffix = Suffix(base, first)
-        self._head = head_of(base)
         self._batches = make_batches(base, encoded, first, options.batch_tokens, self._parameters[0].device)
         with adapted.disable_adapter():  # a trained one makes more of bfloat16's differences than the check allows
+            self._head = checked_head(base, self._batches[-1].ids)
             _check_entry(base, self._suffix, self._batches[-1])
         bound = options.max_drift
         self.retained = retain(adapted, self._suffix, self._head, retained, first, bound) if retained else None
@@ -127,12 +128,18 @@ class Trainer:
         self._slowed = 1.0  # of the learning rate, after a loss that was not a number
         self._epoch = 0
         self._step = 0
+        self._n_read = 0  # target tokens that steps have read
         self._idle = 0  # epochs without a step, all that the curriculum lets in being mastered
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps that one look at everything takes, about."""
         return math.ceil(sum(batch.ids.numel() for batch in self._batches) / self.options.batch_tokens)
+
+    @property
+    def n_read(self) -> int:
+        """Target tokens that steps have read so far, each as often as it was read."""
+        return self._n_read
 
     def evaluate(self) -> Evaluation:
         """A full look at every target token with the adapter as it is."""
@@ -254,12 +261,10 @@ class Trainer:
 
     def _update(self, part: Sequence[Batch]) -> int:
         """Look at a part and take one optimiser step on what is not mastered; the number of tokens trained on."""
-        n_active, total = 0, 0.0
         with self._suffix.entered(), bfloat16_products(self._coarse):
-            for batch in part:
-                for weights in self._in_pieces(batch, self._accumulate):
-                    n_active += int((weights > 0).sum())
-                    total += float(weights.sum())
+            n_active, total = self._accumulated(part)
+            if not n_active and self.options.method == "memft-ot":  # as published, with nothing stubborn in a step
+                n_active, total = self._accumulated(part, every=True)
             harmed = self.retained is not None and self.retained.harmed
             if total:
                 for parameter in self._parameters:
@@ -280,6 +285,13 @@ class Trainer:
             n_active = 0
         self._optimizer.zero_grad()
         return n_active
+
+    def _accumulated(self, part: Sequence[Batch], *, every: bool = False) -> tuple[int, float]:
+        """The gradient of a part on the parameters; how many tokens have weight, and the sum of their weights."""
+        work = partial(self._accumulate, every=every)
+        weights = [found for batch in part for found in self._in_pieces(batch, work)]
+        self._n_read += sum(map(len, weights))
+        return sum(int((w > 0).sum()) for w in weights), sum(float(w.sum()) for w in weights)
 
     def _rate(self) -> float:
         """The learning rate: large while most tokens are stubborn, smaller as few are left; no horizon to guess."""
@@ -318,10 +330,12 @@ class Trainer:
         self._note(batch, losses)
         return losses.loss
 
-    def _accumulate(self, batch: Batch) -> Tensor:
-        """Add the gradient of Σ weight·loss of a batch to the parameters; its tokens' weights."""
+    def _accumulate(self, batch: Batch, *, every: bool = False) -> Tensor:
+        """Add the gradient of Σ weight·loss of a batch to the parameters; its tokens' weights, all 1 for `every`."""
 
         def weigh(losses: TokenLosses) -> Tensor:
+            if every:
+                return torch.ones_like(losses.loss)
             return self._objective.weights(losses, batch.passages, batch.lengths)
 
         hidden = self._suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorasize.errors import ModelError
+from lorasize.losses import Head, head_of
 from lorasize.models import decoder_layers
 
 
@@ -27,6 +29,21 @@ def decoder(model: Any) -> nn.Module:
     """The model without its LM head: returns final hidden states after the last norm."""
     found: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     return found
+
+
+@torch.no_grad()
+def checked_head(model: Any, ids: Tensor) -> Head:
+    """The LM head, seen to give the model's own logits on the first of these token ids (batch, position).
+
+    Raises:
+        ModelError: the model has no linear head, or does something to its logits that is not known here.
+    """
+    head, few = head_of(model), ids[:1, :16]
+    hidden = decoder(model)(input_ids=few, use_cache=False).last_hidden_state[0]
+    own = model(input_ids=few, use_cache=False).logits[0].float()
+    if not torch.allclose(head.logits(hidden).t(), own, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
+        raise ModelError(f"{type(model).__name__} does more to its logits than is known here: it is not supported")
+    return head
 
 
 @torch.no_grad()

@@ -80,8 +80,7 @@ def readers(base: Path, made: Path, stack: ExitStack) -> list[Reader]:
     stack.callback(setattr, recall, "_decode_afresh", recall._decode_afresh)
     recall._decode_afresh = _decode_here
     known = {reader.name: reader for reader in light()}
-    model, adapter = str(base), made / "adapter"
-    named = made / "named"
+    model, adapter, named = str(base), made / "adapter", made / "named"
     named.mkdir()
     (named / "lorasize.plan.json").write_text(to_json(good.plan("corpus.jsonl")), encoding="utf-8")
     (named / "corpus.jsonl").write_bytes(good.JSONL)

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from readers import PLACES, REGRESSIONS, Reader, heavy, judged, light, prepared, refusal
 
+from lorasize import catalog
 from lorasize.cli.config import read_config
 from lorasize.corpus import read_corpus
 from lorasize.errors import CalibrationError, CorpusError, ModelError
@@ -253,7 +254,7 @@ def test_a_gguf_that_lacks_weights_leaves_nothing_behind(torch: Any, tiny_llama:
         path.write_bytes(whole.replace(named, named[:-4] + struct.pack("<I", layers)))
         with pytest.raises(ModelError, match=said):
             models.resolve(str(path))
-        folder = models.cache_folder() / "models"
+        folder = catalog.cache_folder() / "models"
         assert not folder.exists() or list(folder.iterdir()) == []
     path.write_bytes(whole)
     converted = models.load(str(path), device="cpu").model.state_dict()

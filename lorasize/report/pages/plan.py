@@ -71,8 +71,12 @@ def _here(plan: Plan, adapter: AdapterSpec, calibration: Calibration) -> list[As
     """Each rank at the chosen site, up to two beyond the chosen one and the rank interval."""
     assert plan.demand is not None
     assert plan.prediction is not None
+    n_positions = plan.corpus.n_positions or plan.corpus.n_tokens
+    ladder = assess_all(calibration, plan.demand, n_positions)
+    if adapter.rank not in RANKS:
+        ladder += assess_all(calibration, plan.demand, n_positions, rank=adapter.rank)
     found = [
-        a for a in assess_all(calibration, plan.demand, plan.corpus.n_tokens)
+        a for a in sorted(ladder, key=lambda a: a.candidate.rank)
         if (a.candidate.site.target_modules, a.candidate.site.layers_to_transform)
         == (adapter.target_modules, adapter.layers_to_transform)
     ]  # fmt: skip
