@@ -6,6 +6,7 @@ all read in the same way. Knows nothing of corpora or training.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -111,9 +112,17 @@ def _embed(new: Tensor, old: Tensor) -> None:
 
 
 def save(adapted: PeftModel, folder: Path, base_ref: str) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`; of the base, `base_ref` is all that is told."""
+    """Write `adapter_config.json` and `adapter_model.safetensors`; of the base, `base_ref` is all that is told.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
     adapted.peft_config["default"].base_model_name_or_path = base_ref
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    try:
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    except SafetensorError as error:  # it has no number, only words
+        full = "space" in str(error) or "os error 28" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, f"{error}", str(folder)) from error
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's card: a blank form that names the base's folder
     shared = (folder / "adapter_config.json").stat().st_mode
     (folder / "adapter_model.safetensors").chmod(shared)  # safetensors lets its owner alone read it

@@ -30,6 +30,7 @@ _NEUTRAL: dict[str, int | None] = {
     "encoder_no_repeat_ngram_size": 0, "guidance_scale": 1, "num_beams": 1, "min_length": 0, "min_new_tokens": 0,
     "sequence_bias": None, "bad_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None,
     "forced_bos_token_id": None, "forced_eos_token_id": None, "exponential_decay_length_penalty": None,
+    "stop_strings": None,
 }  # fmt: skip
 
 
@@ -72,8 +73,14 @@ def clean_generation_config(n_tokens: int, pad_token_id: int) -> GenerationConfi
     )
 
 
-def generation_warnings(base: Path) -> tuple[str, ...]:
-    """What the base's `generation_config.json` does to greedy decoding where it is read; here it is not."""
+def generation_warnings(base: Path, wanted: Sequence[Sequence[int]], stop: int | None) -> tuple[str, ...]:
+    """What the base's `generation_config.json` does to greedy decoding where it is read; here it is not.
+
+    Args:
+        base: The base model's folder.
+        wanted: Ids of each passage, its stop token included.
+        stop: The stop token.
+    """
     path = base / SETTINGS
     if not path.is_file():
         return ()
@@ -82,9 +89,21 @@ def generation_warnings(base: Path) -> tuple[str, ...]:
     except (ValueError, TypeError) as error:
         return (f"{SETTINGS} of the base cannot be read ({error})",)
     swaying = {n: v for n, v in settings.items() if n in _NEUTRAL and v not in (None, _NEUTRAL[n], [], {})}
+    swaying |= {n: settings[n] for n in _stopping(settings, wanted, stop)}
     named = ", ".join(f"{n} {v}" if isinstance(v, int | float) else n for n, v in swaying.items())
     what = f"{SETTINGS} of the base sets {named}: a server that reads it may decode something else"
     return (what,) if swaying else ()
+
+
+def _stopping(settings: dict[str, Any], wanted: Sequence[Sequence[int]], stop: int | None) -> Iterator[str]:
+    """Settings that end a passage too early, or never."""
+    ends = settings.get("eos_token_id", stop)
+    ends = ends if isinstance(ends, list) else [ends]
+    if stop not in ends or any(token in ends for ids in wanted for token in ids[:-1]):
+        yield "eos_token_id"
+    most = settings.get("max_new_tokens")
+    if isinstance(most, int) and any(len(ids) > most for ids in wanted):
+        yield "max_new_tokens"
 
 
 # ---------------------------------------------------------------- the model

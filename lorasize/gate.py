@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from lorasize.catalog import find_by_digest
-from lorasize.corpus import read_corpus
+from lorasize.corpus import corpus_sha256, read_corpus
 from lorasize.planning import Limits, budgets
-from lorasize.records import RECIPE, Budget, Calibration, Check, Feasibility, FeasibilityIssue, Passage, Plan
+from lorasize.records import (
+    BYTES_PER_PARAMETER,
+    RECIPE,
+    Budget,
+    Calibration,
+    Check,
+    Feasibility,
+    FeasibilityIssue,
+    Passage,
+    Plan,
+)
 
 
 def check(plan: Plan, file: str, limits: Limits) -> Check:
@@ -33,9 +44,9 @@ def check(plan: Plan, file: str, limits: Limits) -> Check:
     if not changed and not plan.feasibility.feasible:
         issues = plan.feasibility.issues
     calibration = _calibration(plan)
-    stale = (*changed, *_other_reasons(plan, calibration))
     found = _budgets(plan, limits)
     over = any(b.result == "fail" for b in found)
+    stale = (*changed, *_other_reasons(plan, calibration), *_contradictions(plan, calibration, over=over))
     return Check(
         status="infeasible" if issues else "stale" if stale else "over_budget" if over else "ok",
         plan=file,
@@ -98,10 +109,34 @@ def _other_reasons(plan: Plan, calibration: Calibration | None) -> Iterator[str]
         yield "the calibration's tokenizer is another"
 
 
+def _contradictions(plan: Plan, calibration: Calibration | None, *, over: bool) -> Iterator[str]:
+    """Where the file does not agree with itself, as after a merge or an edit by hand."""
+    digests = {plan.corpus.sha256, plan.inputs.corpus_sha256, corpus_sha256(plan.corpus.files)}
+    if not plan.corpus.files or len(digests) > 1:
+        yield "its list of corpus files and their digests do not agree"
+    adapter = plan.adapter
+    if adapter is None:
+        return
+    sites = () if calibration is None else calibration.sites
+    per_rank = [s.parameters_per_rank for s in sites if s.target_modules == adapter.target_modules
+                and s.layers_to_transform == adapter.layers_to_transform]  # fmt: skip
+    wrong = bool(per_rank) and adapter.n_parameters != adapter.rank * per_rank[0]
+    if wrong or adapter.bytes != BYTES_PER_PARAMETER * adapter.n_parameters:
+        yield "its adapter's size is not that of its rank and site"
+    if plan.status == "over_budget" and not over:
+        yield "it was over budget when it was made, and would not be now"
+
+
 def _budgets(plan: Plan, limits: Limits) -> tuple[Budget, ...]:
     """Today's budgets, and those of the plan that today does not mention."""
     if plan.adapter is None or plan.prediction is None:
         return ()
     today = budgets(limits, plan.adapter, plan.prediction, same_device=plan.inputs.same_device)
     named = {b.id for b in today} | {name for name, level in limits.levels.items() if level == "off"}
-    return (*today, *(b for b in plan.budgets if b.id not in named))
+    return (*today, *(_held(b) for b in plan.budgets if b.id not in named))
+
+
+def _held(budget: Budget) -> Budget:
+    """A budget of the plan with its result worked out again."""
+    over: Literal["warn", "fail"] = "warn" if budget.level == "warn" else "fail"
+    return budget.model_copy(update={"result": "pass" if budget.actual <= budget.limit else over})

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from lorasize import adapter_folder, adapters, models, recall
-from lorasize.corpus import corpus_sha256, read_corpus
+from lorasize.corpus import corpus_sha256, read_corpus, read_text
 from lorasize.errors import CorpusError, InfeasibleCorpusError, ModelError, StalePlanError
 from lorasize.events import EVENTS, Decoding, EventLog, Notify, Raised
 from lorasize.probing import peak_memory
@@ -47,6 +47,7 @@ _BINS = 20  # of the histogram of p
 class Applied:
     """What apply leaves: the record in the folder, and the recall report with the decoded texts.
 
+    The `folder` is another than asked for where the run proved nothing and a proven adapter was there: that one stays.
     `steps` are those of the training, and `observation` is what the planned adapter, before it grew, teaches the
     calibration; None when a limit ended it.
     """
@@ -54,6 +55,7 @@ class Applied:
     memorization: Memorization
     recall: RecallReport
     encoded: tuple[EncodedPassage, ...]
+    folder: Path
     steps: tuple[StepReport, ...] = ()
     observation: Observation | None = None
 
@@ -102,7 +104,18 @@ def apply(
         (work.folder / RECORD).write_text(to_json(record), encoding="utf-8")
         (work.folder / "README.md").write_text(_card(record), encoding="utf-8")
         adapter_folder.write_sums(work.folder)
-    return Applied(record, report, tuple(encoded), tuple(events.steps), _observation(session))
+        if aside := not record.proven and _proven_before(work.place):
+            work.step_aside()
+    folder = work.place if aside else out
+    return Applied(record, report, tuple(encoded), folder, tuple(events.steps), _observation(session))
+
+
+def _proven_before(place: Path) -> bool:
+    """Whether a folder holds an adapter that was proven."""
+    try:
+        return adapter_folder.read_record(place).proven
+    except ModelError:
+        return False
 
 
 def _retained(path: Path | None) -> str:
@@ -113,11 +126,7 @@ def _retained(path: Path | None) -> str:
     """
     if path is None:
         return neutral_text()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
-        raise CorpusError(f"cannot be read ({reason})", file=str(path)) from None
+    text = read_text(path)
     if not text.strip():
         raise CorpusError("holds no text", file=str(path))
     return text
@@ -204,13 +213,31 @@ def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[Encoded
     passages, files = read_corpus([Path(file.path) for file in plan.corpus.files], plan.corpus.reading)
     changed = [new.path for new, old in zip(files, plan.corpus.files, strict=True) if new.sha256 != old.sha256]
     if changed or corpus_sha256(files) != plan.inputs.corpus_sha256:
-        message = f"{', '.join(changed)} changed since the plan was made: plan again"
+        what = f"{', '.join(changed)} changed since the plan was made" if changed else "the plan's own digests disagree"
+        message = f"{what}: plan again"
         raise StalePlanError(message, changed=["corpus_sha256"])
     base = models.load(plan.model.ref, revision=plan.model.revision, device=device, dtype=plan.model.dtype)
     if base.fingerprint.digest != plan.inputs.model_fingerprint:
         message = f"{plan.model.ref} changed since the plan was made: plan again"
         raise StalePlanError(message, changed=["model_fingerprint"])
+    _require_fitting(plan, base)
     return base, encode_corpus(passages, base.tokenizer, plan.corpus.reading, base.max_positions)
+
+
+def _require_fitting(plan: Plan, base: models.BaseModel) -> None:
+    """Refuse a plan, which may have been edited, whose adapter this model cannot carry.
+
+    Raises:
+        ModelError: naming what is wrong with it.
+    """
+    spec, shapes = plan.adapter, models.linear_shapes(base.model)
+    if spec is None:
+        return
+    wrong = [f"module {name}" for name in spec.target_modules if name not in shapes]
+    wrong += [f"layer {layer}" for layer in spec.layers_to_transform if not 0 <= layer < base.n_layers]
+    wrong += ["no module or no layer"] if not (spec.target_modules and spec.layers_to_transform) else []
+    if wrong:
+        raise ModelError(f"{plan.model.ref} cannot carry the plan's adapter: {wrong[0]}; plan again")
 
 
 # ---------------------------------------------------------------- what is left behind

@@ -172,7 +172,9 @@ def decode_and_compare(
         seen.append(decoded)
         notify(index + 1, len(addresses))
     report = _report(job, passages, failures, seen, threshold)
-    return report.model_copy(update={"warnings": generation_warnings(base)})
+    wanted = job.targets or tuple(one.ids for one in seen)
+    warnings = generation_warnings(base, wanted, tokenizer.eos_token_id)
+    return report.model_copy(update={"warnings": warnings})
 
 
 def _report(

@@ -18,7 +18,18 @@ from torch import Tensor
 from lorasize import adapters, models
 from lorasize.errors import TrainingDivergedError
 from lorasize.interrupts import Deferred
-from lorasize.records import LAW_STEPS, MARGIN, AdapterSpec, Drift, Escalation, Method, Outcome, Plan, StepReport
+from lorasize.records import (
+    BYTES_PER_PARAMETER,
+    LAW_STEPS,
+    MARGIN,
+    AdapterSpec,
+    Drift,
+    Escalation,
+    Method,
+    Outcome,
+    Plan,
+    StepReport,
+)
 from lorasize.tokens import EncodedPassage
 from lorasize.training import PATIENCE, Checkpoint, Evaluation, Stall, Trainer, TrainingOptions, windows
 
@@ -26,7 +37,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _MAX_RANK = 256
-_BYTES_PER_PARAMETER = 4  # adapters are saved in float32
 _EVERY = 5.0  # seconds between two checkpoints at least
 _RETRIES = 3  # after a loss that is not a number
 _SHARE = 20.0  # times what one takes, too
@@ -136,6 +146,8 @@ class Session:
         self.adapted = adapters.attach(self.base.model, self.spec.site, self.spec.rank, self.options.seed)
         if found is None and self.start is not None:
             adapters.start_from(self.adapted, self.start)
+        if self._may_go_on():
+            self.outcome = None
         if found is not None and self.outcome is not None:
             _put(self.adapted, found.numbered("parameter"))
             self.final = Evaluation(found.tensors["latest"])
@@ -152,6 +164,12 @@ class Session:
         self.margin, self.outcome, self._kept = margin, None, time.perf_counter()
         with Deferred() as signals:
             self._train(signals, None)
+
+    def _may_go_on(self) -> bool:
+        """Whether training had ended by a limit that allows for more now."""
+        steps, seconds = self.options.max_steps, self.options.time_limit
+        more_time = self.outcome is Outcome.TIME_LIMIT and (seconds is None or seconds > self.seconds)
+        return more_time or (self.outcome is Outcome.STEP_BUDGET_EXHAUSTED and steps > self.steps)
 
     # ------------------------------------------------------------ one adapter
     def _train(self, signals: Deferred, found: Checkpoint | None) -> Outcome:
@@ -272,7 +290,7 @@ class Session:
     def _at_rank(self, rank: int) -> AdapterSpec:
         n_parameters = adapters.count_parameters(models.linear_shapes(self.base.model), self.spec.site, rank)
         changes = {"rank": rank, "lora_alpha": rank, "n_parameters": n_parameters}
-        changes["bytes"] = n_parameters * _BYTES_PER_PARAMETER
+        changes["bytes"] = n_parameters * BYTES_PER_PARAMETER
         density = self.spec.bits_per_parameter * self.spec.n_parameters / n_parameters
         return self.spec.model_copy(update={**changes, "bits_per_parameter": density})
 

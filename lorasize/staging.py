@@ -1,12 +1,14 @@
 """The folder an apply works in beside the one it is for: locked, kept while it can be gone on with, then put in place.
 
-Beside `adapter` lie `.adapter.lock` while a run is at work; `.adapter.partial`, with the name of the job, its last
-checkpoint and the folder that will be `adapter`; and, for the moment in which folders change places, `.adapter.old`.
+Beside `adapter` lie `.adapter.lock` while a run is at work; `.adapter.partial`, with a folder for each unfinished job:
+its last checkpoint and the folder that will be `adapter`; and, for the moment in which folders change places,
+`.adapter.old`. A run that proves nothing leaves a proven `adapter` alone: its own goes to `adapter.unproven`.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,15 +20,24 @@ from lorasize.errors import ModelError
 from lorasize.records import flush
 
 RECORD = "lorasize.json"  # in every adapter folder that lorasize wrote
+NAMES = {RECORD, "SHA256SUMS", "README.md", "adapter_config.json", "adapter_model.safetensors"}  # and all that is
+NAMES |= {"events.jsonl", "passages.jsonl"}
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_UNFINISHED = 4  # jobs besides the present one whose checkpoints are kept
+_STATE = "state.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Workspace:
-    """Where one run puts things: its checkpoint, and the folder that will be the result."""
+    """Where one run puts things: its checkpoint, the folder that will be the result, and where that will be."""
 
     checkpoint: Path
     folder: Path
+    place: Path
+
+    def step_aside(self) -> None:
+        """Leave what is in place there, and put the result beside it."""
+        self.place = _aside(self.place)
 
 
 @contextmanager
@@ -56,6 +67,31 @@ def locked(path: Path, what: str) -> Iterator[None]:
                 path.parent.rmdir()
 
 
+def _aside(place: Path) -> Path:
+    return place.with_name(f"{place.name}.unproven")
+
+
+def require_ours(out: Path) -> Path:
+    """The place that `out` means, links resolved: empty, or a folder of lorasize with nothing else in it.
+
+    Raises:
+        ModelError: there is something that lorasize did not write, or a mount point, which cannot be replaced.
+    """
+    place = Path(os.path.realpath(out))
+    if not place.exists():
+        return place
+    if os.path.ismount(place):
+        raise ModelError(f"{out} is a mount point, which cannot be replaced: name a folder in it")
+    names = sorted(path.name for path in place.iterdir()) if place.is_dir() else None
+    if names is None or (names and not (place / RECORD).is_file()):
+        raise ModelError(f"{out} exists and was not written by lorasize: choose another output folder")
+    if foreign := [name for name in names if name not in NAMES]:
+        raise ModelError(
+            f"{out} holds {foreign[0]}, which lorasize did not write: move it away or choose another output folder"
+        )
+    return place
+
+
 @contextmanager
 def staged(out: Path, job: str) -> Iterator[Workspace]:
     """A workspace whose folder takes the place of `out` when the block ends without an error.
@@ -65,19 +101,21 @@ def staged(out: Path, job: str) -> Iterator[Workspace]:
     Raises:
         ModelError: `out` is not ours to replace, another run is at work on it, or the disk is full or read-only.
     """
-    place = Path(os.path.abspath(out))  # a name even for "."
-    if place.exists() and not (place / RECORD).is_file() and (not place.is_dir() or any(place.iterdir())):
-        raise ModelError(f"{out} exists and was not written by lorasize: choose another output folder")
+    place = require_ours(out)
+    require_ours(_aside(place))
     with locked(_beside(place, "lock"), str(out)):
         _settle(place)
+        _settle(_aside(place))
         try:
             workspace = _begun(place, job)
             try:
                 yield workspace
-                _put(workspace.folder, place)
+                _put(workspace.folder, workspace.place)
             finally:
                 if not workspace.checkpoint.exists():
-                    shutil.rmtree(_beside(place, "partial"), ignore_errors=True)
+                    shutil.rmtree(workspace.folder.parent, ignore_errors=True)
+                with suppress(OSError):  # others are in it
+                    _beside(place, "partial").rmdir()
         except OSError as error:
             if error.errno not in _DISK:
                 raise
@@ -99,15 +137,18 @@ def _settle(place: Path) -> None:
 
 
 def _begun(place: Path, job: str) -> Workspace:
-    """The workspace of this job as it was left, or a new one."""
+    """The workspace of this job as it was left, or a new one; those of other jobs stay if they hold a checkpoint."""
     partial = _beside(place, "partial")
-    note, folder = partial / "job", partial / "folder"
-    if not folder.is_dir() or not note.is_file() or note.read_text(encoding="utf-8") != job:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        note.write_text(job, encoding="utf-8")
-        folder.mkdir()
-    return Workspace(partial / "state.safetensors", folder)
+    own = partial / hashlib.sha256(job.encode()).hexdigest()[:16]
+    others = [path for path in partial.iterdir() if path != own] if partial.is_dir() else []
+    kept = sorted((path for path in others if (path / _STATE).is_file()), key=lambda path: -path.stat().st_mtime)
+    for path in others:
+        if path not in kept[:_UNFINISHED]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not (own / "folder").is_dir():
+        shutil.rmtree(own, ignore_errors=True)
+        (own / "folder").mkdir(parents=True)
+    return Workspace(own / _STATE, own / "folder", place)
 
 
 def _put(folder: Path, place: Path) -> None:

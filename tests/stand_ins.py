@@ -60,7 +60,7 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorded]:
             if isinstance(result, BaseException):
                 raise result
             notify(made.step(1))
-            return Applied(result, made.recall(), (), observation=observation)
+            return Applied(result, made.recall(), (), Path("adapter"), observation=observation)
 
         monkeypatch.setattr("lorasize.memorization.apply", verb)
         return asked

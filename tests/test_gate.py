@@ -211,7 +211,7 @@ def test_prompts_that_the_template_tells_apart_are_no_conflict(
     corpus = committed.corpus.model_copy(
         update={"files": files, "sha256": corpus_sha256(files), "reading": Reading(prompt_template=template)}
     )
-    write_plan(committed.model_copy(update={"corpus": corpus}), PLAN)
+    write_plan(_with(committed.model_copy(update={"corpus": corpus}), corpus_sha256=corpus_sha256(files)), PLAN)
     assert check()[0] == code
 
 

@@ -148,7 +148,7 @@ def staged(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, calibrated: Record
         return Sized(state["plan"], ())
 
     def apply(plan: r.Plan, out: Path, how: Any, notify: Any) -> Any:
-        return Applied(made.memorization(), made.recall(), encoded)  # type: ignore[arg-type]
+        return Applied(made.memorization(), made.recall(), encoded, Path("adapter"))  # type: ignore[arg-type]
 
     monkeypatch.setattr("lorasize.models.BUILTIN", str(tiny_llama))
     monkeypatch.setattr("lorasize.sizing.plan", plan)

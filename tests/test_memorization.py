@@ -316,13 +316,14 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_an_empty_folder_may_be_filled_and_our_own_replaced(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     out.mkdir(parents=True)
-    for text in ("first", "second"):
+    names = {"first": "README.md", "second": "events.jsonl"}
+    for text in names:
         with staged(out, text) as work:
-            assert work.folder.parents[1] == out.parent
+            assert work.folder.parents[2] == out.parent
             (work.folder / RECORD).write_text(text, "utf-8")
-            (work.folder / f"{text}.txt").write_text(text, "utf-8")
+            (work.folder / names[text]).write_text(text, "utf-8")
         assert (out / RECORD).read_text("utf-8") == text
-        assert sorted(p.name for p in out.iterdir()) == sorted([RECORD, f"{text}.txt"])
+        assert sorted(p.name for p in out.iterdir()) == sorted([RECORD, names[text]])
         assert list(out.parent.iterdir()) == [out]
 
 

@@ -242,7 +242,8 @@ def test_a_penalty_that_was_there_when_it_was_proven_only_warns(folder: Path, ba
     """Many base models come with one: what apply said of it then is said again, and nothing has changed."""
     (base / "generation_config.json").write_text('{"repetition_penalty": 1.3, "temperature": 0.6}', "utf-8")
     record = adapter_folder.read_record(folder)
-    seen = record.recall.model_copy(update={"warnings": decoding.generation_warnings(base)})
+    warnings = decoding.generation_warnings(base, [], models.load_tokenizer(base).eos_token_id)
+    seen = record.recall.model_copy(update={"warnings": warnings})
     (folder / adapter_folder.RECORD).write_text(to_json(record.model_copy(update={"recall": seen})), "utf-8")
     adapter_folder.write_sums(folder)
     code, said = verify(folder, "--model", base)
@@ -262,6 +263,12 @@ def test_a_penalty_that_was_there_when_it_was_proven_only_warns(folder: Path, ba
         ('{"forced_eos_token_id": 0}', "forced_eos_token_id 0"),
         ('{"repetition_penalty": 1.0, "num_beams": 1, "suppress_tokens": [], "min_length": 0}', None),
         ('{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 2}', None),
+        ('{"eos_token_id": [2, 9], "max_new_tokens": 4, "stop_strings": []}', None),
+        ('{"eos_token_id": [2, 7]}', "eos_token_id"),  # which ends a passage in its middle
+        ('{"eos_token_id": 9}', "eos_token_id 9"),  # which never comes
+        ('{"eos_token_id": null}', "eos_token_id"),
+        ('{"stop_strings": ["4"]}', "stop_strings"),
+        ('{"max_new_tokens": 3}', "max_new_tokens 3"),
         (None, None),
     ],
 )
@@ -269,7 +276,7 @@ def test_only_what_changes_greedy_decoding_is_said(tmp_path: Path, settings: str
     if settings is not None:
         (tmp_path / "generation_config.json").write_text(settings, "utf-8")
     expected = f"generation_config.json of the base sets {said}: a server that reads it may decode something else"
-    assert decoding.generation_warnings(tmp_path) == ((expected,) if said else ())
+    assert decoding.generation_warnings(tmp_path, [(5, 7, 8, 2)], stop=2) == ((expected,) if said else ())
 
 
 def test_the_page_shows_warnings_and_how_it_was_decoded(
@@ -289,7 +296,7 @@ def test_the_page_shows_warnings_and_how_it_was_decoded(
 @pytest.mark.parametrize("text", ["{", "[1]", "7"])
 def test_settings_that_cannot_be_read_are_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "generation_config.json").write_text(text, "utf-8")
-    (warning,) = decoding.generation_warnings(tmp_path)
+    (warning,) = decoding.generation_warnings(tmp_path, [], 2)
     assert "cannot be read" in warning
 
 

@@ -270,9 +270,29 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
         work.checkpoint.write_bytes(b"good")
         raise OSError(28, "No space left on device", str(work.folder / "x"))
     assert (out / RECORD).read_text("utf-8") == "old"
-    assert (tmp_path / ".out.partial" / "state.safetensors").read_bytes() == b"good"
-    with staged(out, "other"):  # another job sweeps it away
-        assert not (tmp_path / ".out.partial" / "state.safetensors").exists()
+    (checkpoint,) = (tmp_path / ".out.partial").glob("*/state.safetensors")
+    assert checkpoint.read_bytes() == b"good"
+    with staged(out, "other") as work:  # another job leaves it alone
+        assert work.checkpoint != checkpoint
+    assert checkpoint.read_bytes() == b"good"
+    with staged(out, "job") as work:
+        assert work.checkpoint == checkpoint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_few_unfinished_jobs_are_kept_the_latest_ones(tmp_path: Path) -> None:
+    def begin(k: int) -> None:
+        with staged(tmp_path / "out", f"job {k}") as work:
+            if k != 6:  # which is killed before its first checkpoint
+                work.checkpoint.write_bytes(b"good")
+                os.utime(work.checkpoint, (k, k))
+            raise Killed
+
+    for k in range(8):
+        with pytest.raises(Killed):
+            begin(k)
+    kept = sorted(int(path.stat().st_mtime) for path in (tmp_path / ".out.partial").glob("*/state.safetensors"))
+    assert kept == [2, 3, 4, 5, 7]
 
 
 def test_the_folder_is_on_the_disk_before_anything_is_taken_away(
@@ -300,7 +320,7 @@ def test_the_folder_is_on_the_disk_before_anything_is_taken_away(
         monkeypatch.setattr(os, "replace", noting("rename", plain_replace))
     assert happened == [
         f"flush {RECORD}", "flush folder", "rename out .out.old", "rename folder out", f"flush {tmp_path.name}",
-        "remove .out.old", "remove .out.partial", "remove .out.partial",
+        "remove .out.old", f"remove {work.checkpoint.parent.name}", f"remove {work.checkpoint.parent.name}",
     ]  # fmt: skip
 
 

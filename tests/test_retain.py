@@ -177,7 +177,7 @@ def test_a_single_token_cannot_be_retained(able_llama: Path, corpus: Path, tmp_p
 
 def test_a_text_that_cannot_be_retained(tmp_path: Path) -> None:
     assert len(_retained(None)) > 1000
-    for data, said in ((b"\xff", "not UTF-8"), (b" \n", "holds no text"), (None, "cannot be read")):
+    for data, said in ((b"\xff", "not UTF-8"), (b" \n", "holds no text"), (None, "there is no such file")):
         path = tmp_path / "text"
         path.unlink(missing_ok=True)
         if data is not None:

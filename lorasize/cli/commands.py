@@ -10,7 +10,7 @@ import click
 
 from lorasize.cli import options
 from lorasize.cli.failures import DONE, INFEASIBLE, NOT_PROVEN, OVER_BUDGET, Invocation
-from lorasize.cli.output import emit, parse_reports, say
+from lorasize.cli.output import emit, parse_reports, say, spare, spare_inputs
 
 if TYPE_CHECKING:
     from lorasize.memorization import Applied
@@ -51,6 +51,9 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
     An interrupted calibration goes on where it stopped when the same command is run again.
     """
     targets = parse_reports(chosen["reports"])
+    spare_inputs(targets, chosen["corpus"])
+    if chosen["out"].suffix == ".json":
+        spare(chosen["out"], "lorasize.calibration")
     invocation.model = model_ref(base_model, chosen["model"])
     from lorasize import calibration, models
     from lorasize.probing import executor
@@ -107,7 +110,7 @@ Example:
     "--minimize", type=click.Choice(options.MINIMIZE), default="parameters", show_default=True,
     help="What the adapter should be small in.",
 )  # fmt: skip
-@click.option("--rank", type=options.AT_LEAST_ONE, help="This rank; the plan says what it predicts.")
+@click.option("--rank", type=click.IntRange(1, 4096), help="This rank; the plan says what it predicts.")
 @click.option(
     "--base-adapter", type=options.existing_folder, metavar="FOLDER",
     help="Adapter that holds the corpus as it was; the plan is for training on from it.",
@@ -138,6 +141,8 @@ def plan(invocation: Invocation, /, corpus: tuple[Path, ...], **chosen: Any) -> 
     CORPUS is text, Markdown, JSONL, CSV, TSV or Parquet. Exits with 1 over budget and with 5 when no rank can hold it.
     """
     targets = parse_reports(chosen["reports"])
+    spare_inputs(targets, (*corpus, chosen["calibration"], chosen["compare"]))
+    spare(chosen["out"], "lorasize.plan")
     invocation.model = chosen["model"]
     invocation.corpus = tuple(map(str, corpus))
     from lorasize import models, sizing
@@ -231,6 +236,7 @@ def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
 
     read = _elsewhere(read_plan(options.there(plan_file)), chosen["model"], chosen["revision"])
     invocation.model, invocation.corpus = read.model.ref, tuple(file.path for file in read.corpus.files)
+    spare_inputs(targets, (plan_file, chosen["retain"], *map(Path, invocation.corpus)))
     if read.status == "over_budget":
         return _refuse_over_budget(read, plan_file)
     if read.status == "infeasible":
@@ -265,7 +271,9 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
         progress.expect(plan.prediction)
         progress.doing("loading the model")
         applied = memorization.apply(plan, chosen["out"], how, progress.event)
-        progress.note(f"wrote {chosen['out']}")
+        progress.note(f"wrote {applied.folder}")
+        if applied.folder != chosen["out"]:
+            progress.note(f"{chosen['out']} holds a proven adapter and stays as it is")
         if chosen["learn"] is not False:
             learned = _learn(plan, applied, asked=chosen["learn"] is True)
             if learned:

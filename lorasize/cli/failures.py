@@ -99,7 +99,7 @@ def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
     if isinstance(error, errors.TrainingDivergedError):
         return f"run `lorasize plan {corpus} --dtype float32`, then `lorasize apply`"
     if isinstance(error, errors.CorpusError):
-        return _corpus_hint(error, invocation.command)
+        return _corpus_hint(error, invocation)
     if isinstance(error, errors.ModelError):
         return _model_hint(invocation.command)
     if invocation.command in ("apply", "check"):
@@ -118,7 +118,10 @@ def _calibration_hint(invocation: Invocation, calibrate: str) -> str:
     return f"{calibrate}, or name another file with --calibration{modules}"
 
 
-def _corpus_hint(error: errors.CorpusError, command: str) -> str:
+def _corpus_hint(error: errors.CorpusError, invocation: Invocation) -> str:
+    command = invocation.command
+    if command == "apply" and error.file and error.file not in invocation.corpus:
+        return "--retain names the text that must not suffer: another or a longer one"
     if command == "plan" and error.file and error.line is None and not os.path.lexists(error.file):
         return "name a file that is there: text, Markdown, JSONL, CSV, TSV or Parquet"
     if command == "plan" and "extractable" in str(error):

@@ -10,7 +10,7 @@ import click
 from lorasize.cli import options
 from lorasize.cli.commands import PLAN_FILE, model_ref
 from lorasize.cli.failures import CALIBRATION, DONE, INFEASIBLE, NOT_PROVEN, OVER_BUDGET, Invocation
-from lorasize.cli.output import emit, parse_reports
+from lorasize.cli.output import emit, parse_reports, spare_inputs
 
 if TYPE_CHECKING:
     from lorasize.records import Memorization, RecallReport
@@ -36,6 +36,7 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
     CORPUS defaults to the files the plan names, as long as they are unchanged; without any, digests are compared.
     """
     targets = parse_reports(chosen["reports"])
+    spare_inputs(targets, corpus)
     invocation.model, revision = _asked("model", chosen["model"]), _asked("revision", chosen["revision"])
     from lorasize import adapter_folder, recall
     from lorasize.report import Progress
@@ -127,6 +128,7 @@ def check(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
 
     read = read_plan(options.there(plan_file))
     invocation.corpus = tuple(file.path for file in read.corpus.files)
+    spare_inputs(targets, (plan_file, *map(Path, invocation.corpus)))
     found = gate.check(read, str(plan_file), options.limits_of(chosen))
     emit(found, targets)
     return {"ok": DONE, "over_budget": OVER_BUDGET, "stale": CALIBRATION, "infeasible": INFEASIBLE}[found.status]
@@ -151,6 +153,7 @@ def show(file: Path, reports: tuple[str, ...], quiet: bool) -> int:  # noqa: ARG
     from lorasize.cli.settings import require_formats
     from lorasize.records import Config
 
+    spare_inputs(targets, (file,))
     record = read_artifact(file)
     if isinstance(record, Config):
         require_formats(targets)

@@ -39,7 +39,7 @@ class Finite(click.FloatRange):
 
 
 PROBABILITY = Finite(0.0, 1.0, min_open=True, max_open=True)
-AT_LEAST_ONE = click.IntRange(min=1)
+AT_LEAST_ONE = click.IntRange(1, 10**15)
 
 
 # ---------------------------------------------------------------- values
@@ -101,7 +101,9 @@ same_model = click.option(
 revision = click.option("--revision", help="Revision of a model on the hub.")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:i], mps or xpu.")
 dtype = click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Of the base model.")
-seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all random numbers.")
+seed = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of all random numbers."
+)
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress and no messages but errors.")
 report = click.option(
     "--report", "reports", multiple=True, metavar="FORMAT[=PATH]", allow_from_autoenv=False,

@@ -42,6 +42,34 @@ def parse_reports(values: Sequence[str]) -> list[Target]:
     return targets if on_stdout else [*targets, Target("table", None)]
 
 
+def spare(path: Path, schema: str) -> None:
+    """Refuse to write a record over anything but one of its kind.
+
+    Raises:
+        click.UsageError: something else is there, such as the corpus, a folder or a device.
+    """
+    if not os.path.lexists(path):
+        return
+    if not path.is_file():
+        raise click.UsageError(f"--out {path}: {'a folder' if path.is_dir() else 'no regular file'} is there")
+    with path.open("rb") as stream:
+        head = stream.read(200)
+    if head.strip() and f'"{schema}/'.encode() not in head:
+        raise click.UsageError(f"--out {path}: another file is there, no {schema}: choose another name or remove it")
+
+
+def spare_inputs(targets: Sequence[Target], inputs: Sequence[Path | None]) -> None:
+    """Refuse to write a report over what is read.
+
+    Raises:
+        click.UsageError: a report has the name of an input.
+    """
+    there = [path for path in inputs if path is not None and path.exists()]
+    for target in targets:
+        if target.path is not None and target.path.exists() and any(map(target.path.samefile, there)):
+            raise click.UsageError(f"--report {target.format}={target.path}: this file is read; choose another name")
+
+
 def _target(value: str) -> Target:
     name, equals, path = value.partition("=")
     if name not in FORMATS:

@@ -137,10 +137,24 @@ def _checked_folder(path: Path) -> Path:
     for file in (*weights, *settings):
         if os.path.lexists(file) and not file.is_file():  # to read a pipe or a device may never end
             raise ModelError(f"{file}: not a regular file")
+    _require_shards_here(path / "model.safetensors.index.json")
     for file in settings:
         if file.is_file() and file.stat().st_size > _MAX_BYTES:
             raise ModelError(f"{file}: larger than {_MAX_BYTES // 10**9} GB")
     return path.resolve()
+
+
+def _require_shards_here(index: Path) -> None:
+    """Refuse an index that leads out of the folder: the fingerprint is of the weights in it."""
+    if not index.is_file():
+        return
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index}: damaged ({reason(error)})") from error
+    away = [name for name in names if "/" in f"{name}" or not (index.parent / f"{name}").is_file()]
+    if away:
+        raise ModelError(f"{index}: names {away[0]!r:.80}, which is no file beside it")
 
 
 def _from_hub(ref: str, revision: str | None) -> Path:

@@ -17,6 +17,7 @@ from lorasize.models.shapes import decoder_layers
 from lorasize.records import CalibrationModel, ModelFingerprint
 
 _LARGEST = 1e6  # of a weight
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device(_best_device())
     try:
         device = torch.device(name)
+        if device.type not in _DEVICES:
+            raise RuntimeError(f"none of {', '.join(_DEVICES)}")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error

@@ -16,6 +16,7 @@ from lorasize.errors import CalibrationError
 from lorasize.law import RANGE_TOLERANCE, predict, required_parameters
 from lorasize.records import (
     BATCH_TOKENS,
+    BYTES_PER_PARAMETER,
     PROBE_STEPS,
     AdapterSpec,
     Calibration,
@@ -38,7 +39,6 @@ class Candidate:
 
     site: SiteEfficiency
     rank: int
-    bytes_per_parameter: int = 4
 
     @property
     def n_parameters(self) -> int:
@@ -58,7 +58,7 @@ class Candidate:
             target_modules=self.site.target_modules,
             layers_to_transform=self.site.layers_to_transform,
             n_parameters=self.n_parameters,
-            bytes=self.n_parameters * self.bytes_per_parameter,
+            bytes=self.n_parameters * BYTES_PER_PARAMETER,
             bits_per_parameter=demand.bits / self.n_parameters,
         )
 
@@ -89,11 +89,7 @@ def capacity_slack(law: Law, effective_parameters: float, demand: Demand) -> flo
 
 
 def candidates(
-    calibration: Calibration,
-    bytes_per_parameter: int = 4,
-    *,
-    rank: int | None = None,
-    target_modules: Sequence[str] | None = None,
+    calibration: Calibration, *, rank: int | None = None, target_modules: Sequence[str] | None = None
 ) -> Iterator[Candidate]:
     """Every calibrated site with every rank of the ladder; an explicit rank or module set leaves only itself.
 
@@ -107,7 +103,7 @@ def candidates(
         raise CalibrationError(f"The calibration holds no site with modules {asked}; it has {', '.join(known)}.{meant}")
     for site in sites:
         for r in RANKS if rank is None else (rank,):
-            yield Candidate(site, r, bytes_per_parameter)
+            yield Candidate(site, r)
 
 
 def _meant(calibration: Calibration, target_modules: Sequence[str]) -> str:

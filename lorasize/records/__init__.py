@@ -63,6 +63,7 @@ from lorasize.records.run import (
 )
 from lorasize.records.words import (
     BATCH_TOKENS,
+    BYTES_PER_PARAMETER,
     CLEARLY_FAILED,
     LAW_STEPS,
     MARGIN,
@@ -124,6 +125,7 @@ __all__ = [
     "ProbeJob",
     "ProbeSpec",
     "BATCH_TOKENS",
+    "BYTES_PER_PARAMETER",
     "CLEARLY_FAILED",
     "LAW_STEPS",
     "MARGIN",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -29,9 +30,15 @@ def digest(record: BaseModel) -> str:
 def write_whole(data: bytes, path: Path) -> None:
     """Write beside the target, flush to the disk, then rename: after a kill or a power cut the old file or this one.
 
+    A link stays one, to a new file.
+
     Raises:
-        OSError: the disk is full or the folder cannot be written; the old file is still there.
+        OSError: the disk is full, the folder cannot be written, or what is there is no file (a device, a folder); it is
+            still there.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     _sweep(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

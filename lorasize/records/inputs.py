@@ -109,12 +109,15 @@ class Site(BaseModel):
     layers_to_transform: tuple[int, ...]
 
 
+MAX_RANK = 4096  # more than any linear layer of a model that this is for could use
+
+
 class AdapterSpec(BaseModel):
     """A site with a rank. `lora_alpha` always equals `rank`, so the scaling is 1 in every runtime."""
 
     model_config = STRICT
-    rank: int = Field(ge=1)
-    lora_alpha: int = Field(ge=1)
+    rank: int = Field(ge=1, le=MAX_RANK)
+    lora_alpha: int = Field(ge=1, le=MAX_RANK)
     target_modules: tuple[str, ...]
     layers_to_transform: tuple[int, ...]
     n_parameters: int

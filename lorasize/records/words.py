@@ -10,6 +10,7 @@ STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 RECIPE = "memft/2"  # the training recipe that probes and apply share; a change of it makes calibrations stale
 BATCH_TOKENS = 512  # of the recipe: positions in one optimiser step; a smaller corpus is one full batch
+BYTES_PER_PARAMETER = 4  # adapters are saved in float32
 LAW_STEPS = 100  # the law is one of losses after this many steps; a probe that goes on tells of the transition
 PROBE_STEPS = 400  # of a probe at most
 CLEARLY_FAILED = 0.8  # a probe that has lost a smaller share of its base loss by then ends there

@@ -98,9 +98,9 @@ def test_apply_survives_kills(
             if out.exists():  # killed when all was in place: the next one is a new run
                 kept = []
                 continue
-            partial = out.parent / ".adapter.partial"
-            found = read_checkpoint(partial / "state.safetensors")
-            steps = read_steps(partial / "folder" / EVENTS)
+            (job,) = list((out.parent / ".adapter.partial").glob("*")) or [out.parent / "nothing yet"]
+            found = read_checkpoint(job / "state.safetensors")
+            steps = read_steps(job / "folder" / EVENTS)
             if found is not None and steps:
                 assert steps[: len(kept)] == kept  # with the same seconds: what was kept is not trained again
                 kept = [step for step in steps if step.step <= found.state["steps"] and not step.evaluated]
