@@ -12,7 +12,7 @@ the paper's; each form is fitted on points of at most 3,000 tokens and predicts 
 `--bootstrap`: the standard error of ln N, the effective parameters of an even chance at 60, 200 and 600 tokens of
 random text, by the covariances and by N refits on observations drawn anew, with replacement, within each site.
 
-`--refit` writes each calibration anew, law, efficiencies and transition fitted on the observations in it.
+`--refit` writes each calibration anew, law, efficiencies, transition and memory fitted on the observations in it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorasize.catalog import read_calibration, write_calibration
+from lorasize.costs import memory_terms
 from lorasize.design import DEMANDS, size_gradients
 from lorasize.errors import FitError
 from lorasize.fitting import Fitted, fit_observations, law_points, transition_points
@@ -132,8 +133,11 @@ def main() -> None:
         print(f"{path.name}: {len(calibration.observations)} observations")
         if chosen.refit:
             fitted = fit_observations(calibration.observations)
+            overhead, per_token = memory_terms(calibration.observations, calibration.cost.memory_base_bytes)
+            memory = {"memory_overhead_bytes": overhead, "memory_bytes_per_token": per_token}
             parts = {"law": fitted.law, "sites": fitted.sites, "transition": fitted.transition}
-            write_calibration(calibration.model_copy(update=parts), path)
+            cost = calibration.cost.model_copy(update=memory)
+            write_calibration(calibration.model_copy(update={**parts, "cost": cost}), path)
         for name, soft in FORMS.items():
             print(f"  {name}  {describe(calibration, soft=soft)}")
         if chosen.bootstrap:

@@ -2,7 +2,7 @@
 
     python benchmarks/prior_carries.py [--steps 2000] [--folder FOLDER] [--json]
 
-Neither architecture is on this machine, so both are made here: 4 layers of width 128 and a byte-level BPE of 1,024
+So that nothing has to be downloaded, both are made here: 4 layers of width 128 and a byte-level BPE of 1,024
 tokens, trained on the sources of Python's own library, so that they are not random. Each is then calibrated (`quick`),
 and the bits a parameter of the reference site holds at an even chance of recall are compared: by the model's own
 calibration, and by the builtin model's moved over, as `plan` does before a model is calibrated.

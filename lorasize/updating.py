@@ -7,9 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorasize import models
-from lorasize.adapter_folder import WEIGHTS, address, check_base, read_addresses, read_record
+from lorasize.adapter_folder import (
+    CONFIG,
+    PASSAGES,
+    WEIGHTS,
+    address,
+    changed_files,
+    check_base,
+    read_addresses,
+    read_record,
+)
 from lorasize.errors import ModelError
 from lorasize.records import AdapterSpec, Memorization, PassageAddress, PlanUpdate
+from lorasize.staging import RECORD
 from lorasize.tokens import EncodedPassage
 
 
@@ -41,10 +51,12 @@ def read_base_adapter(folder: Path, base: Path, ref: str) -> BaseAdapter:
     """The adapter in a folder, which must belong to the base model in `base`.
 
     Raises:
-        ModelError: it is no adapter folder of lorasize, or was trained on another base.
+        ModelError: it is no adapter folder of lorasize, is not what was proven, or was trained on another base.
     """
     record = read_record(folder)
     check_base(record.model_fingerprint, base, ref)
+    if changed := [name for name in changed_files(folder) if name in (WEIGHTS, CONFIG, PASSAGES, RECORD)]:
+        raise ModelError(f"{folder / changed[0]} changed since it was proven: name an adapter that `verify` passes")
     return BaseAdapter(folder, record, tuple(read_addresses(folder)))
 
 

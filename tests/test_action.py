@@ -18,7 +18,9 @@ from lorasize.catalog import read_plan
 
 HOSTILE = ('x"; touch pwned; "', "$(touch pwned)", "`touch pwned`", "x' ; touch pwned ; '", "x\ntouch pwned", "-x")
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")
+pytestmark = [
+    pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts"),
+]  # fmt: skip
 
 
 def _into_folder(workspace: Path, name: str) -> Path:

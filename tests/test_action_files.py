@@ -23,7 +23,9 @@ from runner import workspace as workspace  # a fixture
 from lorasize.catalog import read_plan
 from lorasize.cli import main
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")
+pytestmark = [
+    pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts"),
+]  # fmt: skip
 
 
 # ---------------------------------------------------------------- what is installed

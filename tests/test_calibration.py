@@ -282,6 +282,18 @@ def test_sites_to_probe(base: BaseModel, tiny_gpt2: Path) -> None:
     assert all(max(s) < n for n in (1, 2, 7, 80) for s in calibration._layer_sets(n, 5))
 
 
+def test_memory_is_of_the_process_so_far() -> None:
+    """A small probe after a large one shows the large one's peak."""
+    seen = [
+        observation(n_tokens=n).model_copy(update={"peak_memory_bytes": 900 + 7 * most})
+        for n, most in ((48, 48), (200, 200), (60, 200), (400, 400), (48, 400))
+    ]
+    overhead, per_token = costs.memory_terms(seen, weights=500)
+    assert overhead == pytest.approx(400, abs=1)
+    assert per_token == pytest.approx(7, rel=1e-6)
+    assert costs.memory_terms(seen, weights=5000)[0] == 0
+
+
 def test_cost_terms_are_recovered_and_never_negative() -> None:
     draw = np.random.default_rng(0)
     design = np.stack([np.ones(9), draw.uniform(100, 900, 9), draw.uniform(10, 90, 9)], axis=1)

@@ -92,6 +92,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(
         assert one.decoding_gap < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_merged_weights_in_bfloat16_are_rounded_sums(
     torch: Any, served: tuple[Path, Path], batch_size: int
@@ -230,6 +231,7 @@ def test_a_batch_has_no_more_positions_than_the_model(
     assert list(decoding._together(one, max_positions)) == together
 
 
+@pytest.mark.slow
 def test_passages_that_fit_alone_are_decoded_in_batches(served: tuple[Path, Path]) -> None:
     """Prompts of 200 and 4 tokens with targets of 20 and 200: together they would pass the 256 positions."""
     long, short = tuple(k % 390 + 3 for k in range(200)), (5, 9, 40, 41)

@@ -97,6 +97,38 @@ def test_what_changed_since_is_named_and_3(
     assert any(said in reason for reason in found["stale"])
 
 
+def _edited(plan: Plan, **changes: Any) -> Plan:
+    return plan.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda p: _edited(p, corpus=p.corpus.model_copy(update={"files": ()})), "digests do not agree"),
+        (lambda p: _with(p, corpus_sha256="0" * 64), "digests do not agree"),
+        (lambda p: _edited(p, corpus=p.corpus.model_copy(update={"sha256": "0" * 64})), "digests do not agree"),
+        (lambda p: _edited(p, adapter=p.adapter.model_copy(update={"n_parameters": 1, "bytes": 4})), "adapter's size"),
+        (lambda p: _edited(p, adapter=p.adapter.model_copy(update={"bytes": 1})), "adapter's size"),
+        (lambda p: _edited(p, status="over_budget"), "was over budget when it was made"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_3(
+    edit: Callable[[Plan], Plan], said: str, committed: Plan, check: Checked
+) -> None:
+    """As after a merge, or an edit by hand to pass."""
+    write_plan(edit(committed), PLAN)
+    code, found = check()
+    assert (code, found["status"]) == (3, "stale")
+    assert any(said in reason for reason in found["stale"])
+
+
+def test_a_stored_verdict_is_worked_out_again(committed: Plan, check: Checked) -> None:
+    lie = {"id": "rank", "limit": 1, "actual": 2, "level": "error", "result": "pass"}
+    write_plan(Plan.model_validate({**committed.model_dump(), "budgets": (lie,)}), PLAN)
+    code, found = check()
+    assert (code, found["budgets"][0]["result"]) == (1, "fail")
+
+
 def _with(plan: Plan, **changes: str) -> Plan:
     return plan.model_copy(update={"inputs": plan.inputs.model_copy(update=changes)})
 

@@ -165,6 +165,7 @@ def with_demand(plan: Plan) -> Plan:
     return plan.model_copy(update={"demand": Demand(base_loss=3.0, nats=nats, bits=bits(nats))})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_same_process", "_impatient")
 @pytest.mark.parametrize(("site", "rank", "held"), [(MLP, 4, True), (UP, 1, False)])
 def test_an_apply_is_an_observation_of_the_planned_adapter(
@@ -186,6 +187,7 @@ def test_an_apply_is_an_observation_of_the_planned_adapter(
     assert 0 < seen.steps <= applied.memorization.steps
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_same_process")
 def test_another_threshold_or_a_limit_teaches_nothing(able_llama: Path, corpus: Path, tmp_path: Path) -> None:
     planned = with_demand(plan_by_hand(able_llama, corpus, MLP, 4))
@@ -193,6 +195,7 @@ def test_another_threshold_or_a_limit_teaches_nothing(able_llama: Path, corpus: 
         assert apply(planned, tmp_path / "out", options).observation is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_same_process")
 def test_a_bound_or_a_base_adapter_teaches_nothing(able_llama: Path, corpus: Path, tmp_path: Path) -> None:
     """Probes begin with nothing and are bound by nothing: what is held already costs a step or none."""
@@ -228,6 +231,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "PATIENCE", 5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_same_process", "_impatient")
 def test_an_adapter_too_small_grows_until_it_holds(able_llama: Path, tmp_path: Path) -> None:
     corpus = write(tmp_path / "corpus.jsonl", TEXT)
@@ -265,6 +269,7 @@ def test_an_adapter_does_not_grow_past_a_budget(
     assert run._may_grow() is may
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_same_process", "_impatient")
 @pytest.mark.parametrize(
     ("options", "outcome"),

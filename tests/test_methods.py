@@ -72,6 +72,7 @@ def test_a_passage_that_slipped_is_trained_again(torch: Any, bases: dict[str, Ba
 
 
 # ---------------------------------------------------------------- every method ends
+@pytest.mark.slow
 @pytest.mark.parametrize("n_passages", [2, 10])
 @pytest.mark.parametrize("method", ["sft", "memft", "memft-ot", "memft-sw"])
 def test_every_method_memorises(torch: Any, bases: dict[str, BaseModel], method: Any, n_passages: int) -> None:
@@ -108,6 +109,7 @@ def bounded(trainer: Trainer, max_epochs: int) -> list[StepReport]:
     return list(trainer.steps())
 
 
+@pytest.mark.slow
 def test_the_curriculum_trains_a_growing_share(torch: Any, bases: dict[str, BaseModel]) -> None:
     encoded = random_passages(torch, [(5, 30)] * 10)
     with adapter(bases["able"], MLP, 1) as adapted:

@@ -51,6 +51,7 @@ class Killed(BaseException):
 
 
 # ---------------------------------------------------------------- the trainer
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["memft", "memft-sw", "sft"])
 def test_a_restored_trainer_takes_the_same_steps(
     torch: Any, able_llama: Path, encode_text: Any, method: Any, tmp_path: Path

@@ -101,6 +101,7 @@ def test_credentials_are_found(text: str, kind: str) -> None:
 UNITS = ("a", "1", "+1", "a@", "a.", "1 ", "AA11 ", "AAAA", "(0", "02 ", "2-", "a@b.", "4111 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 def test_time_is_linear_in_the_text(unit: str) -> None:
     def seconds(n: int) -> float:
@@ -171,6 +172,7 @@ def test_without_kingfisher_that_is_said_and_with_error_refused() -> None:
         secrets.look([passage("x")], "error")
 
 
+@pytest.mark.slow
 @kingfisher
 def test_an_error_names_place_and_kinds() -> None:
     assert secrets.look([passage("x")], "error") == ((), ())
@@ -188,6 +190,7 @@ def test_our_examples_hold_no_secret(name: str) -> None:
 
 
 # ---------------------------------------------------------------- never the value
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     digits=st.integers(2_000_000_000, 9_999_999_999),

@@ -215,6 +215,7 @@ def test_nothing_in_an_adapter_s_configuration_runs(
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_the_fresh_process_takes_no_module_from_the_folder_one_is_in(
     tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import adapters, models, recall, sizing, updating
+from lorasize import adapter_folder, adapters, models, recall, sizing, updating
 from lorasize.catalog import write_calibration
 from lorasize.errors import CalibrationError, ModelError, StalePlanError
 from lorasize.memorization import apply
@@ -118,6 +119,17 @@ def test_another_base_or_a_changed_adapter_is_refused(
     )
     with pytest.raises(StalePlanError, match="changed since the plan was made"):
         apply(plan.model_copy(update={"update": update}), tmp_path / "out", CPU)
+
+
+@pytest.mark.slow
+def test_an_adapter_that_is_not_what_was_proven_is_no_base(held: Path, able_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(held, tmp_path / "held"))
+    (folder / "README.md").write_text("my own words", "utf-8")
+    updating.read_base_adapter(folder, able_llama, "able")
+    with (folder / adapter_folder.PASSAGES).open("a", encoding="utf-8") as stream:
+        stream.write("\n")
+    with pytest.raises(ModelError, match=r"passages\.jsonl changed since it was proven"):
+        updating.read_base_adapter(folder, able_llama, "able")
 
 
 @pytest.mark.slow

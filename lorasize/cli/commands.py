@@ -208,7 +208,7 @@ Example:
 )  # fmt: skip
 @click.option(
     "--retain", type=options.existing_file, metavar="FILE",
-    help="Text that must not suffer; by default a neutral text that comes with lorasize, only measured.",
+    help="Text that must not suffer, 2,048 tokens of it; by default a neutral text of lorasize's, only measured.",
 )  # fmt: skip
 @click.option(
     "--max-drift", type=options.Finite(min=0.0), metavar="NATS",

@@ -140,7 +140,7 @@ def _model_hint(command: str) -> str:
         "calibrate": "--model, --revision, --device and --dtype choose the model and where it runs",
         "plan": "--model, --revision, --device and --dtype choose the model and where it runs",
         "base": "--model and --revision choose the model",
-        "apply": "--out chooses another folder, --device another device; `lorasize plan` another model",
+        "apply": "--out chooses another folder, --device another device; --model says where the plan's model is now",
         "verify": "--model names the base model, --device and --attn others; `lorasize apply` makes the folder anew",
         "demo": "--device chooses another device, --out another folder",
     }.get(command, "")

@@ -55,7 +55,7 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int | None, str]:
     return process.exitcode, (tmp_path / "said").read_text("utf-8")
 
 
-@pytest.mark.parametrize("size", ["8k", "60k", "120k"])
+@pytest.mark.parametrize("size", ["8k", "60k", "96k"])
 def test_apply_on_a_full_disk(plan: Path, tmp_path: Path, size: str) -> None:
     with small_disk(tmp_path / "disk", size) as disk:
         code, said = run(tmp_path, "apply", str(plan), "--out", str(disk / "adapter"), "--device", "cpu")

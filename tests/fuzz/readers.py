@@ -105,14 +105,14 @@ def _config(path: Path) -> object:
 # ---------------------------------------------------------------- with torch
 def heavy(llama: Path, gpt2: Path, folder: Path) -> tuple[Reader, ...]:
     """The readers of adapter folders and base models, for tiny models; `folder` is for what is made on the way."""
-    from lorasize import adapter_folder, adapters, models, recall
+    from lorasize import adapter_folder, adapters, models
     from lorasize.training import read_checkpoint
 
     adapter, gguf = good.adapter_folder(llama, folder), good.gguf(llama, folder / "tiny.gguf")
     expected = models.fingerprint(llama)
 
     def loaded(path: Path) -> object:
-        recall._check_weights(path.parent)
+        adapter_folder.check_weights(path.parent)
         adapter_folder.changed_files(path.parent)
         return adapters.load_saved(models.load(str(llama), device="cpu").model, path.parent)
 
@@ -137,7 +137,7 @@ def heavy(llama: Path, gpt2: Path, folder: Path) -> tuple[Reader, ...]:
         of("adapter", "passages.jsonl", "jsonl", lambda path: adapter_folder.read_addresses(path.parent), 8),
         of("adapter", "lorasize.json", "json", lambda path: adapter_folder.read_record(path.parent), 6),
         of("adapter", "SHA256SUMS", "sums", lambda path: adapter_folder.changed_files(path.parent), 8),
-        of("adapter", weights, "safetensors", lambda path: recall._check_weights(path.parent), 6),
+        of("adapter", weights, "safetensors", lambda path: adapter_folder.check_weights(path.parent), 6),
         of("adapter", weights, "safetensors", loaded, 2, "-loaded"),
         replace(of("adapter", "adapter_config.json", "json", loaded, 2), characters=PEFT),
         of("llama", "config.json", "json", sizes, 4, "-sizes"),

@@ -170,6 +170,7 @@ def test_a_command_that_ends_otherwise_is_wrong(tmp_path: Path, monkeypatch: pyt
 
 
 # ---------------------------------------------------------------- size
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["corpus-text", "corpus-markdown", "corpus-jsonl", "corpus-csv"])
 @pytest.mark.parametrize("lines", [1, 1_000_000])
 def test_long_lines_and_many_lines_take_no_time(name: str, lines: int, tmp_path: Path) -> None:
@@ -296,6 +297,7 @@ def test_any_bytes_are_a_corpus_or_an_error_at_their_file(data: bytes, name: str
             assert data[passage.start : passage.end].decode() == passage.target
 
 
+@pytest.mark.slow
 @given(record=st.dictionaries(st.sampled_from(["prompt", "completion", "messages", "text", "a\nb"]) | TEXT, JSON))
 @any_number
 def test_any_record_is_passages_or_an_error_at_its_line(record: dict[str, Any], tmp_path: Path) -> None:
