@@ -25,11 +25,15 @@ $(INSTALLED): pyproject.toml constraints.txt requirements.lock
 demo: $(INSTALLED)
 	$(BIN)/lorasize demo
 
+# Files of tests are shared out among so many processes; WORKERS=0 is one after another in this one.
+WORKERS ?= 2
+SHARED := -n $(WORKERS) --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 quick: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not real" $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) -m "not slow and not real" $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -47,7 +51,7 @@ lowest: $(INSTALLED)
 	$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --no-deps torch==2.13.0
 	$(BIN)/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct torch==2.13.0 -e '.[$(EXTRAS)]'
-	$(LOWEST)/bin/python -m pytest -m "not slow and not real" \
+	$(LOWEST)/bin/python -m pytest $(SHARED) -m "not slow and not real" \
 	  --deselect tests/test_action_files.py::test_no_package_is_imported_that_the_action_does_not_install $(ARGS)
 
 # requirements.lock, after a change of pyproject.toml or constraints.txt: hashes of every build of every package.

@@ -117,6 +117,7 @@ def noisy_fits() -> list[Fit]:
 QUANTILE = float(student.ppf(0.95, 18 - 5))  # two-sided 90 %, five free parameters
 
 
+@pytest.mark.slow
 def test_prediction_intervals_cover_at_their_nominal_rate(noisy_fits: list[Fit]) -> None:
     rng = np.random.default_rng(1)
     ratios = [

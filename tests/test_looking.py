@@ -182,6 +182,7 @@ def test_demo_stops_at_an_infeasible_plan(staged: Recorded) -> None:
     assert cli.main(["demo", "--device", "cpu", "-q"]) == 5
 
 
+@pytest.mark.slow
 def test_demo_reuses_a_finished_quick_calibration(
     staged: Recorded, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

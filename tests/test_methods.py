@@ -84,6 +84,7 @@ def test_every_method_memorises(torch: Any, bases: dict[str, BaseModel], method:
     assert last.min_probability > 0.52
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.5, 0.8])
 @pytest.mark.parametrize("method", ["sft", "memft", "memft-ot", "memft-sw"])
 def test_no_token_waits_between_release_and_threshold(

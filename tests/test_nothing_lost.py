@@ -68,6 +68,7 @@ def test_a_mount_point_is_refused_before_any_work(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == [tmp_path / "volume"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_same_process")
 def test_a_run_that_proves_nothing_leaves_a_proven_adapter_alone(
     plan: Plan, capsys: pytest.CaptureFixture[str]

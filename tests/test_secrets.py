@@ -183,6 +183,7 @@ def test_an_error_names_place_and_kinds() -> None:
     assert not [value for value in (MAIL, TOKEN, "2000000000") if value in str(refused.value)]
 
 
+@pytest.mark.slow
 @kingfisher
 @pytest.mark.parametrize("name", ["update/page.md", "update/table.jsonl", "ci/handbook.md", "ci/grown/stations.jsonl"])
 def test_our_examples_hold_no_secret(name: str) -> None:

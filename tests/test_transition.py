@@ -54,6 +54,7 @@ def drawn() -> list[tuple[float, float, Transition]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_locations_interval_covers_at_its_nominal_rate(drawn: list[tuple[float, float, Transition]]) -> None:
     covered = [abs(fit.location - location) <= 1.645 * fit.location_stderr for location, _, fit in drawn]
     assert 0.85 <= np.mean(covered) <= 0.95
