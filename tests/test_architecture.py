@@ -249,6 +249,7 @@ def test_cli_starts_without_torch() -> None:
     assert loaded_by("lorasize.cli") & {"torch", "transformers", "peft", "scipy", "matplotlib", "ray"} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [module for level in LEVELS[:3] for module in level])
 def test_light_modules_load_no_torch(module: str) -> None:
     if not exists(f"lorasize.{module}"):

@@ -39,6 +39,7 @@ def spec(**changes: Any) -> ProbeSpec:
     return ProbeSpec(**{**values, "n_tokens": 14, "seed": 0, "max_steps": 60, **changes})
 
 
+@pytest.mark.slow
 def test_a_probe_is_a_function_of_its_spec(torch: Any, base: BaseModel) -> None:
     one, again, other = (run_probe(base, spec(max_steps=6, seed=seed)) for seed in (0, 0, 1))
     timeless = {"seconds", "seconds_per_step", "peak_memory_bytes"}
@@ -57,6 +58,7 @@ def test_a_probe_with_room_succeeds(base: BaseModel) -> None:
     assert 0 < observation.steps < 60
 
 
+@pytest.mark.slow
 def test_a_probe_sees_what_it_does_to_other_text(torch: Any, base: BaseModel) -> None:
     """Its drift is that of a training that watches the neutral text, and an adapter of zeros has none."""
     untouched = run_probe(base, spec(max_steps=0))

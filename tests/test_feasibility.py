@@ -83,6 +83,7 @@ def test_feasibility_agrees_with_its_definition(pairs: list[tuple[str, str]]) ->
     assert found.feasible == (not expected)
 
 
+@pytest.mark.slow
 def test_feasibility_takes_time_with_the_tokens() -> None:
     """20 000 passages under one long prompt prefix: comparing all pairs would take 2·10⁸ comparisons."""
     passages = [encoded(k + 1, f"the number of {k} is", str(k)) for k in range(20_000)]

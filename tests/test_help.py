@@ -251,6 +251,7 @@ def test_every_shell_gets_its_script(shell: str, line: str) -> None:
     assert f"_LORASIZE_COMPLETE={shell}_complete" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
@@ -288,6 +289,7 @@ def loaded(*arguments: str, **changes: str) -> set[str]:
     return {row.rpartition("|")[2].strip().partition(".")[0] for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("check", str(PLAN)), ("config",), ("show", str(PLAN)), ("--help",)])
 def test_no_heavy_package_is_loaded(arguments: tuple[str, ...]) -> None:
     found = loaded(*arguments)

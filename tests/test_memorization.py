@@ -208,6 +208,7 @@ def test_a_bound_or_a_base_adapter_teaches_nothing(able_llama: Path, corpus: Pat
         assert apply(planned, tmp_path / "out", options).observation is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_same_process")
 def test_the_folder_holds_no_target_text(able_llama: Path, corpus: Path, tmp_path: Path) -> None:
     apply(plan_by_hand(able_llama, corpus, MLP, 4), tmp_path / "out", CPU)
@@ -332,6 +333,7 @@ def test_an_empty_folder_may_be_filled_and_our_own_replaced(tmp_path: Path) -> N
         assert list(out.parent.iterdir()) == [out]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_same_process")
 @pytest.mark.parametrize("when", [StepReport, Decoding])
 @pytest.mark.parametrize("kill", [KeyboardInterrupt, Interrupted])

@@ -43,6 +43,7 @@ def mastered_passage(torch: Any, model: Any) -> EncodedPassage:
     raise AssertionError("the model is sure of nothing")
 
 
+@pytest.mark.slow
 def test_mastered_passages_rest_and_come_back(torch: Any, bases: dict[str, BaseModel]) -> None:
     """The mastered one is looked at after 2, 4, 8, 8 … epochs, the other in each."""
     base = bases["able"]

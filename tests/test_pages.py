@@ -97,6 +97,7 @@ def assert_inert(page: str) -> None:
     assert "\u202e" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_is_inert_and_always_the_same(kind: str, calibration: r.Calibration) -> None:
     page = page_of(kind, calibration)

@@ -19,6 +19,7 @@ from lorasize.errors import ModelError
 from lorasize.events import EVENTS
 from lorasize.memorization import ApplyOptions, apply
 from lorasize.records import Reading, Site
+from lorasize.staging import NAMES
 from lorasize.tokens import EncodedPassage, encode_corpus
 
 MLP = Site(target_modules=("gate_proj", "up_proj", "down_proj"), layers_to_transform=(1, 2, 3))
@@ -135,7 +136,7 @@ def test_the_order_of_the_corpus_does_not_matter(memorised: Path, corpus: Path, 
 
 def test_the_folder_is_complete_and_its_sums_are_those_of_sha256sum(memorised: Path) -> None:
     names = {SUMS, PASSAGES, RECORD, WEIGHTS, CONFIG, EVENTS, "README.md"}
-    assert {path.name for path in memorised.iterdir()} == names
+    assert {path.name for path in memorised.iterdir()} == names == NAMES  # else a second run would not replace it
     lines = (memorised / SUMS).read_text("utf-8").splitlines()
     assert [line.split("  ")[1] for line in lines] == sorted(names - {SUMS})
     assert all(models.file_sha256(memorised / line[66:]) == line[:64] for line in lines)

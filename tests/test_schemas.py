@@ -39,6 +39,7 @@ def test_a_record_fits_its_schema(name: str) -> None:
     validate(json.loads(report.to_json(made.RECORDS[name])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(made.RECORDS))
 def test_a_lost_or_changed_field_is_caught_and_a_new_one_is_not(name: str) -> None:
     document = json.loads(report.to_json(made.RECORDS[name]))

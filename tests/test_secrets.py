@@ -20,6 +20,8 @@ from lorasize.errors import CorpusError, LorasizeError
 from lorasize.records import Finding, Passage, Plan, to_json
 from lorasize.sizing import PlanOptions
 
+pytestmark = pytest.mark.slow  # the rules for credentials are compiled first, in seconds
+
 ROOT = Path(__file__).resolve().parent.parent
 kingfisher = pytest.mark.skipif(secrets._scanner() is None, reason="kingfisher-secret-scanner is not installed")
 
@@ -101,7 +103,6 @@ def test_credentials_are_found(text: str, kind: str) -> None:
 UNITS = ("a", "1", "+1", "a@", "a.", "1 ", "AA11 ", "AAAA", "(0", "02 ", "2-", "a@b.", "4111 ")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 def test_time_is_linear_in_the_text(unit: str) -> None:
     def seconds(n: int) -> float:
@@ -172,7 +173,6 @@ def test_without_kingfisher_that_is_said_and_with_error_refused() -> None:
         secrets.look([passage("x")], "error")
 
 
-@pytest.mark.slow
 @kingfisher
 def test_an_error_names_place_and_kinds() -> None:
     assert secrets.look([passage("x")], "error") == ((), ())
@@ -183,7 +183,6 @@ def test_an_error_names_place_and_kinds() -> None:
     assert not [value for value in (MAIL, TOKEN, "2000000000") if value in str(refused.value)]
 
 
-@pytest.mark.slow
 @kingfisher
 @pytest.mark.parametrize("name", ["update/page.md", "update/table.jsonl", "ci/handbook.md", "ci/grown/stations.jsonl"])
 def test_our_examples_hold_no_secret(name: str) -> None:
@@ -191,7 +190,6 @@ def test_our_examples_hold_no_secret(name: str) -> None:
 
 
 # ---------------------------------------------------------------- never the value
-@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     digits=st.integers(2_000_000_000, 9_999_999_999),

@@ -36,11 +36,13 @@ def checked_head(model: Any, ids: Tensor) -> Head:
     """The LM head, seen to give the model's own logits on the first of these token ids (batch, position).
 
     Raises:
-        ModelError: the model has no linear head, or does something to its logits that is not known here.
+        ModelError: the model has no linear head, is damaged, or does to its logits what is not known here.
     """
     head, few = head_of(model), ids[:1, :16]
     hidden = decoder(model)(input_ids=few, use_cache=False).last_hidden_state[0]
     own = model(input_ids=few, use_cache=False).logits[0].float()
+    if not bool(own.isfinite().all()):
+        raise ModelError(f"{type(model).__name__}: its logits are no numbers: its weights or its config are damaged")
     if not torch.allclose(head.logits(hidden).t(), own, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
         raise ModelError(f"{type(model).__name__} does more to its logits than is known here: it is not supported")
     return head
