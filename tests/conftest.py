@@ -61,12 +61,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
 
 
-_LONG = ("test_real.py", "test_kills.py", "test_probing.py", "test_models.py", "test_action_files.py")
+_FIRST = "test_kills.py"
+_LAST = ("", "test_probing.py", "test_action_files.py", "test_models.py", "test_real.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first, so that no process is left alone with one when all others have ended."""
-    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+    """What times its kills comes first, beside light tests; what takes all cores comes last, beside its like."""
+    items.sort(key=lambda item: _LAST.index(item.path.name) if item.path.name in _LAST else -(item.path.name == _FIRST))
 
 
 @pytest.hookimpl(tryfirst=True)
