@@ -11,6 +11,7 @@ import pytest
 from lorasize import losses
 from lorasize.errors import ModelError
 from lorasize.losses import Head, Objective, TokenLosses, curriculum_share, head_of, loss_and_gradient, token_losses
+from lorasize.training.prefix import checked_head
 from lorasize.units import LN2
 
 N, WIDTH, VOCABULARY = 90, 8, 50
@@ -127,6 +128,30 @@ def test_a_sure_token_loses_nothing_and_a_hopeless_one_stays_finite(torch: Any) 
     assert found.correct.tolist() == [True, False]
 
 
+def tiny(torch: Any, name: str, changes: dict[str, Any]) -> Any:
+    """A random causal model of a kind that transformers has."""
+    import transformers
+
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 1}
+    shape |= {"pad_token_id": 0, "initializer_range": 0.5, **changes}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**shape)).eval()
+
+
+def test_a_model_that_multiplies_where_others_divide_is_refused(torch: Any) -> None:
+    """HyperCLOVAX: its `logits_scaling` is what Granite divides by, and the loss would be 53 nats for 4.3."""
+    model, ids = tiny(torch, "HyperCLOVAX", {"logits_scaling": 0.125}), torch.arange(2, 22)[None]
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+    own = float(torch.nn.functional.cross_entropy(logits, ids[0, 1:]))
+    assert float(token_losses(head_of(model), hidden, ids[0, 1:]).loss.mean()) > 10 * own
+    with pytest.raises(ModelError, match="does more to its logits than is known here"):
+        checked_head(model, ids)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "softcap", "scale"),
     [
@@ -139,12 +164,7 @@ def test_a_sure_token_loses_nothing_and_a_hopeless_one_stays_finite(torch: Any) 
 def test_the_head_says_what_the_model_says(
     torch: Any, name: str, changes: dict[str, Any], softcap: float | None, scale: float
 ) -> None:
-    import transformers
-
-    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 1}
-    shape |= {"pad_token_id": 0, "initializer_range": 0.5, **changes}
-    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**shape)).eval()
+    model = tiny(torch, name, changes)
     ids = torch.arange(2, 22)[None]
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()

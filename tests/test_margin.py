@@ -13,11 +13,13 @@ from conftest import plan_by_hand
 from test_resume import MLP, Killed, same_adapter
 
 from lorasize import adapters, cli, memorization, models, recall, session
+from lorasize.errors import ModelError
 from lorasize.events import Raised
 from lorasize.memorization import apply
 from lorasize.records import Plan, RecallReport, StepReport
 from lorasize.session import ApplyOptions
 from lorasize.training import Trainer, TrainingOptions
+from lorasize.training.loop import _check_entry
 from lorasize.training.prefix import Suffix
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_same_process")]
@@ -165,5 +167,7 @@ def test_a_trained_adapter_is_entered_like_a_fresh_one(
     with torch.no_grad():
         for parameter in adapters.parameters(adapted).values():
             parameter.copy_(torch.randn(parameter.shape, generator=seed))
-    Trainer(adapted, encoded, TrainingOptions(max_steps=1))
+    trainer = Trainer(adapted, encoded, TrainingOptions(max_steps=1))
+    with pytest.raises(ModelError, match="cannot be entered in the middle"):  # what it did with the adapter in place
+        _check_entry(adapters.base_of(adapted), trainer._suffix, trainer._batches[-1])
     adapters.detach(adapted)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_schemas import validate
+from test_schemas import wrong_in
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -66,12 +66,12 @@ def test_apply_proves_every_token(applied: Path) -> None:
 
 def test_json_of_every_command_fits_its_published_schema(applied: Path) -> None:
     for kind in ("plan", "apply"):
-        validate(json.loads((applied / f"{kind}.stdout.json").read_text()))
+        assert wrong_in(json.loads((applied / f"{kind}.stdout.json").read_text())) == []
     shipped = next((ROOT / "calibrations").glob("*.json"))
     for line in (("verify", "adapter"), ("check",), ("config",), ("show", str(shipped)), ("show", "adapter")):
         said = run(applied, *line, "--report", "json")
         assert said.returncode == 0, said.stderr
-        validate(json.loads(said.stdout))
+        assert wrong_in(json.loads(said.stdout)) == []
 
 
 def test_pages_show_the_corpus_and_the_training(applied: Path) -> None:
