@@ -36,7 +36,7 @@ from lorasize.training import PATIENCE, Checkpoint, Evaluation, Stall, Trainer, 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_MAX_RANK = 256
+_MAX_RANK = 256  # to which an adapter grows
 _EVERY = 5.0  # seconds between two checkpoints at least
 _RETRIES = 3  # after a loss that is not a number
 _SHARE = 20.0  # times what one takes, too

@@ -23,6 +23,7 @@ from lorasize import cli, errors
 from lorasize import records as r
 from lorasize.catalog import write_plan
 from lorasize.cli import config, failures, options
+from lorasize.records.inputs import MAX_RANK
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("calibrate", "plan", "apply", "verify", "check", "show", "base", "demo")
@@ -83,6 +84,8 @@ def test_choices_are_those_of_the_records() -> None:
     pairs = [(options.PRESETS, Preset), (options.FORMATS, reading), (options.MINIMIZE, r.Minimize)]
     pairs += [(options.SERVE, r.Serve), (options.METHODS, r.Method)]
     assert [offered for offered, kind in pairs if offered != get_args(kind)] == []
+    rank = next(p for p in cli.lorasize.commands["plan"].params if p.name == "rank")
+    assert rank.type.max == MAX_RANK  # type: ignore[attr-defined]
 
 
 def test_defaults_are_those_of_the_verbs() -> None:

@@ -109,7 +109,7 @@ class Site(BaseModel):
     layers_to_transform: tuple[int, ...]
 
 
-MAX_RANK = 4096  # more than any linear layer of a model that this is for could use
+MAX_RANK = 4096  # beyond it a number is taken for a mistake; vLLM serves 512
 
 
 class AdapterSpec(BaseModel):
