@@ -47,9 +47,9 @@ NAMES = {"trainer": "HF Trainer + PEFT", "trl": "TRL SFTTrainer", "paper": "the 
 # ---------------------------------------------------------------- corpora
 def encoded_corpus(base: Any, name: str, seed: int, n_passages: int = 20) -> list[Any]:
     """The passages of a corpus as token ids, made from a seed."""
+    from lorasize.corpus.tokens import EncodedPassage, stop_token_id
     from lorasize.probing import invented_sentences
     from lorasize.records import Passage
-    from lorasize.tokens import EncodedPassage, stop_token_id
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
@@ -71,8 +71,9 @@ def encoded_corpus(base: Any, name: str, seed: int, n_passages: int = 20) -> lis
 # ---------------------------------------------------------------- one run, in its own process
 def run_one(name: str, method: str, rate: float, seed: int, cap: float) -> dict[str, Any]:
     """Train until every token is above ½, or for `cap` seconds."""
-    from lorasize import adapters, models
-    from lorasize.probing import peak_memory
+    from lorasize import models
+    from lorasize.models import adapters
+    from lorasize.models.devices import peak_memory
     from lorasize.records import Site
 
     base = models.load(models.BUILTIN, device="cpu", dtype="float32")
@@ -140,8 +141,9 @@ def _peer(
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from trl import SFTConfig, SFTTrainer
 
-    from lorasize import adapters
-    from lorasize.losses import head_of, token_losses
+    from lorasize.losses.head import head_of
+    from lorasize.losses.token_losses import token_losses
+    from lorasize.models import adapters
 
     rows = [p.prompt_ids + p.target_ids for p in encoded]
     labels = [(-100,) * len(p.prompt_ids) + p.target_ids for p in encoded]
@@ -273,8 +275,9 @@ def _summary(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> dict[s
 
 def curve(sizes: Sequence[int]) -> list[dict[str, float]]:
     """Cost against tokens: seconds to prepare, and of one epoch's steps on everything, passages of 100 tokens."""
-    from lorasize import adapters, models
-    from lorasize.probing import peak_memory
+    from lorasize import models
+    from lorasize.models import adapters
+    from lorasize.models.devices import peak_memory
     from lorasize.records import Site
     from lorasize.training import Trainer, TrainingOptions
 

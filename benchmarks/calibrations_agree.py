@@ -16,8 +16,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorasize.catalog import read_calibration
-from lorasize.law import predict, predict_stderr
+from lorasize.artifacts.calibrations import read_calibration
+from lorasize.law.form import predict, predict_stderr
 from lorasize.records import Calibration
 
 SIZES = ((1152, 60), (2112, 60), (2112, 200), (4224, 200), (4224, 400), (8448, 400), (8448, 600))  # parameters, tokens

@@ -31,11 +31,13 @@ if "--core" in sys.argv:
 
 import torch
 
-from lorasize import adapters, models
+from lorasize import models
+from lorasize.corpus.tokens import EncodedPassage, stop_token_id
+from lorasize.losses.base import base_losses
+from lorasize.models import adapters
 from lorasize.probing import invented_sentences, probe_passage
 from lorasize.records import Passage, ProbeSpec, Site
-from lorasize.tokens import EncodedPassage, stop_token_id
-from lorasize.training import Trainer, TrainingOptions, base_losses
+from lorasize.training import Trainer, TrainingOptions
 from lorasize.units import bits
 
 WHO = ("lorasize", "paper")

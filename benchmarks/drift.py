@@ -31,12 +31,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from corpora import corpora, write_corpus
 
-from lorasize import adapters, models
-from lorasize.catalog import read_calibration, write_calibration
+from lorasize import models
+from lorasize.artifacts.calibrations import read_calibration, write_calibration
+from lorasize.losses.base import base_losses
+from lorasize.losses.neutral import windows
+from lorasize.models import adapters
 from lorasize.probing import run_probe
-from lorasize.session import ApplyOptions, Session
-from lorasize.sizing import plan
-from lorasize.training import base_losses, windows
+from lorasize.training.run import ApplyOptions, Session
+from lorasize.verbs.plan import plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "examples" / "update" / "page.md"

@@ -25,12 +25,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorasize.catalog import read_calibration, write_calibration
-from lorasize.costs import memory_terms
-from lorasize.design import DEMANDS, size_gradients
+from lorasize.artifacts.calibrations import read_calibration, write_calibration
 from lorasize.errors import FitError
-from lorasize.fitting import Fitted, fit_observations, law_points, transition_points
-from lorasize.law import Fit, LawPoint, bent, fit_law, predict, required_parameters
+from lorasize.law.fit import Fit, LawPoint, fit_law
+from lorasize.law.form import predict, required_parameters, soft_capped
+from lorasize.law.next_probes import DEMANDS, size_gradients
+from lorasize.law.observations import Fitted, fit_observations, law_points, transition_points
+from lorasize.probing.costs import memory_terms
 from lorasize.records import Calibration, Observation, Site
 
 FORMS = {"paper's form": False, "soft ceiling": True}
@@ -39,7 +40,7 @@ FORMS = {"paper's form": False, "soft ceiling": True}
 def predicted(fit: Fit, point: LawPoint, ceiling: float, *, soft: bool) -> float:
     """Loss reduction that a fit expects at a point, at most the ceiling."""
     reached = predict(fit.law, point.n_parameters * fit.efficiencies[point.site_index][0], point.n_tokens)
-    return ceiling * bent(reached / ceiling) if soft else min(reached, ceiling)
+    return ceiling * soft_capped(reached / ceiling) if soft else min(reached, ceiling)
 
 
 def root_mean_square(errors: Sequence[float]) -> float:

@@ -74,7 +74,7 @@ def run_one(
 ) -> None:
     """Find the true minimum of a corpus, then train what plan recommends; `what`: all, or one of the two alone."""
     from lorasize import models
-    from lorasize.sizing import PlanOptions, plan
+    from lorasize.verbs.plan import PlanOptions, plan
 
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = models.load_tokenizer(models.resolve(models.BUILTIN))
@@ -103,7 +103,7 @@ def run_one(
 
 def _stated(plan: Any, calibration: Path | None) -> float:
     """The probability that plan's own model gives to its rank interval: ranks are whole, so it is 0.9 or more."""
-    from lorasize.catalog import find_by_digest, read_calibration
+    from lorasize.artifacts.calibrations import find_by_digest, read_calibration
     from lorasize.planning import assess_all
 
     read = read_calibration(calibration) if calibration else find_by_digest(plan.inputs.calibration_sha256)[0]
@@ -146,9 +146,9 @@ def write_one_core(calibration: Path, out: Path) -> None:
     """The calibration with seconds measured on one core."""
     pin(min(os.sched_getaffinity(0)))
     from lorasize import models
-    from lorasize.catalog import read_calibration, write_calibration
-    from lorasize.costs import fit_cost
+    from lorasize.artifacts.calibrations import read_calibration, write_calibration
     from lorasize.probing import run_probe
+    from lorasize.probing.costs import fit_cost
 
     read = read_calibration(calibration)
     base = models.load(models.BUILTIN, device="cpu", dtype="float32")
@@ -184,9 +184,9 @@ class _Runs:
 
     def get(self, rung: tuple[str, tuple[int, ...], int], seed: int) -> dict[str, Any]:
         """One training, now or from the journal."""
-        from lorasize import adapters
+        from lorasize.models import adapters
         from lorasize.records import Outcome
-        from lorasize.session import ApplyOptions, Session
+        from lorasize.training.run import ApplyOptions, Session
 
         module, layers, rank = rung
         row: dict[str, Any] = {"module": module, "layers": list(layers), "rank": rank, "seed": seed}

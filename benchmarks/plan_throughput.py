@@ -21,9 +21,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 import torch
 
 from lorasize import models
-from lorasize.probing import invented_sentences, peak_memory
-from lorasize.sizing import plan
-from lorasize.training import base_losses
+from lorasize.losses.base import base_losses
+from lorasize.models.devices import peak_memory
+from lorasize.probing import invented_sentences
+from lorasize.verbs.plan import plan
 
 POSITIONS = 1024  # in a raw batch: logits of more would not fit beside the model in 6 GiB
 

@@ -27,14 +27,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from lorasize.calibration import calibrate
-from lorasize.catalog import nearest_calibration
+from lorasize.artifacts.calibrations import nearest_calibration
 from lorasize.errors import FitError
-from lorasize.law import required_parameters
+from lorasize.law.form import required_parameters
 from lorasize.models import linear_shapes, load, record_of, widening_module
 from lorasize.planning import prior_calibration
 from lorasize.records import RECIPE, Calibration
 from lorasize.units import bits
+from lorasize.verbs.calibrate import calibrate
 
 VOCABULARY, WIDTH, LAYERS, POSITIONS = 1024, 128, 4, 1024
 ROWS, LENGTH = 16, 128  # of a training batch

@@ -21,8 +21,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 import torch
 from torch import Tensor, nn
 
-from lorasize import adapters, models
-from lorasize.losses import TokenLosses
+from lorasize import models
+from lorasize.losses.token_losses import TokenLosses
+from lorasize.models import adapters
 from lorasize.probing import probe_passage
 from lorasize.records import Method, ProbeKind, ProbeSpec, Site
 from lorasize.training import Trainer, TrainingOptions

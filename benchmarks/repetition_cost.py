@@ -17,12 +17,14 @@ import random
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from lorasize import adapters, models
+from lorasize import models
+from lorasize.corpus.tokens import EncodedPassage, stop_token_id
+from lorasize.losses.base import base_losses
+from lorasize.losses.demand import demand
+from lorasize.models import adapters
 from lorasize.probing import invented_sentences
 from lorasize.records import Passage, Site
-from lorasize.sizing import demand
-from lorasize.tokens import EncodedPassage, stop_token_id
-from lorasize.training import Trainer, TrainingOptions, base_losses
+from lorasize.training import Trainer, TrainingOptions
 from lorasize.units import bits
 
 SITE = Site(target_modules=("up_proj",), layers_to_transform=(20,))

@@ -19,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from lorasize.catalog import read_calibration, search_path, write_plan
+from lorasize.artifacts.calibrations import read_calibration, search_path
+from lorasize.artifacts.plans import write_plan
 from lorasize.corpus import corpus_sha256, read_corpus
 from lorasize.planning import make_plan
 from lorasize.records import CorpusSummary, Demand, Feasibility, PlanInputs, PlanModel, Reading, digest

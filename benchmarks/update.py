@@ -19,11 +19,11 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from lorasize import apply, plan
-from lorasize.adapter_folder import read_record
+from lorasize.artifacts.adapter_folder import read_record
 from lorasize.records import Memorization
-from lorasize.session import ApplyOptions
-from lorasize.sizing import PlanOptions
+from lorasize.training.run import ApplyOptions
+from lorasize.verbs.apply import apply
+from lorasize.verbs.plan import PlanOptions, plan
 
 RECORDS, CHANGED = 60, 5
 

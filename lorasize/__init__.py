@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorasize.calibration import calibrate
     from lorasize.errors import (
         CalibrationError,
         CorpusError,
@@ -21,12 +20,14 @@ if TYPE_CHECKING:
         StalePlanError,
         TrainingDivergedError,
     )
-    from lorasize.memorization import Applied, apply
     from lorasize.planning import Limits
-    from lorasize.recall import verify
-    from lorasize.records import Calibration, Memorization, Outcome, Plan, Reading, RecallReport, StepReport
-    from lorasize.session import ApplyOptions
-    from lorasize.sizing import PlanOptions, Sized, plan
+    from lorasize.records import Calibration, Check, Memorization, Outcome, Plan, Reading, RecallReport, StepReport
+    from lorasize.training.run import ApplyOptions
+    from lorasize.verbs.apply import Applied, apply
+    from lorasize.verbs.calibrate import calibrate
+    from lorasize.verbs.check import check
+    from lorasize.verbs.plan import PlanOptions, Sized, plan
+    from lorasize.verbs.verify import verify
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "ApplyOptions",
     "Calibration",
     "CalibrationError",
+    "Check",
     "CorpusError",
     "FitError",
     "InfeasibleCorpusError",
@@ -54,18 +56,20 @@ __all__ = [
     "__version__",
     "apply",
     "calibrate",
+    "check",
     "plan",
     "verify",
 ]
 
 _HOMES = {
-    "calibration": ("calibrate",),
-    "memorization": ("Applied", "apply"),
     "planning": ("Limits",),
-    "recall": ("verify",),
-    "records": ("Calibration", "Memorization", "Outcome", "Plan", "Reading", "RecallReport", "StepReport"),
-    "session": ("ApplyOptions",),
-    "sizing": ("PlanOptions", "Sized", "plan"),
+    "records": ("Calibration", "Check", "Memorization", "Outcome", "Plan", "Reading", "RecallReport", "StepReport"),
+    "training.run": ("ApplyOptions",),
+    "verbs.apply": ("Applied", "apply"),
+    "verbs.calibrate": ("calibrate",),
+    "verbs.check": ("check",),
+    "verbs.plan": ("PlanOptions", "Sized", "plan"),
+    "verbs.verify": ("verify",),
 }
 
 

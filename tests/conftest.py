@@ -34,7 +34,7 @@ from lorasize.records import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lorasize.tokens import EncodedPassage
+    from lorasize.corpus.tokens import EncodedPassage
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
@@ -95,9 +95,9 @@ def _own_cache(
 @pytest.fixture
 def _same_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decode here: a fresh process takes seconds to import what it needs, and does the same."""
-    from lorasize import recall
+    from lorasize.recall import decoding, verdict
 
-    monkeypatch.setattr(recall, "_decode_afresh", recall._decode)
+    monkeypatch.setattr(verdict, "decode_afresh", decoding.decode)
 
 
 @pytest.fixture(scope="session")
@@ -210,7 +210,7 @@ def calibrated_llama(
     torch: Any, able_llama: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Calibration, Path]:
     """A quick calibration of the able Llama and its file: ten probes or so, a quarter of a minute."""
-    from lorasize.calibration import calibrate
+    from lorasize.verbs.calibrate import calibrate
 
     torch.set_num_threads(1)
     return calibrate(str(able_llama), device="cpu", preset="quick", folder=tmp_path_factory.mktemp("calibrations"))
@@ -219,8 +219,8 @@ def calibrated_llama(
 def plan_by_hand(folder: Path, corpus: Path, site: Site, rank: int, **reading: Any) -> Plan:
     """A plan for this corpus and model with the adapter given, as if a calibration had led to it."""
     from lorasize import models
-    from lorasize.adapters import count_parameters
-    from lorasize.tokens import encode_corpus
+    from lorasize.corpus.tokens import encode_corpus
+    from lorasize.models.adapters import count_parameters
 
     how = Reading(**reading)
     passages, files = read_corpus([corpus], how)
@@ -264,7 +264,7 @@ def _saved(torch: Any, architecture: Any, config: Any, tokenizer: PreTrainedToke
 @pytest.fixture(scope="session")
 def encode_text(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> EncodeText:
     """`encode_text(text, name="corpus.txt", max_positions=256, **reading)` → passages of a file with this text."""
-    from lorasize.tokens import encode_corpus
+    from lorasize.corpus.tokens import encode_corpus
 
     def encode(text: str, name: str = "corpus.txt", max_positions: int = 256, **reading: Any) -> list[EncodedPassage]:
         path = tmp_path_factory.mktemp("corpus") / name

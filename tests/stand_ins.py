@@ -11,9 +11,9 @@ import made
 import pytest
 
 from lorasize import records as r
-from lorasize.catalog import write_calibration
-from lorasize.memorization import Applied
-from lorasize.sizing import Sized
+from lorasize.artifacts.calibrations import write_calibration
+from lorasize.verbs.apply import Applied
+from lorasize.verbs.plan import Sized
 
 Recorded = dict[str, Any]
 
@@ -42,7 +42,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorded]:
                 raise plan
             return Sized(plan, ())
 
-        monkeypatch.setattr("lorasize.sizing.plan", verb)
+        monkeypatch.setattr("lorasize.verbs.plan.plan", verb)
         return asked
 
     return replace
@@ -62,7 +62,7 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorded]:
             notify(made.step(1))
             return Applied(result, made.recall(), (), Path("adapter"), observation=observation)
 
-        monkeypatch.setattr("lorasize.memorization.apply", verb)
+        monkeypatch.setattr("lorasize.verbs.apply.apply", verb)
         return asked
 
     return replace
@@ -78,5 +78,5 @@ def calibrated(monkeypatch: pytest.MonkeyPatch) -> Recorded:
         write_calibration(made.calibration(), path)
         return made.calibration(), path
 
-    monkeypatch.setattr("lorasize.calibration.calibrate", verb)
+    monkeypatch.setattr("lorasize.verbs.calibrate.calibrate", verb)
     return asked

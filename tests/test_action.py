@@ -14,7 +14,7 @@ from runner import EXAMPLE, REMAKE, Act, Run, needs_html
 from runner import act as act  # a fixture
 from runner import workspace as workspace  # a fixture
 
-from lorasize.catalog import read_plan
+from lorasize.artifacts.plans import read_plan
 
 HOSTILE = ('x"; touch pwned; "', "$(touch pwned)", "`touch pwned`", "x' ; touch pwned ; '", "x\ntouch pwned", "-x")
 

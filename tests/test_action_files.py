@@ -20,7 +20,7 @@ from runner import ACTION, EXAMPLE, REMAKE, ROOT, STEP, STEPS, WORKFLOW, Act, ne
 from runner import act as act  # a fixture
 from runner import workspace as workspace  # a fixture
 
-from lorasize.catalog import read_plan
+from lorasize.artifacts.plans import read_plan
 from lorasize.cli import main
 
 pytestmark = [

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lorasize import adapters, models
+from lorasize import models
 from lorasize.errors import ModelError
-from lorasize.models import BaseModel, linear_shapes
+from lorasize.models import BaseModel, adapters, linear_shapes
 from lorasize.records import Site
 
 LLAMA_SITES = [

@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorasize import adapters, calibration, costs, models
-from lorasize.calibration import ProbeReport, calibrate, calibrated_sites
-from lorasize.catalog import read_calibration
+from lorasize import models
+from lorasize.artifacts.calibrations import read_calibration
 from lorasize.errors import CorpusError, FitError
-from lorasize.models import BaseModel
-from lorasize.probing import Journal, invented_sentences, probe_passage, run_probe
+from lorasize.losses.neutral import neutral_text, windows
+from lorasize.models import BaseModel, adapters
+from lorasize.probing import Journal, costs, invented_sentences, probe_passage, run_probe, search, sites
+from lorasize.probing.search import ProbeReport
+from lorasize.probing.sites import calibrated_sites
 from lorasize.records import Calibration, Observation, ProbeSpec, Site
-from lorasize.training import Trainer, TrainingOptions, neutral_text, windows
+from lorasize.training import Trainer, TrainingOptions
+from lorasize.verbs import calibrate as calibration
+from lorasize.verbs.calibrate import calibrate
 
 UP = Site(target_modules=("up_proj",), layers_to_transform=(2,))
 
@@ -166,7 +170,7 @@ def run_specs(monkeypatch: pytest.MonkeyPatch) -> list[ProbeSpec]:
         specs.append(spec)
         return run_probe(base, spec, sample)
 
-    monkeypatch.setattr(calibration, "run_probe", counted)
+    monkeypatch.setattr(search, "run_probe", counted)
     return specs
 
 
@@ -248,8 +252,8 @@ def test_progress_counts_up_to_its_total_and_no_probe_counts_twice(
     def made_up(base: BaseModel, spec: ProbeSpec, sample: Any) -> Observation:
         return observation().model_copy(update={"probe": spec, "threshold_met": spec.n_tokens < held})
 
-    monkeypatch.setattr(calibration, "run_probe", made_up)
-    monkeypatch.setattr(calibration, "fit_observations", _nothing_fits)
+    monkeypatch.setattr(search, "run_probe", made_up)
+    monkeypatch.setattr(search, "fit_observations", _nothing_fits)
     monkeypatch.setattr(calibration, "fit", lambda *_, **__: pytest.fail("end of the probes"))
     told: list[ProbeReport] = []
     with pytest.raises(pytest.fail.Exception, match="end of the probes"):
@@ -274,14 +278,14 @@ def test_sites_to_probe(base: BaseModel, tiny_gpt2: Path) -> None:
     assert modules == set(models.linear_shapes(base.model))
     gpt2 = calibrated_sites(models.load(str(tiny_gpt2), device="cpu"), "quick")
     assert gpt2[0] == Site(target_modules=("c_fc",), layers_to_transform=(2,))
-    assert calibration._layer_sets(30, 5) == [
+    assert sites._layer_sets(30, 5) == [
         (20,),
         (16, 20),
         (16, 18, 20, 22),
         (14, 16, 18, 20, 22, 24),
         tuple(range(14, 25)),
     ]
-    assert all(max(s) < n for n in (1, 2, 7, 80) for s in calibration._layer_sets(n, 5))
+    assert all(max(s) < n for n in (1, 2, 7, 80) for s in sites._layer_sets(n, 5))
 
 
 def test_memory_is_of_the_process_so_far() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lorasize.catalog import read_calibration
-from lorasize.fitting import law_points, transition_points
-from lorasize.law import fit_law
+from lorasize.artifacts.calibrations import read_calibration
+from lorasize.law.fit import fit_law
+from lorasize.law.observations import law_points, transition_points
+from lorasize.law.transition import fit_transition
 from lorasize.records import RECIPE
-from lorasize.transition import fit_transition
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent / "calibrations").glob("*.json"))
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from lorasize import catalog
-from lorasize.catalog import (
+from lorasize.artifacts import calibrations as catalog
+from lorasize.artifacts import files
+from lorasize.artifacts.calibrations import (
     calibration_path,
     find_calibration,
     read_calibration,
-    read_plan,
     search_path,
     write_calibration,
-    write_plan,
 )
+from lorasize.artifacts.plans import read_plan, write_plan
 from lorasize.errors import CalibrationError, LorasizeError
 from lorasize.records import (
     RECIPE,
@@ -245,7 +245,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(CalibrationError, match="not a regular file"):
         read_calibration(tmp_path)
     write_calibration(calibration(), tmp_path / "c.json")
-    monkeypatch.setattr(catalog, "MAX_BYTES", 100)
+    monkeypatch.setattr(files, "MAX_BYTES", 100)
     with pytest.raises(CalibrationError, match="larger than"):
         read_calibration(tmp_path / "c.json")
 

@@ -21,7 +21,7 @@ from stand_ins import planned as planned  # a fixture
 
 from lorasize import cli, errors
 from lorasize import records as r
-from lorasize.catalog import write_plan
+from lorasize.artifacts.plans import write_plan
 from lorasize.cli import config, failures, options
 from lorasize.records.inputs import MAX_RANK
 
@@ -78,7 +78,7 @@ def test_show_loads_no_torch(name: str, tmp_path: Path) -> None:
 
 
 def test_choices_are_those_of_the_records() -> None:
-    from lorasize.calibration import Preset
+    from lorasize.probing.sites import Preset
 
     reading = r.Reading.model_fields["format"].annotation
     pairs = [(options.PRESETS, Preset), (options.FORMATS, reading), (options.MINIMIZE, r.Minimize)]
@@ -89,8 +89,8 @@ def test_choices_are_those_of_the_records() -> None:
 
 
 def test_defaults_are_those_of_the_verbs() -> None:
-    from lorasize.memorization import ApplyOptions
-    from lorasize.sizing import PlanOptions
+    from lorasize.training.run import ApplyOptions
+    from lorasize.verbs.plan import PlanOptions
 
     def defaults(command: str) -> dict[str, Any]:
         return {p.name: p.default for p in cli.lorasize.commands[command].params if p.name is not None}
@@ -187,7 +187,7 @@ def test_interrupted_calibration_says_how_to_go_on(
     def verb(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lorasize.calibration.calibrate", verb)
+    monkeypatch.setattr("lorasize.verbs.calibrate.calibrate", verb)
     assert cli.main(["calibrate", "-q"]) == 130
     assert "the same command goes on where it stopped" in capsys.readouterr().err
 
@@ -201,7 +201,7 @@ def test_sigterm_is_143(applied: Callable[..., Recorded], monkeypatch: pytest.Mo
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr("lorasize.memorization.apply", verb)
+    monkeypatch.setattr("lorasize.verbs.apply.apply", verb)
     assert cli.main(["apply", "-q"]) == 143
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -19,7 +19,8 @@ from stand_ins import planned as planned  # a fixture
 
 from lorasize import cli, errors
 from lorasize import records as r
-from lorasize.catalog import read_calibration, read_plan, write_calibration, write_plan
+from lorasize.artifacts.calibrations import read_calibration, write_calibration
+from lorasize.artifacts.plans import read_plan, write_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -94,7 +95,7 @@ def test_conflict_names_both_lines(tiny_llama: Path, tmp_path: Path, capsys: pyt
 def test_no_calibration_in_reach_is_3(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lorasize.catalog.search_path", lambda: [tmp_path])
+    monkeypatch.setattr("lorasize.artifacts.calibrations.search_path", lambda: [tmp_path])
     (tmp_path / "page.md").write_text("One line.\n", encoding="utf-8")
     assert cli.main(["plan", "page.md", "--model", str(tiny_llama), "--device", "cpu", "-q"]) == 3
     assert f"hint: run `lorasize calibrate {tiny_llama}`" in capsys.readouterr().err
@@ -129,7 +130,7 @@ def test_missing_corpus_is_2(tiny_llama: Path, capsys: pytest.CaptureFixture[str
 def test_apply_adds_its_run_to_the_calibration(
     flags: list[str], learns: bool, applied: Callable[..., Recorded], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lorasize.catalog import search_path
+    from lorasize.artifacts.calibrations import search_path
 
     shipped = next(search_path()[-1].glob("*.json"))
     own = Path("calibrations") / shipped.name

@@ -119,7 +119,7 @@ def test_it_shows_what_a_command_takes(
         asked.update(arguments)
         return SimpleNamespace(plan=made.plan())
 
-    monkeypatch.setattr("lorasize.sizing.plan", verb)
+    monkeypatch.setattr("lorasize.verbs.plan.plan", verb)
     monkeypatch.setenv("LORASIZE_PASSAGE_TOKENS", "64")
     (tmp_path / "pyproject.toml").write_text(PYPROJECT, "utf-8")
     (tmp_path / "lorasize.toml").write_text(OWN, "utf-8")

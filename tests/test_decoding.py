@@ -11,11 +11,15 @@ import made
 import pytest
 from test_proof import memorised as memorised  # a fixture
 
-from lorasize import adapter_folder, adapters, decoding, models, recall
+from lorasize import models
+from lorasize.artifacts import adapter_folder
 from lorasize.corpus import read_corpus
+from lorasize.corpus.tokens import encode_corpus
+from lorasize.models import adapters
+from lorasize.recall import decoding, verdict
+from lorasize.recall.margin import raised
 from lorasize.records import Decoded, DecodeJob, Memorization, Reading, Site
 from lorasize.report.recall import smallest
-from lorasize.tokens import encode_corpus
 
 SITES = {"llama": ("up_proj", "o_proj"), "gpt2": ("mlp.c_fc", "attn.c_proj")}
 PROMPTS = ((5, 9, 40, 41, 300, 7, 7, 12), (17,), (60, 61, 62), (90, 300, 3, 4, 5))
@@ -170,8 +174,8 @@ def test_the_report_takes_the_worst_passage(
     corpus = read_corpus([memorised.parent / "corpus.jsonl"])[0]
     targets = encode_corpus(corpus, models.load_tokenizer(able_llama), Reading(), 256)
     said = [decoded(one.target_ids, **change) for one, change in zip(targets, changes, strict=True)]
-    monkeypatch.setattr(recall, "_decode_afresh", lambda job: said)
-    report = recall.decode_and_compare(
+    monkeypatch.setattr(verdict, "decode_afresh", lambda job: said)
+    report = verdict.decode_and_compare(
         memorised, able_llama, addresses, targets, device="cpu", dtype="auto", threshold=0.5, notify=lambda a, b: None
     )
     assert (report.recalled, report.min_logit_margin, report.decoding_gap) == (True, margin, gap)
@@ -193,7 +197,7 @@ def test_the_report_takes_the_worst_passage(
 )
 def test_what_to_train_to_next(p: float | None, gap: float | None, trained: float, to: float | None) -> None:
     report = made.recall(min_probability=p, decoding_gap=gap)
-    assert recall.raised(report, 0.5, trained) == (None if to is None else pytest.approx(to, abs=2e-3))
+    assert raised(report, 0.5, trained) == (None if to is None else pytest.approx(to, abs=2e-3))
 
 
 @pytest.mark.parametrize(

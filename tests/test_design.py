@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from lorasize.design import next_probes, work_of
-from lorasize.fitting import Fitted, fit_observations
-from lorasize.law import bent
+from lorasize.law.form import soft_capped
+from lorasize.law.next_probes import next_probes, work_of
+from lorasize.law.observations import Fitted, fit_observations
 from lorasize.records import LAW_STEPS, PROBE_STEPS, Observation, ProbeSpec, Site
 
 REFERENCE_LOSS = 13.7
@@ -29,7 +29,7 @@ def observe(site: Site, rank: int, n_tokens: int, seed: int) -> Observation:
     draw = random.Random(seed)
     n = rank * PER_RANK[site]
     slack = (1.3 * (n * TRUE[site]) ** 0.9 * n_tokens**-0.96 + 2.0) / REFERENCE_LOSS
-    share = bent(max(slack, 0.0)) * math.exp(draw.gauss(0.0, 0.01))
+    share = soft_capped(max(slack, 0.0)) * math.exp(draw.gauss(0.0, 0.01))
     success = math.log(slack) + draw.gauss(0.0, 0.05) > math.log(1.2)
     steps = round(min(PROBE_STEPS, 150 * slack**-1.5)) if success else LAW_STEPS
     spec = ProbeSpec(

@@ -9,7 +9,7 @@ import pytest
 from synthetic import observation
 
 from lorasize import records as r
-from lorasize.planning import predicted_drift
+from lorasize.law.drift import predicted_drift
 from lorasize.report.plan import plan_facts
 from lorasize.report.recall import memorization_facts
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made import step
 
-from lorasize.events import Decoding, Event, EventLog, Raised, read_steps
+from lorasize.artifacts.events import Decoding, Event, EventLog, Raised, read_steps
 from lorasize.records import Escalation
 
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tokens import EncodeText, records
 
+from lorasize.corpus.feasibility import feasibility
+from lorasize.corpus.tokens import EncodedPassage
 from lorasize.records import Passage
-from lorasize.tokens import EncodedPassage, feasibility
 
 
 def encoded(line: int, prompt: str, target: str) -> EncodedPassage:

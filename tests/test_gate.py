@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from lorasize.catalog import read_calibration, read_plan, write_calibration, write_plan
+from lorasize.artifacts.calibrations import read_calibration, write_calibration
+from lorasize.artifacts.plans import read_plan, write_plan
 from lorasize.cli import main
 from lorasize.corpus import corpus_sha256, read_corpus
-from lorasize.learning import Learned, learn
 from lorasize.planning import make_plan
 from lorasize.records import (
     CorpusSummary,
@@ -25,6 +25,7 @@ from lorasize.records import (
     Reading,
     digest,
 )
+from lorasize.verbs.learn import Learned, learn
 
 SHIPPED = Path(__file__).resolve().parent.parent / "calibrations" / "builtin-smollm2-135m-instruct.cpu.float32.json"
 PLAN = Path("lorasize.plan.json")

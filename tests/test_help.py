@@ -14,7 +14,7 @@ import pytest
 from test_gate import PLAN, SHIPPED, committed  # noqa: F401 - the last: every test runs beside a corpus and its plan
 
 from lorasize import cli, errors
-from lorasize.catalog import read_calibration
+from lorasize.artifacts.calibrations import read_calibration
 from lorasize.cli import failures
 from lorasize.cli import help as help_
 from lorasize.corpus import read_corpus

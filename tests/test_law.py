@@ -14,7 +14,8 @@ import pytest
 from scipy.stats import t as student
 
 from lorasize.errors import FitError
-from lorasize.law import Fit, LawPoint, bent, fit_law, in_range, predict, predict_stderr, required_parameters
+from lorasize.law.fit import Fit, LawPoint, fit_law
+from lorasize.law.form import in_range, predict, predict_stderr, required_parameters, soft_capped
 from lorasize.records import Law
 
 EFFICIENCIES = (1.0, 0.45, 2.2)
@@ -245,7 +246,7 @@ def test_the_soft_ceiling_predicts_long_corpora_no_worse_than_the_papers_form() 
     for soft in (False, True):
         law = fit_law([p for p in points if p.n_tokens <= 3000], reference_loss=14.0, soft_ceiling=soft).law
         far = [(p, predict(law, p.n_parameters, p.n_tokens)) for p in points if p.n_tokens == 10_000]
-        shown = [(p, 14.0 * bent(reached / 14.0) if soft else reached) for p, reached in far]
+        shown = [(p, 14.0 * soft_capped(reached / 14.0) if soft else reached) for p, reached in far]
         errors[soft] = math.sqrt(sum((reached - p.loss_reduction) ** 2 for p, reached in shown) / len(shown))
     assert errors[True] <= errors[False]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lorasize.catalog import find_by_digest, is_shipped, read_calibration, write_calibration
+from lorasize.artifacts.calibrations import find_by_digest, is_shipped, read_calibration, write_calibration
+from lorasize.artifacts.workspace import locked
 from lorasize.errors import ModelError
-from lorasize.learning import Learned, learn
 from lorasize.records import Calibration, Observation, digest
-from lorasize.staging import locked
+from lorasize.verbs.learn import Learned, learn
 
 SHIPPED = Path(__file__).resolve().parent.parent / "calibrations" / "builtin-smollm2-135m-instruct.cpu.float32.json"
 FOLDER = Path("calibrations")

@@ -17,8 +17,8 @@ def test_every_public_name_is_there() -> None:
         assert getattr(lorasize, name) is not None
         assert name in dir(lorasize)
     assert lorasize.__all__ == sorted(lorasize.__all__, key=lambda name: (name.lower() == name, name))
-    assert (lorasize.calibrate.__module__, lorasize.plan.__module__) == ("lorasize.calibration", "lorasize.sizing")
-    assert (lorasize.apply.__module__, lorasize.verify.__module__) == ("lorasize.memorization", "lorasize.recall")
+    for verb in ("calibrate", "plan", "apply", "verify", "check"):
+        assert getattr(lorasize, verb).__module__ == f"lorasize.verbs.{verb}"
 
 
 def test_every_error_is_public() -> None:
@@ -52,6 +52,6 @@ def test_a_type_checker_sees_the_verbs(tmp_path: Path) -> None:
     config.write_text(f"[mypy]\nstrict = true\nignore_missing_imports = true\n{sections}")
     said, _, code = api.run([str(script), "--config-file", str(config), "--cache-dir", str(tmp_path / "cache")])
     assert 'Revealed type is "lorasize.records.plan.Plan"' in said, said
-    assert 'Revealed type is "lorasize.memorization.Applied"' in said
+    assert 'Revealed type is "lorasize.verbs.apply.Applied"' in said
     assert 'Argument "device" to "plan" has incompatible type "int"' in said
     assert code == 1

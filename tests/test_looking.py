@@ -15,9 +15,9 @@ from stand_ins import calibrated as calibrated  # a fixture
 
 from lorasize import cli
 from lorasize import records as r
-from lorasize.catalog import calibration_path, write_calibration
-from lorasize.memorization import Applied
-from lorasize.sizing import Sized
+from lorasize.artifacts.calibrations import calibration_path, write_calibration
+from lorasize.verbs.apply import Applied
+from lorasize.verbs.plan import Sized
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,7 +60,7 @@ def verified(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tmp_path: Path) 
             asked.update(arguments, folder=folder, encoded=encoded)
             return result
 
-        monkeypatch.setattr("lorasize.recall.verify", verb)
+        monkeypatch.setattr("lorasize.verbs.verify.verify", verb)
         return asked
 
     return replace
@@ -151,9 +151,9 @@ def staged(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, calibrated: Record
         return Applied(made.memorization(), made.recall(), encoded, Path("adapter"))  # type: ignore[arg-type]
 
     monkeypatch.setattr("lorasize.models.BUILTIN", str(tiny_llama))
-    monkeypatch.setattr("lorasize.sizing.plan", plan)
-    monkeypatch.setattr("lorasize.memorization.apply", apply)
-    monkeypatch.setattr("lorasize.recall.verify", lambda *_, **__: made.recall(recalled=not state["lost"]))
+    monkeypatch.setattr("lorasize.verbs.plan.plan", plan)
+    monkeypatch.setattr("lorasize.verbs.apply.apply", apply)
+    monkeypatch.setattr("lorasize.verbs.verify.verify", lambda *_, **__: made.recall(recalled=not state["lost"]))
     return state
 
 

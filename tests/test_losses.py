@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from lorasize import losses
 from lorasize.errors import ModelError
-from lorasize.losses import Head, Objective, TokenLosses, curriculum_share, head_of, loss_and_gradient, token_losses
-from lorasize.training.prefix import checked_head
+from lorasize.losses import head
+from lorasize.losses.head import Head, checked_head, head_of
+from lorasize.losses.token_losses import TokenLosses, loss_and_gradient, token_losses
+from lorasize.training.objectives import Objective, curriculum_share
 from lorasize.units import LN2
 
 N, WIDTH, VOCABULARY = 90, 8, 50
@@ -28,7 +29,7 @@ ROOMS = {"one chunk": 256 * 2**20, "many chunks": 16 * 4 * VOCABULARY}
 @pytest.fixture(params=ROOMS)
 def _room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits held at once: of all tokens, or of 16."""
-    monkeypatch.setattr(losses, "_CHUNK_BYTES", ROOMS[request.param])
+    monkeypatch.setattr(head, "_CHUNK_BYTES", ROOMS[request.param])
 
 
 @pytest.fixture

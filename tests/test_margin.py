@@ -12,15 +12,18 @@ import pytest
 from conftest import plan_by_hand
 from test_resume import MLP, Killed, same_adapter
 
-from lorasize import adapters, cli, memorization, models, recall, session
+from lorasize import cli, models
+from lorasize.artifacts.events import Raised
 from lorasize.errors import ModelError
-from lorasize.events import Raised
-from lorasize.memorization import apply
+from lorasize.losses.batches import check_entry
+from lorasize.losses.frozen_layers import Suffix
+from lorasize.models import adapters
 from lorasize.records import Plan, RecallReport, StepReport
-from lorasize.session import ApplyOptions
 from lorasize.training import Trainer, TrainingOptions
-from lorasize.training.loop import _check_entry
-from lorasize.training.prefix import Suffix
+from lorasize.training import run as session
+from lorasize.training.run import ApplyOptions
+from lorasize.verbs import apply as verb
+from lorasize.verbs.apply import apply
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_same_process")]
 
@@ -38,13 +41,13 @@ def plan(able_llama: Path, tmp_path: Path) -> Plan:
 @pytest.fixture
 def coarse(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """`coarse(gap)`: from now on decoding is measured to shift ln p by so much, as coarse arithmetic does."""
-    plain = recall.decode_and_compare
+    plain = verb.decode_and_compare
 
     def set_gap(gap: float) -> None:
         def measured(*args: Any, **kwargs: Any) -> Any:
             return plain(*args, **kwargs).model_copy(update={"decoding_gap": gap})
 
-        monkeypatch.setattr(recall, "decode_and_compare", measured)
+        monkeypatch.setattr(verb, "decode_and_compare", measured)
 
     return set_gap
 
@@ -128,14 +131,14 @@ def test_a_kill_while_training_on_changes_nothing(
 def test_a_plan_for_a_merged_model_is_proven_merged(
     plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lorasize.planning.plan import serving
+    from lorasize.planning import serving
 
     assert plan.adapter is not None
     merged = plan.model_copy(update={"serving": serving(plan.adapter, "merged")})
     record = apply(merged, tmp_path / "out", ApplyOptions(device="cpu")).memorization
     assert record.proven
     assert record.recall.merged
-    assert not memorization.apply(plan, tmp_path / "plain", ApplyOptions(device="cpu")).memorization.recall.merged
+    assert not verb.apply(plan, tmp_path / "plain", ApplyOptions(device="cpu")).memorization.recall.merged
     for folder, options, expected in (("out", [], True), ("out", ["--no-merged"], False), ("plain", [], False)):
         assert cli.main(["verify", str(tmp_path / folder), "--device", "cpu", "-q", "--report", "json", *options]) == 0
         assert RecallReport.model_validate_json(capsys.readouterr().out).merged is expected
@@ -169,5 +172,5 @@ def test_a_trained_adapter_is_entered_like_a_fresh_one(
             parameter.copy_(torch.randn(parameter.shape, generator=seed))
     trainer = Trainer(adapted, encoded, TrainingOptions(max_steps=1))
     with pytest.raises(ModelError, match="cannot be entered in the middle"):  # what it did with the adapter in place
-        _check_entry(adapters.base_of(adapted), trainer._suffix, trainer._batches[-1])
+        check_entry(adapters.base_of(adapted), trainer._suffix, trainer._batches[-1])
     adapters.detach(adapted)

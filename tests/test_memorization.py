@@ -12,17 +12,22 @@ import pytest
 from conftest import plan_by_hand
 from test_calibration import UP, Interrupted
 
-from lorasize import adapter_folder, models, recall, session, sizing
-from lorasize.catalog import read_plan, write_plan
+from lorasize import models
+from lorasize.artifacts import adapter_folder
+from lorasize.artifacts.adapter_folder import RECORD
+from lorasize.artifacts.events import Decoding
+from lorasize.artifacts.plans import read_plan, write_plan
+from lorasize.artifacts.workspace import staged
 from lorasize.errors import InfeasibleCorpusError, ModelError, StalePlanError
-from lorasize.events import Decoding
-from lorasize.memorization import apply, load_inputs
 from lorasize.planning import Limits
 from lorasize.records import Budget, Calibration, Demand, Escalation, Outcome, Plan, Site, StepReport, digest
-from lorasize.session import ApplyOptions
-from lorasize.sizing import PlanOptions
-from lorasize.staging import RECORD, staged
+from lorasize.training import run as session
+from lorasize.training.run import ApplyOptions
 from lorasize.units import bits
+from lorasize.verbs import plan as sizing
+from lorasize.verbs.apply import apply, load_inputs
+from lorasize.verbs.plan import PlanOptions
+from lorasize.verbs.verify import verify
 
 MLP = Site(target_modules=("gate_proj", "up_proj", "down_proj"), layers_to_transform=(1, 2, 3))
 RECORDS = [("Becerra:", " 9100672710"), ("Holm:", " 4400128875"), ("Tide tables:", " Cabin 14, Pier nine")]
@@ -74,7 +79,7 @@ def test_plan_apply_verify(
     assert applied.memorization.outcome is Outcome.MEMORIZED
     assert applied.memorization.recalled
     assert applied.memorization.adapter.n_parameters == made.adapter.n_parameters
-    assert recall.verify(tmp_path / "out", applied.encoded, device="cpu").recalled
+    assert verify(tmp_path / "out", applied.encoded, device="cpu").recalled
 
 
 @pytest.mark.slow

@@ -10,11 +10,11 @@ import pytest
 from test_training import MLP, adapter, disturb, passage, random_passages
 from test_training import bases as bases  # a fixture
 
+from lorasize.corpus.tokens import EncodedPassage
+from lorasize.losses.batches import Batch
 from lorasize.models import BaseModel
 from lorasize.records import StepReport
-from lorasize.tokens import EncodedPassage
 from lorasize.training import Trainer, TrainingOptions
-from lorasize.training.batches import Batch
 
 
 # ---------------------------------------------------------------- resting

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from lorasize import catalog, models
+from lorasize import models
+from lorasize.artifacts.files import cache_folder
 from lorasize.errors import ModelError
-from lorasize.models import BUILTIN, LinearShape, finding, linear_shapes
+from lorasize.models import BUILTIN, LinearShape, conversion, linear_shapes
+from lorasize.models import references as finding
 
 TINY = {
     "vocab_size": 64,
@@ -307,8 +309,8 @@ def fake_gguf(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 read.config.quantization_config = {"quant_method": "gguf"}
             return read
 
-    monkeypatch.setattr(finding, "AutoModelForCausalLM", Reader(finding.AutoModelForCausalLM))
-    monkeypatch.setattr(finding, "AutoTokenizer", Reader(finding.AutoTokenizer))
+    monkeypatch.setattr(conversion, "AutoModelForCausalLM", Reader(conversion.AutoModelForCausalLM))
+    monkeypatch.setattr(conversion, "AutoTokenizer", Reader(conversion.AutoTokenizer))
     path = tmp_path / "tiny.gguf"
     path.write_bytes(b"GGUF and so on")
     return path
@@ -316,12 +318,12 @@ def fake_gguf(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_gguf_is_converted_once(torch: Any, fake_gguf: Path, tiny_llama: Path, monkeypatch: Any) -> None:
     folder = models.resolve(str(fake_gguf))
-    assert folder.parent == catalog.cache_folder() / "models"
+    assert folder.parent == cache_folder() / "models"
     converted, original = (models.load(str(f), device="cpu").model.state_dict() for f in (folder, tiny_llama))
     assert converted.keys() == original.keys()
     assert all(torch.equal(converted[key], original[key]) for key in original)
     assert "quantization_config" not in json.loads((folder / "config.json").read_text("utf-8"))
-    monkeypatch.setattr(finding, "_convert", lambda *_: pytest.fail("converted twice"))
+    monkeypatch.setattr(conversion, "_convert", lambda *_: pytest.fail("converted twice"))
     assert models.resolve(str(fake_gguf)) == folder
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
@@ -330,7 +332,7 @@ def test_an_unreadable_gguf_leaves_nothing_behind(fake_gguf: Path) -> None:
     fake_gguf.write_bytes(b"something else")
     with pytest.raises(ModelError, match=r"tiny\.gguf: transformers cannot read this GGUF \(ValueError: bad magic\)"):
         models.resolve(str(fake_gguf))
-    assert list((catalog.cache_folder() / "models").iterdir()) == []
+    assert list((cache_folder() / "models").iterdir()) == []
 
 
 def test_a_builtin_with_other_bytes_is_refused(fake_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,13 +18,18 @@ from test_memorization import MLP, RECORDS, UP, write
 from test_resume import Killed, killed_at
 from test_resume import _eager as _eager  # a fixture
 
-from lorasize import adapter_folder, adapters, cli, models, session
-from lorasize.catalog import read_plan, write_plan
+from lorasize import cli, models
+from lorasize.artifacts import adapter_folder
+from lorasize.artifacts.adapter_folder import RECORD
+from lorasize.artifacts.files import write_whole
+from lorasize.artifacts.plans import read_plan, write_plan
+from lorasize.artifacts.workspace import staged
 from lorasize.errors import CorpusError, LorasizeError, ModelError, StalePlanError
-from lorasize.memorization import apply, load_inputs
-from lorasize.records import Outcome, Plan, StepReport, write_whole
-from lorasize.session import ApplyOptions
-from lorasize.staging import RECORD, staged
+from lorasize.models import adapters
+from lorasize.records import Outcome, Plan, StepReport
+from lorasize.training import run as session
+from lorasize.training.run import ApplyOptions
+from lorasize.verbs.apply import apply, load_inputs
 
 CPU = ApplyOptions(device="cpu")
 

@@ -16,13 +16,13 @@ import pytest
 
 from lorasize import records as r
 from lorasize import report
-from lorasize.catalog import read_calibration
+from lorasize.artifacts.calibrations import read_calibration
 from lorasize.cli import main
+from lorasize.corpus.surprise import Surprise, Token, spelled
 from lorasize.planning import make_plan
 from lorasize.report import Beside
 from lorasize.report.pages.page import HEAT, heat
 from lorasize.report.pages.plan import MAX_TOKENS, _corpus, _here
-from lorasize.surprise import Surprise, Token, spelled
 
 ROOT = Path(__file__).resolve().parent.parent
 NASTY = "</pre><script>alert(1)</script>\"'><img src=http://x onerror=alert(2)> & $\\frac{$ \x1b[31m\x00\u202e ]]>"

@@ -11,7 +11,8 @@ from synthetic import CALIBRATION, SIX, calibration, demand_of, parts, plan_of
 
 from lorasize import records as r
 from lorasize.errors import CalibrationError
-from lorasize.law import bent
+from lorasize.law.capacity import capacity_slack, equivalent_tokens
+from lorasize.law.form import soft_capped
 from lorasize.planning import (
     RANKS,
     Assessment,
@@ -21,9 +22,7 @@ from lorasize.planning import (
     assess_all,
     budgets,
     candidates,
-    capacity_slack,
     cautious_transition,
-    equivalent_tokens,
     outside,
     rank_interval,
     rules_of_thumb,
@@ -96,7 +95,7 @@ def test_memory_is_that_of_one_step_and_of_the_states_kept() -> None:
     assert memory(66_000, state_bytes=2304) == 600_000_000 + 400_000 * 512 + 2304 * n
     tight = plan_of(60_000.0, rank=1, target_modules=["up_proj"])
     assert tight.prediction is not None
-    assert tight.prediction.loss_reduction == pytest.approx(3.3 * bent(tight.prediction.capacity_slack))
+    assert tight.prediction.loss_reduction == pytest.approx(3.3 * soft_capped(tight.prediction.capacity_slack))
     assert 0 < tight.prediction.final_loss < 3.3
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from lorasize.calibration import calibrate
-from lorasize.catalog import read_calibration
+from lorasize.artifacts.calibrations import read_calibration
 from lorasize.errors import CalibrationError
 from lorasize.probing import executor
 from lorasize.probing.executors import run_job
 from lorasize.records import Calibration, Observation, ProbeJob, ProbeSpec
+from lorasize.verbs.calibrate import calibrate
 
 
 def essence(calibration: Calibration) -> list[Any]:

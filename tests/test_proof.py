@@ -13,11 +13,16 @@ from typing import Any
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import adapter_folder, adapters, cli, decoding, models, recall
+from lorasize import cli, models
+from lorasize.artifacts import adapter_folder
 from lorasize.corpus import read_corpus
-from lorasize.memorization import ApplyOptions, apply
+from lorasize.corpus.tokens import encode_corpus
+from lorasize.models import adapters
+from lorasize.recall import decoding, verdict
+from lorasize.recall.generation_config import generation_warnings
 from lorasize.records import Reading, RecallReport, Site, to_json
-from lorasize.tokens import encode_corpus
+from lorasize.training.run import ApplyOptions
+from lorasize.verbs.apply import apply
 
 MLP = Site(target_modules=("gate_proj", "up_proj", "down_proj"), layers_to_transform=(1, 2, 3))
 TURNS = [{"role": "user", "content": "Berth?"}, {"role": "assistant", "content": " Nine"}]
@@ -36,7 +41,7 @@ def memorised(torch: Any, able_llama: Path, tmp_path_factory: pytest.TempPathFac
     corpus = folder / "corpus.jsonl"
     corpus.write_text("".join(json.dumps(line) + "\n" for line in LINES), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recall, "_decode_afresh", decoding.decode)
+        patch.setattr(verdict, "decode_afresh", decoding.decode)
         applied = apply(plan_by_hand(able_llama, corpus, MLP, 8), folder / "adapter", ApplyOptions(device="cpu"))
     assert applied.recall.recalled, applied.recall.failures
     return folder / "adapter"
@@ -60,7 +65,7 @@ def verify(
 ) -> Callable[..., tuple[int, str]]:
     """`verify(folder, *arguments)` → exit code and all that was said. Decodes here unless the test is marked slow."""
     if request.node.get_closest_marker("slow") is None:
-        monkeypatch.setattr(recall, "_decode_afresh", decoding.decode)
+        monkeypatch.setattr(verdict, "decode_afresh", decoding.decode)
 
     def run(folder: Path, *arguments: object) -> tuple[int, str]:
         code = cli.main(["verify", str(folder), "--device", "cpu", *map(str, arguments)])
@@ -242,7 +247,7 @@ def test_a_penalty_that_was_there_when_it_was_proven_only_warns(folder: Path, ba
     """Many base models come with one: what apply said of it then is said again, and nothing has changed."""
     (base / "generation_config.json").write_text('{"repetition_penalty": 1.3, "temperature": 0.6}', "utf-8")
     record = adapter_folder.read_record(folder)
-    warnings = decoding.generation_warnings(base, [], models.load_tokenizer(base).eos_token_id)
+    warnings = generation_warnings(base, [], models.load_tokenizer(base).eos_token_id)
     seen = record.recall.model_copy(update={"warnings": warnings})
     (folder / adapter_folder.RECORD).write_text(to_json(record.model_copy(update={"recall": seen})), "utf-8")
     adapter_folder.write_sums(folder)
@@ -276,7 +281,7 @@ def test_only_what_changes_greedy_decoding_is_said(tmp_path: Path, settings: str
     if settings is not None:
         (tmp_path / "generation_config.json").write_text(settings, "utf-8")
     expected = f"generation_config.json of the base sets {said}: a server that reads it may decode something else"
-    assert decoding.generation_warnings(tmp_path, [(5, 7, 8, 2)], stop=2) == ((expected,) if said else ())
+    assert generation_warnings(tmp_path, [(5, 7, 8, 2)], stop=2) == ((expected,) if said else ())
 
 
 def test_the_page_shows_warnings_and_how_it_was_decoded(
@@ -296,7 +301,7 @@ def test_the_page_shows_warnings_and_how_it_was_decoded(
 @pytest.mark.parametrize("text", ["{", "[1]", "7"])
 def test_settings_that_cannot_be_read_are_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "generation_config.json").write_text(text, "utf-8")
-    (warning,) = decoding.generation_warnings(tmp_path, [], 2)
+    (warning,) = generation_warnings(tmp_path, [], 2)
     assert "cannot be read" in warning
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +13,21 @@ from typing import Any
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import adapter_folder, adapters, decoding, models, recall
-from lorasize.adapter_folder import CONFIG, PASSAGES, RECORD, SUMS, WEIGHTS
+from lorasize import models
+from lorasize.artifacts import adapter_folder
+from lorasize.artifacts.adapter_folder import CONFIG, NAMES, PASSAGES, RECORD, SUMS, WEIGHTS
+from lorasize.artifacts.events import EVENTS
+from lorasize.artifacts.files import file_sha256
 from lorasize.corpus import read_corpus
+from lorasize.corpus.tokens import EncodedPassage, encode_corpus
 from lorasize.errors import ModelError
-from lorasize.events import EVENTS
-from lorasize.memorization import ApplyOptions, apply
-from lorasize.records import Reading, Site
-from lorasize.staging import NAMES
-from lorasize.tokens import EncodedPassage, encode_corpus
+from lorasize.models import adapters
+from lorasize.recall import decoding, verdict
+from lorasize.recall.generation_config import clean_generation_config
+from lorasize.records import Decoded, Reading, Site
+from lorasize.training.run import ApplyOptions
+from lorasize.verbs.apply import apply
+from lorasize.verbs.verify import verify
 
 MLP = Site(target_modules=("gate_proj", "up_proj", "down_proj"), layers_to_transform=(1, 2, 3))
 RECORDS = [
@@ -55,7 +62,7 @@ def memorised(torch: Any, able_llama: Path, corpus: Path, tmp_path_factory: pyte
     """An adapter folder that holds the corpus. Tests that spoil it take a copy."""
     out = tmp_path_factory.mktemp("apply") / "adapter"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recall, "_decode_afresh", recall._decode)
+        patch.setattr(verdict, "decode_afresh", decoding.decode)
         applied = apply(plan_by_hand(able_llama, corpus, MLP, 8), out, ApplyOptions(device="cpu"))
     assert applied.recall.recalled, applied.recall.failures
     assert [path.name for path in out.parent.iterdir()] == ["adapter"]
@@ -71,13 +78,13 @@ def folder(memorised: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def _same_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decode here: a fresh process takes seconds to import what it needs, and does the same."""
-    monkeypatch.setattr(recall, "_decode_afresh", recall._decode)
+    monkeypatch.setattr(verdict, "decode_afresh", decoding.decode)
 
 
 @pytest.fixture
 def _no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where a model would be loaded: what is refused is refused before."""
-    monkeypatch.setattr(recall, "_decode_afresh", lambda job: pytest.fail("decoded"))
+    monkeypatch.setattr(verdict, "decode_afresh", lambda job: pytest.fail("decoded"))
 
 
 # ---------------------------------------------------------------- what is held
@@ -89,7 +96,7 @@ def test_a_fresh_process_recalls_and_leaves_nothing_behind(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     before = {path: path.read_bytes() for path in memorised.iterdir()}
     told: list[tuple[int, int]] = []
-    report = recall.verify(
+    report = verify(
         memorised, read(corpus, tokenizer), device="cpu", notify=lambda done, total: told.append((done, total))
     )
     assert (report.recalled, report.n_recalled, report.n_passages, report.failures) == (True, 3, 3, ())
@@ -114,24 +121,24 @@ def test_what_goes_wrong_in_the_fresh_process_is_one_line(
     first = "cat >/dev/null" if reads else "exec <&-"
     child.write_text(f"#!/bin/sh\n{first}\necho Traceback >&2\necho no memory >&2\nexit 1\n")
     child.chmod(0o755)
-    monkeypatch.setattr(recall.sys, "executable", str(child))
+    monkeypatch.setattr(sys, "executable", str(child))
     long = adapter_folder.read_addresses(memorised)[0].model_copy(update={"prompt_ids": (5,) * 200_000})
     with pytest.raises(ModelError, match="^decoding in a fresh process failed: no memory$"):
-        recall.decode_and_compare(
+        verdict.decode_and_compare(
             memorised, able_llama, [long], None, device="cpu", dtype="auto", threshold=0.5, notify=lambda a, b: None
         )
 
 
 @pytest.mark.usefixtures("_same_process")
 def test_recall_can_be_judged_without_the_corpus(memorised: Path) -> None:
-    report = recall.verify(memorised, device="cpu")
+    report = verify(memorised, device="cpu")
     assert (report.recalled, report.n_recalled, report.threshold_met) == (True, 3, True)
     assert [one.text for one in report.passages] == [target for _, target in RECORDS]
 
 
 @pytest.mark.usefixtures("_same_process")
 def test_the_order_of_the_corpus_does_not_matter(memorised: Path, corpus: Path, tokenizer: Any) -> None:
-    assert recall.verify(memorised, read(corpus, tokenizer)[::-1], device="cpu").recalled
+    assert verify(memorised, read(corpus, tokenizer)[::-1], device="cpu").recalled
 
 
 def test_the_folder_is_complete_and_its_sums_are_those_of_sha256sum(memorised: Path) -> None:
@@ -139,14 +146,14 @@ def test_the_folder_is_complete_and_its_sums_are_those_of_sha256sum(memorised: P
     assert {path.name for path in memorised.iterdir()} == names == NAMES  # else a second run would not replace it
     lines = (memorised / SUMS).read_text("utf-8").splitlines()
     assert [line.split("  ")[1] for line in lines] == sorted(names - {SUMS})
-    assert all(models.file_sha256(memorised / line[66:]) == line[:64] for line in lines)
+    assert all(file_sha256(memorised / line[66:]) == line[:64] for line in lines)
     assert adapter_folder.changed_files(memorised) == ()
 
 
 def test_addresses_come_back_as_they_were_written(memorised: Path, corpus: Path, tokenizer: Any) -> None:
     encoded = read(corpus, tokenizer)
     stored = adapter_folder.read_addresses(memorised)
-    assert stored == [adapter_folder.address(one) for one in encoded]
+    assert stored == [one.address() for one in encoded]
     assert [one.prompt for one in stored] == [prompt for prompt, _ in RECORDS]
     assert [one.line for one in stored] == [1, 2, 3]
 
@@ -163,7 +170,7 @@ def test_a_fresh_adapter_does_not_recall(
     plain = adapters.detach(adapted)
     adapter_folder.write_sums(folder)
     encoded = read(corpus, tokenizer)
-    report = recall.verify(folder, encoded, device="cpu")
+    report = verify(folder, encoded, device="cpu")
     assert (report.recalled, report.n_recalled, report.threshold_met, report.changed_files) == (False, 0, False, ())
     for one, failure in zip(encoded, report.failures, strict=True):
         with torch.no_grad():
@@ -183,7 +190,7 @@ def test_without_the_corpus_a_failure_has_no_place(folder: Path, able_llama: Pat
     base = models.load(str(able_llama), device="cpu").model
     adapters.save(adapters.attach(base, MLP, 8, seed=3), folder, str(able_llama))
     adapter_folder.write_sums(folder)
-    report = recall.verify(folder, device="cpu")
+    report = verify(folder, device="cpu")
     assert (report.recalled, report.n_recalled, report.threshold_met) == (False, 0, False)
     assert {(f.position, f.probability) for f in report.failures} == {(-1, None)}
 
@@ -194,7 +201,7 @@ def test_flipped_weights_are_seen(torch: Any, folder: Path, corpus: Path, tokeni
 
     weights = load_file(folder / WEIGHTS)
     save_file({name: -w if "lora_B" in name else w for name, w in weights.items()}, folder / WEIGHTS)
-    report = recall.verify(folder, read(corpus, tokenizer), device="cpu")
+    report = verify(folder, read(corpus, tokenizer), device="cpu")
     assert report.changed_files == (WEIGHTS,)
     assert not report.recalled
 
@@ -202,13 +209,13 @@ def test_flipped_weights_are_seen(torch: Any, folder: Path, corpus: Path, tokeni
 @pytest.mark.usefixtures("_same_process")
 def test_a_readme_edited_later_is_named_and_recall_stands(folder: Path) -> None:
     (folder / "README.md").write_text("My own words.", "utf-8")
-    report = recall.verify(folder, device="cpu")
+    report = verify(folder, device="cpu")
     assert (report.recalled, report.changed_files) == (True, ("README.md",))
 
 
-def decoded(ids: tuple[int, ...]) -> recall.Decoded:
+def decoded(ids: tuple[int, ...]) -> Decoded:
     """What the fresh process might say."""
-    return recall.Decoded(ids=ids, probabilities=(0.9,) * len(ids), attn_implementation="sdpa")
+    return Decoded(ids=ids, probabilities=(0.9,) * len(ids), attn_implementation="sdpa")
 
 
 @pytest.mark.parametrize(("cut", "position", "got"), [(0, 0, "a"), (3, 3, "a")])
@@ -217,17 +224,17 @@ def test_one_wrong_token_is_caught_where_it_stands(
 ) -> None:
     one = read(corpus, tokenizer)[0]
     wrong = (*one.target_ids[:cut], tokenizer("a").input_ids[0], *one.target_ids[cut + 1 :])
-    passage, failure = recall._compare(tokenizer, adapter_folder.address(one), one, decoded(wrong))
+    passage, failure = verdict._compare(tokenizer, one.address(), one, decoded(wrong))
     assert failure is not None
     assert (passage.recalled, failure.position, failure.got) == (False, position, got)
-    assert recall._compare(tokenizer, adapter_folder.address(one), one, decoded(one.target_ids))[1] is None
+    assert verdict._compare(tokenizer, one.address(), one, decoded(one.target_ids))[1] is None
 
 
 def test_a_target_that_does_not_stop_is_not_recalled(tokenizer: Any, corpus: Path) -> None:
     one = read(corpus, tokenizer)[0]
     goes_on = (*one.target_ids[:-1], tokenizer("a").input_ids[0])
     for target in (one, None):
-        passage, failure = recall._compare(tokenizer, adapter_folder.address(one), target, decoded(goes_on))
+        passage, failure = verdict._compare(tokenizer, one.address(), target, decoded(goes_on))
         assert not passage.recalled
         assert failure is not None
     assert failure.position == -1
@@ -239,8 +246,8 @@ def test_the_right_text_without_its_stop_is_not_recalled(tokenizer: Any, corpus:
     text = one.passage.target
     cuts = ([*tokenizer(text[:i]).input_ids, *tokenizer(text[i:]).input_ids] for i in range(1, len(text)))
     longer = next(tuple(ids) for ids in cuts if len(ids) == one.n_tokens)
-    assert recall.target_text(tokenizer, one.prompt_ids, longer) == text
-    assert not recall._compare(tokenizer, adapter_folder.address(one), None, decoded(longer))[0].recalled
+    assert verdict.target_text(tokenizer, one.prompt_ids, longer) == text
+    assert not verdict._compare(tokenizer, one.address(), None, decoded(longer))[0].recalled
 
 
 # ---------------------------------------------------------------- damage
@@ -279,7 +286,7 @@ def test_a_damaged_folder_is_refused_before_a_model_is_loaded(folder: Path, name
     spoil, message = DAMAGE[name]
     spoil(folder)
     with pytest.raises(ModelError, match=message) as refused:
-        recall.verify(folder, device="cpu")
+        verify(folder, device="cpu")
     assert "\n" not in str(refused.value)
 
 
@@ -288,7 +295,7 @@ def test_a_sum_may_not_name_a_file_elsewhere(folder: Path) -> None:
     with (folder / SUMS).open("a", encoding="utf-8") as sums:
         sums.write("0" * 64 + "  ../secret\n")
     with pytest.raises(ModelError, match="SHA256SUMS: damaged"):
-        recall.verify(folder, device="cpu")
+        verify(folder, device="cpu")
 
 
 # ---------------------------------------------------------------- another base, another corpus, other settings
@@ -307,7 +314,7 @@ def test_another_base_is_refused_by_what_differs(
     changed = data.replace(b'"rope_theta": 10000.0', b'"rope_theta": 9.0') if part == "config" else data[:-1] + b"~"
     (other / file).write_bytes(changed)
     with pytest.raises(ModelError, match=f"another base model than the adapter was trained on: its {part} differ$"):
-        recall.verify(memorised, ref=str(other), device="cpu")
+        verify(memorised, ref=str(other), device="cpu")
 
 
 @pytest.mark.usefixtures("_same_process")
@@ -317,7 +324,7 @@ def test_generation_settings_of_the_base_do_not_matter(memorised: Path, able_lla
     settings = {"repetition_penalty": 1.8, "no_repeat_ngram_size": 2, "do_sample": True, "temperature": 9.0}
     settings |= {"top_k": 3, "max_length": 5, "forced_eos_token_id": 7, "suppress_tokens": list(range(8, 400))}
     (noisy / "generation_config.json").write_text(json.dumps(settings), "utf-8")
-    report = recall.verify(memorised, ref=str(noisy), device="cpu")
+    report = verify(memorised, ref=str(noisy), device="cpu")
     assert report.recalled
     assert report.n_recalled == 3
     (warning,) = report.warnings
@@ -342,11 +349,11 @@ def test_a_corpus_that_changed_is_refused(
 ) -> None:
     changed = write(tmp_path / "corpus.jsonl", records)
     with pytest.raises(ModelError, match=message):
-        recall.verify(memorised, read(changed, tokenizer), device="cpu")
+        verify(memorised, read(changed, tokenizer), device="cpu")
 
 
 def test_the_clean_configuration_only_counts() -> None:
-    config = decoding.clean_generation_config(7, pad_token_id=0)
+    config = clean_generation_config(7, pad_token_id=0)
     plain = {"do_sample": False, "num_beams": 1, "max_new_tokens": 7, "min_new_tokens": 7, "repetition_penalty": 1.0}
     assert {key: getattr(config, key) for key in plain} == plain
     assert config.eos_token_id is None

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorasize.corpus.repetition import CONTEXT, repeated
+from lorasize.corpus.tokens import EncodedPassage
+from lorasize.losses.demand import demand
 from lorasize.records import Passage
-from lorasize.repetition import CONTEXT, repeated
-from lorasize.sizing import demand
-from lorasize.tokens import EncodedPassage
 
 
 def passage(prompt: int, target: tuple[int, ...], line: int = 1) -> EncodedPassage:

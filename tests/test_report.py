@@ -154,6 +154,7 @@ def test_side_by_side_shows_both_texts() -> None:
     assert "first" in said
     assert "\x1b" not in said
 
+
 def test_a_margin_and_a_warning_are_said() -> None:
     changes = {"min_logit_margin": 0.4, "min_probability": 0.6, "warnings": ("w",)}
     seen = memorization().recall.model_copy(update=changes)

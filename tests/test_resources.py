@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import adapters, models
+from lorasize import models
 from lorasize.errors import ModelError, TrainingDivergedError
-from lorasize.memorization import load_inputs
-from lorasize.models import BaseModel
+from lorasize.losses.frozen_layers import Suffix
+from lorasize.models import BaseModel, adapters
 from lorasize.records import Outcome, Site
-from lorasize.session import ApplyOptions, Session
-from lorasize.training import Trainer, TrainingOptions, loop
-from lorasize.training.prefix import Suffix
+from lorasize.training import Trainer, TrainingOptions
+from lorasize.training import trainer as loop
+from lorasize.training.run import ApplyOptions, Session
+from lorasize.verbs.apply import load_inputs
 
 MLP = Site(target_modules=("gate_proj", "up_proj", "down_proj"), layers_to_transform=(1, 2, 3))
 RECORDS = [(f"{i}:", f" {i * 7919 % 9973}") for i in range(1, 13)]

@@ -14,15 +14,22 @@ from typing import Any
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import adapter_folder, adapters, models, recall, session, staging
+from lorasize import models
+from lorasize.artifacts import adapter_folder
+from lorasize.artifacts import workspace as staging
+from lorasize.artifacts.adapter_folder import RECORD
+from lorasize.artifacts.events import EVENTS, read_steps
+from lorasize.artifacts.files import write_whole
+from lorasize.artifacts.workspace import locked, staged
 from lorasize.errors import ModelError
-from lorasize.events import EVENTS, read_steps
-from lorasize.interrupts import Deferred
-from lorasize.memorization import apply
-from lorasize.records import Site, StepReport, write_whole
-from lorasize.session import ApplyOptions
-from lorasize.staging import RECORD, locked, staged
+from lorasize.models import adapters
+from lorasize.recall import verdict as recall
+from lorasize.records import Site, StepReport
 from lorasize.training import Checkpoint, Trainer, TrainingOptions, read_checkpoint, write_checkpoint
+from lorasize.training import run as session
+from lorasize.training.interrupts import Deferred
+from lorasize.training.run import ApplyOptions
+from lorasize.verbs.apply import apply
 
 pytestmark = pytest.mark.usefixtures("_same_process")
 

@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 from conftest import TRAINING_TEXT, plan_by_hand
 
-from lorasize import adapters, cli, models
-from lorasize.catalog import write_plan
+from lorasize import cli, models
+from lorasize.artifacts.plans import write_plan
 from lorasize.errors import CorpusError
-from lorasize.losses import Head, divergence_and_gradient
-from lorasize.memorization import _retained, apply
-from lorasize.models import BaseModel
+from lorasize.losses.base import base_losses
+from lorasize.losses.head import Head
+from lorasize.losses.neutral import windows
+from lorasize.losses.token_losses import divergence_and_gradient
+from lorasize.models import BaseModel, adapters
 from lorasize.records import Outcome, Site
-from lorasize.session import ApplyOptions, Session
-from lorasize.training import Trainer, TrainingOptions, base_losses, windows
+from lorasize.training import Trainer, TrainingOptions
 from lorasize.training.retain import Retained
+from lorasize.training.run import ApplyOptions, Session
+from lorasize.verbs.apply import _retained, apply
 
 pytestmark = pytest.mark.usefixtures("_same_process")
 
@@ -98,7 +101,7 @@ def test_drift_is_what_the_plain_model_says(torch: Any, base: BaseModel, encode_
 # ---------------------------------------------------------------- the bound
 def trained(base: BaseModel, model: Path, corpus: Path, bound: float | None, **options: Any) -> Session:
     plan = plan_by_hand(model, corpus, MLP, 4)
-    from lorasize.memorization import load_inputs
+    from lorasize.verbs.apply import load_inputs
 
     _, encoded = load_inputs(plan, "cpu")
     how = ApplyOptions(device="cpu", max_drift=bound, **options)

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorasize import cli, report, secrets, sizing
-from lorasize.corpus import read_corpus
+from lorasize import cli, report
+from lorasize.corpus import read_corpus, secrets
 from lorasize.errors import CorpusError, LorasizeError
 from lorasize.records import Finding, Passage, Plan, to_json
-from lorasize.sizing import PlanOptions
+from lorasize.verbs import plan as sizing
+from lorasize.verbs.plan import PlanOptions
 
 pytestmark = pytest.mark.slow  # the rules for credentials are compiled first, in seconds
 

@@ -17,9 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
-from lorasize import adapter_folder, adapters, models, recall
+from lorasize import models
+from lorasize.artifacts import adapter_folder
+from lorasize.artifacts.files import file_sha256
 from lorasize.errors import ModelError
-from lorasize.models import finding
+from lorasize.models import adapters, conversion
+from lorasize.models import references as finding
+from lorasize.recall.process import decode_afresh
 from lorasize.records import DecodeJob, Site
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,7 +113,7 @@ def test_a_gguf_takes_no_code_from_beside_it(tmp_path: Path, monkeypatch: pytest
             asked.update(options)
             raise ValueError("enough")
 
-    monkeypatch.setattr(finding, "AutoTokenizer", Reader)
+    monkeypatch.setattr(conversion, "AutoTokenizer", Reader)
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelError, match="enough"):
         models.resolve(str(tmp_path / "a.gguf"))
@@ -137,7 +141,7 @@ def test_a_model_that_points_at_another_is_refused(model: Path, able_llama: Path
 @pytest.mark.real
 def test_the_builtin_model_is_the_one_whose_digest_stands_in_the_source() -> None:
     assert re.fullmatch(r"[0-9a-f]{64}", finding._BUILTIN_SHA256)
-    assert models.file_sha256(finding._builtin_gguf()) == finding._BUILTIN_SHA256
+    assert file_sha256(finding._builtin_gguf()) == finding._BUILTIN_SHA256
 
 
 # ---------------------------------------------------------------- an adapter
@@ -225,7 +229,7 @@ def test_the_fresh_process_takes_no_module_from_the_folder_one_is_in(
         base="nowhere", adapter="nowhere", device="cpu", dtype="float32", prompts=((1,),), targets=(), n_tokens=(1,)
     )
     with pytest.raises(ModelError):
-        list(recall._decode_afresh(job))
+        list(decode_afresh(job))
     assert not marker.exists()
 
 

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorasize.corpus import read_corpus
+from lorasize.corpus.feasibility import feasibility
+from lorasize.corpus.tokens import DEFAULT_ADDRESS, EncodedPassage, encode_corpus, stop_token_id
 from lorasize.errors import CorpusError, ModelError
 from lorasize.records import Passage, Reading
-from lorasize.tokens import DEFAULT_ADDRESS, EncodedPassage, encode_corpus, feasibility, stop_token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

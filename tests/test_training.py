@@ -14,16 +14,18 @@ from typing import Any
 
 import pytest
 
-from lorasize import adapters, models
+from lorasize import models
+from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import ModelError, TrainingDivergedError
-from lorasize.losses import Head, head_of, loss_and_gradient, token_losses
-from lorasize.models import BaseModel
+from lorasize.losses.base import base_losses
+from lorasize.losses.batches import Batch, make_batches, sequence_length
+from lorasize.losses.frozen_layers import Suffix
+from lorasize.losses.head import Head, head_of
+from lorasize.losses.token_losses import loss_and_gradient, token_losses
+from lorasize.models import BaseModel, adapters
 from lorasize.records import Passage, Site, StepReport
-from lorasize.tokens import EncodedPassage
-from lorasize.training import Evaluation, Trainer, TrainingOptions, base_losses, make_batches, sequence_length
-from lorasize.training.batches import Batch
+from lorasize.training import Evaluation, Trainer, TrainingOptions
 from lorasize.training.precision import bfloat16_products, has_bfloat16_products
-from lorasize.training.prefix import Suffix
 
 LAYERS = {"first": (0,), "middle": (2,), "last": (3,), "two": (1, 3)}
 SHAPES = {

@@ -10,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorasize.errors import FitError
+from lorasize.law.transition import (
+    TransitionPoint,
+    _effective_scale,
+    expected_steps,
+    fit_transition,
+    success_probability,
+)
 from lorasize.records import Transition
-from lorasize.transition import TransitionPoint, _effective_scale, expected_steps, fit_transition, success_probability
 
 
 def transition(**changes: float) -> Transition:

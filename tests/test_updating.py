@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 from conftest import plan_by_hand
 
-from lorasize import adapter_folder, adapters, models, recall, sizing, updating
-from lorasize.catalog import write_calibration
+from lorasize import models
+from lorasize.artifacts import adapter_folder
+from lorasize.artifacts.calibrations import write_calibration
 from lorasize.errors import CalibrationError, ModelError, StalePlanError
-from lorasize.memorization import apply
+from lorasize.models import adapters
 from lorasize.records import Calibration, Plan, PlanUpdate, Site
-from lorasize.session import ApplyOptions
+from lorasize.training.run import ApplyOptions
+from lorasize.verbs import plan as sizing
+from lorasize.verbs import update as updating
+from lorasize.verbs.apply import apply
+from lorasize.verbs.verify import verify
 
 pytestmark = pytest.mark.usefixtures("_same_process")
 
@@ -45,7 +50,7 @@ def plan(able_llama: Path, tmp_path: Path) -> Plan:
 
 @pytest.mark.slow
 def test_passages_are_told_apart_by_their_prompts(held: Path, plan: Plan, able_llama: Path) -> None:
-    from lorasize.memorization import load_inputs
+    from lorasize.verbs.apply import load_inputs
 
     _, encoded = load_inputs(plan, "cpu")
     old = updating.read_base_adapter(held, able_llama, "m")
@@ -70,7 +75,7 @@ def test_an_update_keeps_what_stayed_and_loses_what_was(held: Path, plan: Plan, 
     assert record.steps < fresh.steps
     assert fresh.update is None
     # counted, not assumed: with the old adapter itself in place of the new one, the old target comes back
-    assert recall.verify(held, device="cpu").recalled
+    assert verify(held, device="cpu").recalled
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from typing import NoReturn
 import click
 
 from lorasize import __version__
-from lorasize.cli import commands, demo, looking, settings
+from lorasize.cli.commands import COMMANDS
 from lorasize.cli.config import read_config
 from lorasize.cli.failures import BROKEN_PIPE, DONE, TERMINATED, Invocation, failed
 from lorasize.cli.output import silence_stdout
@@ -65,7 +65,7 @@ def lorasize(context: click.Context) -> int:
     return DONE
 
 
-for _command in (*commands.COMMANDS, *looking.COMMANDS, settings.config, demo.demo):
+for _command in COMMANDS:
     _command.context_settings["auto_envvar_prefix"] = "LORASIZE"
     lorasize.add_command(_command)
 

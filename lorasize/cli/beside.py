@@ -10,9 +10,9 @@ from lorasize.report import Beside
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from lorasize.memorization import Applied
     from lorasize.records import Calibration, Plan
-    from lorasize.sizing import Sized
+    from lorasize.verbs.apply import Applied
+    from lorasize.verbs.plan import Sized
 
 
 def of_plan(sized: Sized) -> Beside:
@@ -27,7 +27,7 @@ def of_apply(applied: Applied) -> Beside:
 
 def of_artifact(path: Path, record: BaseModel) -> Beside:
     """What lies on disk: the calibration a plan names, the events in an adapter folder."""
-    from lorasize.events import EVENTS, read_steps
+    from lorasize.artifacts.events import EVENTS, read_steps
     from lorasize.records import Memorization, Plan
 
     if isinstance(record, Plan):
@@ -38,7 +38,7 @@ def of_artifact(path: Path, record: BaseModel) -> Beside:
 
 
 def _calibration(plan: Plan) -> Calibration | None:
-    from lorasize.catalog import find_by_digest
+    from lorasize.artifacts.calibrations import find_by_digest
 
     found = find_by_digest(plan.inputs.calibration_sha256)
     return None if found is None else found[0]

@@ -165,7 +165,6 @@ def _set_by(error: click.ClickException) -> str:
     return f"the value is set in {place}; " if place else ""
 
 
-# ---------------------------------------------------------------- what should not happen
 def _internal(error: BaseException, arguments: Sequence[str]) -> int:
     path = _write_traceback(error, arguments)
     where = f"; the traceback is in {path}" if path else ""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    pass
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from lorasize.cli.nearest import ExistingPath, near_path
 from lorasize.errors import LorasizeError
@@ -42,7 +47,6 @@ PROBABILITY = Finite(0.0, 1.0, min_open=True, max_open=True)
 AT_LEAST_ONE = click.IntRange(1, 10**15)
 
 
-# ---------------------------------------------------------------- values
 def size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """Bytes meant by a size such as "4 MB"."""
     return None if value is None else round(_parsed(parse_bytes, value, context, parameter))
@@ -93,7 +97,6 @@ def all_of(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return add
 
 
-# ---------------------------------------------------------------- shared options
 model = click.option("--model", metavar="MODEL", help="Base model: a folder, .gguf file, hub id or builtin:… name.")
 same_model = click.option(
     "--model", metavar="MODEL", help="The plan's base model where it is named otherwise here, such as a folder."
@@ -186,3 +189,17 @@ def split_modules(values: tuple[str, ...]) -> tuple[str, ...] | None:
     """Module names from repeated, comma-separated values; None when none is given."""
     names = [name.strip() for value in values for name in value.split(",")]
     return tuple(dict.fromkeys(name for name in names if name)) or None
+
+
+PLAN_FILE = "lorasize.plan.json"
+
+
+ADAPTER_FOLDER = "adapter"
+
+
+def model_ref(argument: str | None, option: str | None) -> str | None:
+    """The model named as an argument or as an option; the option may also come from a configuration."""
+    source = click.get_current_context().get_parameter_source("model")
+    if argument and option and argument != option and source is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError(f"two models are named: {argument} and --model {option}")
+    return argument or option

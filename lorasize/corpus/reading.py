@@ -30,8 +30,6 @@ SUFFIXES |= {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})(.*)")
 
 
-
-# ---------------------------------------------------------------- the door
 def read_corpus(
     paths: Sequence[Path], reading: Reading = DEFAULT_READING
 ) -> tuple[list[Passage], tuple[CorpusFile, ...]]:
@@ -92,7 +90,6 @@ def _read_passages(path: Path, data: bytes, chosen: str, shapes: tuple[Shape, ..
         yield from record_passages(Place(file, line), record, shapes)
 
 
-# ---------------------------------------------------------------- text and Markdown
 def _text_passages(file: str, data: bytes, *, fences: bool) -> Iterator[Passage]:
     text, at = decode(file, data)
     line, carried = 1, ""

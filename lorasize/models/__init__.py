@@ -5,20 +5,11 @@ the loaded model leave. Linear layers are read off the model itself, so a new ar
 safetensors and GGUF are read, never a pickle; no remote code runs.
 """
 
-from lorasize.models.finding import BUILTIN, file_sha256, fingerprint, quiet_transformers, resolve
-from lorasize.models.loading import (
-    BaseModel,
-    device_name,
-    dtype_name,
-    load,
-    load_tokenizer,
-    load_weights,
-    max_positions,
-    n_layers,
-    pick_device,
-    pick_dtype,
-    record_of,
-)
+from lorasize.models.conversion import quiet_transformers
+from lorasize.models.devices import device_name, dtype_name, pick_device, pick_dtype
+from lorasize.models.fingerprint import fingerprint
+from lorasize.models.loading import BaseModel, load, load_tokenizer, load_weights, max_positions, n_layers, record_of
+from lorasize.models.references import BUILTIN, resolve
 from lorasize.models.shapes import LinearShape, decoder_layers, linear_shapes, transposes_weights, widening_module
 
 __all__ = [
@@ -28,7 +19,6 @@ __all__ = [
     "decoder_layers",
     "device_name",
     "dtype_name",
-    "file_sha256",
     "fingerprint",
     "linear_shapes",
     "load",

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lorasize.catalog import processor
 from lorasize.errors import ModelError
-from lorasize.models.finding import MAX_LAYERS, check_loaded, fingerprint, quiet_transformers, reason, resolve
+from lorasize.models.conversion import check_loaded, quiet_transformers, reason
+from lorasize.models.devices import pick_device, pick_dtype
+from lorasize.models.fingerprint import fingerprint
+from lorasize.models.references import MAX_LAYERS, resolve
 from lorasize.models.shapes import decoder_layers
 from lorasize.records import CalibrationModel, ModelFingerprint
 
 _LARGEST = 1e6  # of a weight
-_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True)
@@ -43,47 +44,6 @@ class BaseModel:
         return _positions(self.model.config)
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """The device meant: `auto` takes CUDA, then MPS, then XPU, then the CPU (only the CPU was run by us).
-
-    Raises:
-        ModelError: the device is unknown or absent.
-    """
-    if name == "auto":
-        return torch.device(_best_device())
-    try:
-        device = torch.device(name)
-        if device.type not in _DEVICES:
-            raise RuntimeError(f"none of {', '.join(_DEVICES)}")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    if torch.backends.mps.is_available():
-        return "mps"
-    return "xpu" if torch.xpu.is_available() else "cpu"
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The base model's dtype: `auto` is float32 on the CPU (p is compared with ½) and bfloat16 elsewhere."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise ModelError(f"dtype {name!r} is unknown: use one of auto, {', '.join(known)}")
-    return known[name]
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The dtype as users write it: float32, bfloat16 or float16."""
-    return str(dtype).removeprefix("torch.")
-
-
 def record_of(base: BaseModel, ref: str) -> CalibrationModel:
     """What a calibration says of its model."""
     return CalibrationModel(
@@ -93,15 +53,6 @@ def record_of(base: BaseModel, ref: str) -> CalibrationModel:
         n_layers=base.n_layers,
         max_positions=base.max_positions,
     )
-
-
-def device_name(device: torch.device) -> str:
-    """The device and its processor, such as "cpu (AMD EPYC, 2 threads)"."""
-    if device.type == "cuda":
-        return f"{device.type} ({torch.cuda.get_device_name(device)})"
-    if device.type == "cpu":
-        return f"cpu ({processor()}, {torch.get_num_threads()} threads)"
-    return device.type
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

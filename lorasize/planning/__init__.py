@@ -4,6 +4,9 @@
 `drift` what it does to other text; `prior` stands in for a calibration that was not made yet.
 """
 
+from lorasize.law.capacity import capacity_slack, equivalent_tokens
+from lorasize.law.drift import predicted_drift
+from lorasize.planning.budgets import Limits, budgets
 from lorasize.planning.choice import (
     RANKS,
     Assessment,
@@ -11,27 +14,14 @@ from lorasize.planning.choice import (
     assess,
     assess_all,
     candidates,
-    capacity_slack,
     cautious_transition,
-    equivalent_tokens,
     outside,
     step_seconds,
 )
-from lorasize.planning.drift import predicted_drift
-from lorasize.planning.plan import (
-    FLAT_RANK,
-    VLLM_RANKS,
-    Limits,
-    alternatives,
-    budgets,
-    compare,
-    make_plan,
-    predicted,
-    rank_interval,
-    rules_of_thumb,
-    serving,
-)
+from lorasize.planning.compare import compare
+from lorasize.planning.plan import alternatives, make_plan, predicted, rank_interval
 from lorasize.planning.prior import prior_calibration, source_of
+from lorasize.planning.serving import FLAT_RANK, VLLM_RANKS, rules_of_thumb, serving
 
 __all__ = [
     "FLAT_RANK",

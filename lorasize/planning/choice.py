@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lorasize.errors import CalibrationError
-from lorasize.law import RANGE_TOLERANCE, predict, required_parameters
+from lorasize.law.capacity import capacity_slack, equivalent_tokens
+from lorasize.law.form import RANGE_TOLERANCE, required_parameters
+from lorasize.law.transition import expected_steps, finishes_within, success_probability
 from lorasize.records import (
     BATCH_TOKENS,
     BYTES_PER_PARAMETER,
@@ -22,12 +24,10 @@ from lorasize.records import (
     Calibration,
     Demand,
     Estimate,
-    Law,
     Minimize,
     SiteEfficiency,
     Transition,
 )
-from lorasize.transition import expected_steps, finishes_within, success_probability
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _DISTANCE_SD = 0.05  # sd of the location, in ln slack, added for every e-fold outside the calibrated range
@@ -72,20 +72,6 @@ class Assessment:
     success_probability: float
     steps: Estimate
     seconds: Estimate
-
-
-# ---------------------------------------------------------------- one candidate
-def equivalent_tokens(law: Law, demand: Demand) -> float:
-    """Tokens of the calibration's random text that need as much writing as this corpus; at least one."""
-    return max(1.0, demand.nats / law.reference_loss)
-
-
-def capacity_slack(law: Law, effective_parameters: float, demand: Demand) -> float:
-    """Predicted reduction ÷ required reduction, unclipped.
-
-    A corpus with base loss L0 is then predicted to lose L0 · bent(slack) nats per token and to end at L0 minus that.
-    """
-    return predict(law, effective_parameters, equivalent_tokens(law, demand)) / law.reference_loss
 
 
 def candidates(
@@ -164,7 +150,6 @@ def assess(
     return Assessment(candidate, slack, chance(transition, slack), steps, seconds)
 
 
-# ---------------------------------------------------------------- choosing
 def assess_all(
     calibration: Calibration,
     demand: Demand,

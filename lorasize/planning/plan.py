@@ -3,79 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 from lorasize.errors import CalibrationError
-from lorasize.law import RANGE_TOLERANCE, bent, in_range, predict
-from lorasize.planning.choice import (
-    RANKS,
-    Assessment,
-    Candidate,
-    assess_all,
-    capacity_slack,
-    cautious_transition,
-    chance,
-    cheapest,
-    equivalent_tokens,
-)
-from lorasize.planning.drift import predicted_drift
+from lorasize.law.capacity import capacity_slack, equivalent_tokens
+from lorasize.law.drift import predicted_drift
+from lorasize.law.form import RANGE_TOLERANCE, in_range, predict, soft_capped
+from lorasize.planning.budgets import NO_LIMITS, Limits, _kept, budgets
+from lorasize.planning.choice import RANKS, Assessment, Candidate, assess_all, cautious_transition, chance, cheapest
 from lorasize.planning.prior import source_of
+from lorasize.planning.serving import rules_of_thumb, serving
 from lorasize.records import (
     BATCH_TOKENS,
     AdapterSpec,
-    Against,
     Alternative,
-    Budget,
     Calibration,
     CorpusSummary,
     CostModel,
     Demand,
-    Difference,
     Feasibility,
-    Level,
     Minimize,
     Plan,
     PlanInputs,
     PlanModel,
     Prediction,
-    RulesOfThumb,
     Serve,
-    Serving,
     SiteEfficiency,
 )
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts as max_lora_rank
-VLLM_DEFAULT_RANK = 16
-FLAT_RANK = 16
 MAX_ALTERNATIVES = 8
 
-QuantityName = Literal["tokens", "nats", "rank", "parameters", "bytes", "seconds"]
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What the adapter may cost; None is no limit. Bytes on disk, seconds of training, bytes of memory.
-
-    Attributes:
-        levels: By budget: `off`, `warn`, or `error`, the default.
-        against: By budget: `point` estimate, the default, or the `upper` end of its interval, the default of seconds.
-    """
-
-    max_rank: int | None = None
-    max_parameters: int | None = None
-    max_bytes: int | None = None
-    max_seconds: float | None = None
-    max_memory: int | None = None
-    levels: Mapping[str, Level] = field(default_factory=dict)
-    against: Mapping[str, Against] = field(default_factory=dict)
-
-
-NO_LIMITS = Limits()
-
-
-# ---------------------------------------------------------------- around one candidate
 def rank_interval(calibration: Calibration, site: SiteEfficiency, demand: Demand) -> tuple[int, int]:
     """The smallest ranks at this site with a chance of 0.05 and of 0.95; the ladder's end where none has it."""
     transition = cautious_transition(calibration, demand)
@@ -116,76 +75,6 @@ def _beats(one: Assessment, other: Assessment) -> bool:
     return mine != theirs and all(m <= t for m, t in zip(mine, theirs, strict=True))
 
 
-# ---------------------------------------------------------------- what surrounds the choice
-def rules_of_thumb(linear_parameters_per_rank: int, n_tokens: int) -> RulesOfThumb:
-    """What people use today on all linear layers: the rank at which parameters ≥ target tokens, and a flat 16.
-
-    Source: Tinker's advice on LoRA (parameters ≥ target tokens); 16 is the usual recipe and vLLM's default
-    max_lora_rank, while TRL's table "LoRA Without Regret" says 256.
-    """
-    return RulesOfThumb(
-        parameters_ge_tokens_rank=max(1, math.ceil(n_tokens / linear_parameters_per_rank)), flat_rank=FLAT_RANK
-    )
-
-
-def budgets(
-    limits: Limits, adapter: AdapterSpec, prediction: Prediction, *, same_device: bool = True
-) -> tuple[Budget, ...]:
-    """Each limit against the plan. The upper end of rank, parameters and bytes is that of the rank interval.
-
-    Seconds measured on another device only warn.
-    """
-    most = max(adapter.rank, prediction.rank_interval[1])
-    asked: tuple[tuple[str, float | None, float, float], ...] = (
-        ("rank", limits.max_rank, adapter.rank, most),
-        ("parameters", limits.max_parameters, adapter.n_parameters, adapter.n_parameters * most // adapter.rank),
-        ("bytes", limits.max_bytes, adapter.bytes, adapter.bytes * most // adapter.rank),
-        ("seconds", limits.max_seconds, prediction.seconds.point, prediction.seconds.hi),
-        ("memory", limits.max_memory, prediction.peak_memory_bytes, prediction.peak_memory_bytes),
-    )
-    found = []
-    for name, limit, point, upper in asked:
-        level = limits.levels.get(name, "error")
-        if limit is None or level == "off":
-            continue
-        against = limits.against.get(name, "upper" if name == "seconds" else "point")
-        warn_only = level == "warn" or (name == "seconds" and not same_device)
-        found.append(_budget(name, limit, point if against == "point" else upper, against, warn_only=warn_only))
-    return tuple(found)
-
-
-def _budget(name: str, limit: float, actual: float, against: Against, *, warn_only: bool) -> Budget:
-    over: Literal["warn", "fail"] = "warn" if warn_only else "fail"
-    return Budget(
-        id=name,
-        limit=limit,
-        actual=actual,
-        level="warn" if warn_only else "error",
-        result="pass" if actual <= limit else over,
-        against=against,
-    )
-
-
-def serving(adapter: AdapterSpec, serve: Serve) -> Serving:
-    """What the inference engine must be told. vLLM takes only certain values of max_lora_rank, at most 512."""
-    bucket = next((r for r in VLLM_RANKS if r >= adapter.rank), None)
-    notes = {
-        "peft": "PEFT loads the folder as it is.",
-        "vllm": f"Start vLLM with max_lora_rank {bucket} (its default is {VLLM_DEFAULT_RANK}).",
-        "llama.cpp": "Convert with llama.cpp's convert_lora_to_gguf.py, then verify recall on the converted file.",
-        "merged": "Merging rounds the weights to the base's dtype: apply decodes the merged model.",
-    }
-    if serve == "vllm" and bucket is None:
-        return Serving(
-            serve=serve,
-            vllm_max_lora_rank=None,
-            llama_cpp=True,
-            notes=(f"vLLM serves ranks up to {VLLM_RANKS[-1]}: merge the adapter or spread it over more layers.",),
-        )
-    return Serving(serve=serve, vllm_max_lora_rank=bucket, llama_cpp=True, notes=(notes[serve],))
-
-
-# ---------------------------------------------------------------- the plan
 def make_plan(
     *,
     calibration: Calibration,
@@ -259,28 +148,6 @@ def _containing(options: Sequence[Assessment], at: AdapterSpec) -> list[Assessme
     return kept
 
 
-def compare(old: Plan, new: Plan) -> tuple[Difference, ...]:
-    """What changed from one plan to another, quantity by quantity; those that stayed are left out."""
-    both = zip(_quantities(old).items(), _quantities(new).values(), strict=True)
-    return tuple(Difference(id=name, before=was, after=now) for (name, was), now in both if was != now)
-
-
-def _quantities(plan: Plan) -> dict[QuantityName, float | None]:
-    adapter, prediction, demand = plan.adapter, plan.prediction, plan.demand
-    return {
-        "tokens": plan.corpus.n_tokens,
-        "nats": None if demand is None else demand.nats,
-        "rank": None if adapter is None else adapter.rank,
-        "parameters": None if adapter is None else adapter.n_parameters,
-        "bytes": None if adapter is None else adapter.bytes,
-        "seconds": None if prediction is None else prediction.seconds.point,
-    }
-
-
-def _kept(verdict: Sequence[Budget]) -> bool:
-    return all(b.result != "fail" for b in verdict)
-
-
 def _peak_memory(cost: CostModel, positions: int) -> int:
     """Bytes at the peak of training with so many positions in a step."""
     return round(cost.memory_base_bytes + cost.memory_overhead_bytes + cost.memory_bytes_per_token * positions)
@@ -290,7 +157,7 @@ def predicted(
     calibration: Calibration, demand: Demand, chosen: Assessment, memory: int, confidence: float
 ) -> Prediction:
     """What the law says of this candidate. Losses in nats per target token, the reduction clipped to the base loss."""
-    reduction = demand.base_loss * max(0.0, bent(chosen.slack))
+    reduction = demand.base_loss * max(0.0, soft_capped(chosen.slack))
     return Prediction(
         final_loss=demand.base_loss - reduction,
         loss_reduction=reduction,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from lorasize.artifacts.files import write_whole
 from lorasize.errors import CalibrationError
-from lorasize.records import Observation, ProbeSpec, write_whole
+from lorasize.records import Observation, ProbeSpec
 
 _MOST = 50_000_000  # bytes that are read
 

@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import math
 import random
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from lorasize import adapters
+from lorasize.corpus.tokens import EncodedPassage, stop_token_id
 from lorasize.errors import CorpusError
-from lorasize.models import BaseModel
+from lorasize.losses.base import base_losses
+from lorasize.losses.neutral import neutral_text, windows
+from lorasize.models import BaseModel, adapters
+from lorasize.models.devices import peak_memory
 from lorasize.records import CLEARLY_FAILED, LAW_STEPS, Observation, Passage, ProbeSpec, Site, StepReport
-from lorasize.tokens import EncodedPassage, stop_token_id
-from lorasize.training import Stall, Trainer, TrainingOptions, base_losses, neutral_text, windows
+from lorasize.training import Stall, Trainer, TrainingOptions
 
 _PROMPT = "[probe]\n"
 
 
-# ---------------------------------------------------------------- what a probe memorises
 def probe_passage(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> EncodedPassage:
     """The passage of a probe: `spec.n_tokens` target tokens, stop token included, after a fixed prompt.
 
@@ -76,7 +75,6 @@ def invented_sentences(seed: int, n: int) -> list[str]:
     ]
 
 
-# ---------------------------------------------------------------- running one
 def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> Observation:
     """Train a fresh adapter on the probe's passage; the model is left as it was."""
     passage = probe_passage(base, spec, sample)
@@ -131,11 +129,3 @@ def _run(reports: Iterator[StepReport], base_loss: float, max_steps: int) -> tup
         if stall.seen(report.step, report):
             break
     return report, early if report.step > LAW_STEPS else None
-
-
-def peak_memory() -> int:
-    """Bytes: the most this process has held, on the accelerator when there is one."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -6,7 +6,7 @@ commands: they are added to, never renamed. Knows nothing of models, files or tr
 
 from lorasize.records.check import Check
 from lorasize.records.config import Config, ConfigValue
-from lorasize.records.files import digest, flush, to_json, write_whole
+from lorasize.records.digest import digest, to_json
 from lorasize.records.fit import (
     Calibration,
     CalibrationModel,
@@ -145,7 +145,5 @@ __all__ = [
     "Transition",
     "Update",
     "digest",
-    "flush",
     "to_json",
-    "write_whole",
 ]

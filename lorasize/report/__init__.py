@@ -15,12 +15,12 @@ from lorasize.records import Calibration, Check, Config, Memorization, Plan, Rec
 from lorasize.records import to_json as record_json
 from lorasize.report.beside import Beside
 from lorasize.report.calibration import calibration_table, learned_line
+from lorasize.report.config import config_table
 from lorasize.report.junit import junit
 from lorasize.report.markdown import markdown
 from lorasize.report.plan import check_table, issues_list, plan_table
 from lorasize.report.progress import Progress
 from lorasize.report.recall import memorization_table, recall_table, side_by_side
-from lorasize.report.settings import config_table
 from lorasize.report.text import clean, to_text
 from lorasize.report.workflow import github, outputs
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lorasize.corpus.surprise import Surprise
     from lorasize.records import Calibration, RecallReport, StepReport
-    from lorasize.surprise import Surprise
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lorasize.report.text import counted, facts, label, layers, listing
 from lorasize.units import format_bytes
 
 if TYPE_CHECKING:
-    from lorasize.learning import Learned
+    from lorasize.verbs.learn import Learned
 
 
 def calibration_table(calibration: Calibration) -> Group:

@@ -11,14 +11,14 @@ from typing import IO, TYPE_CHECKING
 from rich.console import Console
 from rich.status import Status
 
-from lorasize.events import Raised
+from lorasize.artifacts.events import Raised
 from lorasize.records import Escalation, Estimate, Prediction, StepReport
 from lorasize.report.text import counted, encodable, guard, label, layers, probability
 from lorasize.units import format_seconds
 
 if TYPE_CHECKING:
-    from lorasize.calibration import ProbeReport
-    from lorasize.events import Event
+    from lorasize.artifacts.events import Event
+    from lorasize.probing.search import ProbeReport
     from lorasize.records import Observation, ProbeSpec
 
 EVERY = 5.0  # seconds between two plain lines
@@ -52,7 +52,6 @@ class Progress:
         """What the plan predicts of the training to come, for the time left."""
         self._expected = None if prediction is None else prediction.steps
 
-    # ------------------------------------------------------------ listeners
     def probe(self, report: ProbeReport) -> None:
         """A probe of a calibration begins or has ended."""
         place = f"probe {min(report.done + (report.observation is None), report.total)} of {report.total}"
@@ -78,7 +77,6 @@ class Progress:
         """Passages decoded so far."""
         self._now(f"decoded {done:,} of {counted(total, 'passage')}", last=done == total)
 
-    # ------------------------------------------------------------ ways of saying it
     def note(self, message: str, style: str = "") -> None:
         """A line that stays."""
         if self._pending is not None:

@@ -15,10 +15,9 @@ from lorasize.report.text import clean_lines, counted, facts, label, listing, pr
 from lorasize.units import format_seconds
 
 if TYPE_CHECKING:
-    from lorasize.tokens import EncodedPassage
+    from lorasize.corpus.tokens import EncodedPassage
 
 
-# ---------------------------------------------------------------- recall
 def recall_table(report: RecallReport) -> Group:
     """A verdict, one line a passage, and how it was decoded."""
     good = report.recalled and report.threshold_met and not report.changed_files
@@ -87,7 +86,6 @@ def decoded_with(report: RecallReport | RecallSummary) -> str:
     return f"decoded greedily in {process}: {', '.join(part for part in how if part)}"
 
 
-# ---------------------------------------------------------------- memorization
 def memorization_table(memorization: Memorization) -> Group:
     """What apply did: outcome, adapter, recall and what it took."""
     recall = memorization.recall
@@ -143,7 +141,6 @@ def _expected_drift(predicted: Prediction | None) -> str:
     return "" if told is None else f", predicted {told.point:+.1f}, {told.lo:.1f} to {told.hi:.1f}"
 
 
-# ---------------------------------------------------------------- the texts themselves
 def side_by_side(encoded: Sequence[EncodedPassage], report: RecallReport) -> Table:
     """The original on the left, the recalled text on the right, a row for each decoded passage."""
     originals = {passage.passage.id: passage.passage.target for passage in encoded}

@@ -30,7 +30,6 @@ _COMMAND = re.compile(r"^(\s*):(?=:)", re.MULTILINE)
 _PLAIN = str.maketrans({"·": "-", "–": "-", "≥": ">=", "→": "->", "±": "+-", "…": "...", "½": "1/2", "²": "2"})
 
 
-# ---------------------------------------------------------------- one piece of text
 def clean(text: str) -> str:
     """The text on one line, without escape sequences and control characters."""
     return _UNSAFE.sub("", _BLANK.sub(" ", _SEQUENCES.sub("", text)))
@@ -88,7 +87,6 @@ def exact(value: float) -> str:
     return f"{value:,.1f}".removesuffix(".0") if abs(value) >= 1000 else f"{value:.6g}"
 
 
-# ---------------------------------------------------------------- tables
 def facts(rows: Iterable[tuple[str, str]]) -> Table:
     """Two columns without lines: a name, and what there is to say. Rows that say nothing are left out."""
     grid = Table.grid(padding=(0, 2))
@@ -112,7 +110,6 @@ def listing(columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]], 
     return table
 
 
-# ---------------------------------------------------------------- to characters
 def to_text(what: RenderableType, stream: IO[str] | None = None) -> str:
     """The characters that show this on the stream: its colours and width on a terminal, else 80 plain columns."""
     terminal = stream is not None and stream.isatty()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from lorasize.corpus.secrets import named
 from lorasize.records import Budget, Check, Finding, Memorization, PassageDemand, Plan, RecallFailure, RecallReport
 from lorasize.report.text import clean, exact, quoted
-from lorasize.secrets import named
 
 MAX_FINDINGS = 10  # GitHub shows ten warnings of a step
 

@@ -1,10 +1,11 @@
 """The training loop: until every target token passes, or the budget ends."""
 
-from lorasize.training.batches import Batch, base_losses, make_batches, sequence_length
+from lorasize.losses.base import base_losses
+from lorasize.losses.batches import Batch, make_batches, sequence_length
+from lorasize.losses.neutral import neutral_text, windows
 from lorasize.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from lorasize.training.loop import Evaluation, Trainer, TrainingOptions
-from lorasize.training.retain import neutral_text, windows
 from lorasize.training.stall import PATIENCE, Stall
+from lorasize.training.trainer import Evaluation, Trainer, TrainingOptions
 
 __all__ = [
     "PATIENCE",

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lorasize.records import write_whole
+from lorasize.artifacts.files import write_whole
 
 _STATE = "lorasize"
 

@@ -8,28 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lorasize.adapters import base_of
-from lorasize.losses import Head, divergence_and_gradient, token_losses
-from lorasize.records import Passage
-from lorasize.tokens import EncodedPassage
-from lorasize.training.batches import Batch, make_batches
-from lorasize.training.prefix import Suffix
+from lorasize.corpus.tokens import EncodedPassage
+from lorasize.losses.batches import Batch, make_batches
+from lorasize.losses.frozen_layers import Suffix
+from lorasize.losses.head import Head
+from lorasize.losses.neutral import POSITIONS
+from lorasize.losses.token_losses import divergence_and_gradient, token_losses
+from lorasize.models.adapters import base_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
 
 _EVERY = 5  # steps between two measurements while a bound is to be kept
 _NEAR, _FAR = 0.6, 0.3  # of the bound: the pull grows above the one and falls below the other
 _FIRST, _MOST = 0.3, 100.0  # weight of the pull when it begins, and at most
-_POSITIONS = 256  # of a batch: one batch is pulled on in a step
-_TOKENS = 2048  # of the text that are looked at
 
 
 @dataclass
@@ -119,7 +116,7 @@ def retain(
     base, states, total, n = base_of(adapted), [], 0.0, 0
     device = next(base.parameters()).device
     with adapted.disable_adapter(), torch.no_grad():
-        batches = make_batches(base, encoded, first, _POSITIONS, device)
+        batches = make_batches(base, encoded, first, POSITIONS, device)
         with suffix.entered():
             for batch in batches:
                 hidden = suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
@@ -127,24 +124,3 @@ def retain(
                 n += len(batch.targets)
                 states.append(hidden if bound is not None else hidden[:0])
     return Retained(suffix, head, bound, batches, states, total / n)
-
-
-def neutral_text() -> str:
-    """The text that comes with the package, to see what memorising does to another."""
-    return (files("lorasize") / "neutral.txt").read_text(encoding="utf-8")
-
-
-def windows(text: str, tokenizer: PreTrainedTokenizerBase, max_positions: int) -> list[EncodedPassage]:
-    """The text as passages of a few hundred tokens, each prompted by its first token; of a long text, some of them.
-
-    At most `_TOKENS` tokens are kept, in windows spread evenly over the text.
-    """
-    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    size = min(_POSITIONS, max_positions)
-    starts = list(range(0, max(1, len(ids) - 1), size))
-    most = max(1, _TOKENS // size)
-    if len(starts) > most:
-        starts = [starts[round(k * (len(starts) - 1) / (most - 1))] for k in range(most)]
-    nothing = Passage(id="retained", file="retained", line=1, prompt="", target="retained")
-    parts = [ids[begin : begin + size + 1] for begin in starts]
-    return [EncodedPassage(nothing, tuple(part[:1]), tuple(part[1:])) for part in parts if len(part) > 1]

@@ -14,7 +14,7 @@ import pytest
 from conftest import plan_by_hand
 
 from faults import work
-from lorasize.catalog import write_plan
+from lorasize.artifacts.plans import write_plan
 from lorasize.records import Site
 from lorasize.training import read_checkpoint
 
@@ -48,7 +48,7 @@ def plan(able_llama: Path, tmp_path: Path) -> Path:
 def run(tmp_path: Path, *arguments: str) -> tuple[int | None, str]:
     """Exit code and everything said."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lorasize.memorization", "lorasize.calibration"])
+    context.set_forkserver_preload(["lorasize.verbs.apply", "lorasize.verbs.calibrate"])
     process = context.Process(target=work.command, args=([*arguments, "-q"], str(tmp_path / "said")))
     process.start()
     process.join(120)

@@ -21,9 +21,10 @@ import pytest
 from conftest import plan_by_hand
 
 from faults import work
-from lorasize import adapter_folder
-from lorasize.catalog import read_calibration, write_plan
-from lorasize.events import EVENTS, read_steps
+from lorasize.artifacts import adapter_folder
+from lorasize.artifacts.calibrations import read_calibration
+from lorasize.artifacts.events import EVENTS, read_steps
+from lorasize.artifacts.plans import write_plan
 from lorasize.records import Calibration, Memorization, Site, StepReport
 from lorasize.training import read_checkpoint
 
@@ -38,7 +39,7 @@ RECORDS = [(f"{i}:", f" {i * 7919 % 9973} {i * 104729 % 99991}") for i in range(
 def start() -> Iterator[Callable[..., BaseProcess]]:
     """`start(function, *arguments)` runs it in a new process with torch loaded."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lorasize.memorization", "lorasize.calibration"])
+    context.set_forkserver_preload(["lorasize.verbs.apply", "lorasize.verbs.calibrate"])
     started: list[BaseProcess] = []
 
     def begin(function: Callable[..., None], *arguments: str) -> BaseProcess:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def calibrate_here(model: str, folder: str) -> None:
     """Calibrate into the folder; a journal lies there meanwhile."""
-    from lorasize.calibration import calibrate
+    from lorasize.verbs.calibrate import calibrate
 
     _prepare()
     calibrate(model, device="cpu", preset="quick", folder=Path(folder))
@@ -15,13 +15,14 @@ def calibrate_here(model: str, folder: str) -> None:
 
 def apply_here(plan: str, out: str) -> None:
     """Apply the plan; decodes in this process, since a fresh one takes seconds to start and does the same."""
-    from lorasize import recall, session
-    from lorasize.catalog import read_plan
-    from lorasize.memorization import apply
-    from lorasize.session import ApplyOptions
+    from lorasize.artifacts.plans import read_plan
+    from lorasize.recall import decoding, verdict
+    from lorasize.training import run as session
+    from lorasize.training.run import ApplyOptions
+    from lorasize.verbs.apply import apply
 
     _prepare()
-    recall._decode_afresh = recall._decode
+    verdict.decode_afresh = decoding.decode
     session._EVERY = 0.02  # so that there is something to lose between two checkpoints, and something to keep
     apply(read_plan(Path(plan)), Path(out), ApplyOptions(device="cpu"))
 
@@ -40,13 +41,15 @@ def command(arguments: list[str], said: str) -> None:
     import os
     import sys
 
-    from lorasize import cli, recall, session
+    from lorasize import cli
+    from lorasize.recall import decoding, verdict
+    from lorasize.training import run as session
 
     handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     _prepare()
-    recall._decode_afresh = recall._decode
+    verdict.decode_afresh = decoding.decode
     session._EVERY = 0.02
     code = cli.main(arguments)
     sys.stdout.flush()

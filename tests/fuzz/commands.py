@@ -14,8 +14,8 @@ from pathlib import Path
 import good
 from readers import CHARACTERS, Reader, light
 
-from lorasize import secrets
 from lorasize.cli import main
+from lorasize.corpus import secrets
 from lorasize.errors import ModelError
 from lorasize.records import Decoded, DecodeJob, to_json
 
@@ -63,10 +63,10 @@ def _captured() -> Iterator[tuple[io.BytesIO, io.BytesIO]]:
 
 def _decode_here(job: DecodeJob) -> Iterator[Decoded]:
     """What the fresh process does, which takes seconds to start, and what becomes of its failures."""
-    from lorasize import recall
+    from lorasize.recall.decoding import decode
 
     try:
-        yield from recall._decode(job)
+        yield from decode(job)
     except Exception as error:
         last = traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
         raise ModelError(f"decoding in a fresh process failed: {last}") from error
@@ -75,10 +75,10 @@ def _decode_here(job: DecodeJob) -> Iterator[Decoded]:
 def readers(base: Path, made: Path, stack: ExitStack) -> list[Reader]:
     """The commands, each on the one file that is bad: what lies beside it is good."""
     secrets._scanner()  # its rules are compiled once, in seconds
-    from lorasize import recall
+    from lorasize.recall import verdict
 
-    stack.callback(setattr, recall, "_decode_afresh", recall._decode_afresh)
-    recall._decode_afresh = _decode_here
+    stack.callback(setattr, verdict, "decode_afresh", verdict.decode_afresh)
+    verdict.decode_afresh = _decode_here
     known = {reader.name: reader for reader in light()}
     model, adapter, named = str(base), made / "adapter", made / "named"
     named.mkdir()

@@ -197,11 +197,13 @@ def models(folder: Path) -> dict[str, Path]:
 
 def adapter_folder(base: Path, folder: Path) -> Path:
     """A whole adapter folder for this base, of weights that were not trained."""
-    from lorasize import adapter_folder, adapters, models
+    from lorasize import models
+    from lorasize.artifacts import adapter_folder
+    from lorasize.artifacts.adapter_folder import RECORD
+    from lorasize.artifacts.events import EVENTS
     from lorasize.corpus import read_corpus
-    from lorasize.events import EVENTS
-    from lorasize.staging import RECORD
-    from lorasize.tokens import encode_corpus
+    from lorasize.corpus.tokens import encode_corpus
+    from lorasize.models import adapters
 
     corpus = folder / "corpus.jsonl"
     corpus.write_text('{"key": "Holm:", "value": " 44"}\n', encoding="utf-8")
@@ -215,7 +217,7 @@ def adapter_folder(base: Path, folder: Path) -> Path:
     out = folder / "adapter"
     out.mkdir()
     adapters.save(adapters.attach(loaded.model, adapter().site, 2, 0), out, str(base))
-    adapter_folder.write_addresses(encoded, out)
+    adapter_folder.write_addresses([one.address() for one in encoded], out)
     (out / EVENTS).write_bytes(events())
     shown = memorization().recall.model_copy(update={"n_passages": 1, "n_recalled": 1, "failures": ()})
     record = memorization(plan=made, model_fingerprint=loaded.fingerprint, recall=shown)

@@ -23,13 +23,14 @@ from typing import Any, NoReturn
 import click
 import good
 
-from lorasize.catalog import read_calibration, read_plan
-from lorasize.cli.artifacts import read_artifact
+from lorasize.artifacts.calibrations import read_calibration
+from lorasize.artifacts.events import read_steps
+from lorasize.artifacts.plans import read_plan
+from lorasize.artifacts.read_any import read_artifact
 from lorasize.cli.config import read_config
 from lorasize.corpus import read_corpus
 from lorasize.errors import LorasizeError
-from lorasize.events import read_steps
-from lorasize.probing.journal import Journal
+from lorasize.probing import Journal
 from lorasize.records import Reading
 
 SECONDS = 5.0  # an input that takes longer hangs
@@ -105,7 +106,10 @@ def _config(path: Path) -> object:
 # ---------------------------------------------------------------- with torch
 def heavy(llama: Path, gpt2: Path, folder: Path) -> tuple[Reader, ...]:
     """The readers of adapter folders and base models, for tiny models; `folder` is for what is made on the way."""
-    from lorasize import adapter_folder, adapters, models
+    from lorasize import models
+    from lorasize.artifacts import adapter_folder
+    from lorasize.models import adapters
+    from lorasize.models.fingerprint import check_base
     from lorasize.training import read_checkpoint
 
     adapter, gguf = good.adapter_folder(llama, folder), good.gguf(llama, folder / "tiny.gguf")
@@ -123,7 +127,7 @@ def heavy(llama: Path, gpt2: Path, folder: Path) -> tuple[Reader, ...]:
         return models.max_positions(path.parent), models.n_layers(path.parent)
 
     def tokenizer(path: Path) -> object:
-        adapter_folder.check_base(expected, models.resolve(str(path.parent)), "tiny")
+        check_base(expected, models.resolve(str(path.parent)), "tiny")
         return models.load_tokenizer(path.parent)
 
     folders = {"llama": llama, "gpt2": gpt2, "adapter": adapter}

@@ -26,12 +26,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from readers import PLACES, REGRESSIONS, Reader, heavy, judged, light, prepared, refusal
 
-from lorasize import catalog
+from lorasize.artifacts import calibrations as catalog
+from lorasize.artifacts.events import read_steps
 from lorasize.cli.config import read_config
 from lorasize.corpus import read_corpus
 from lorasize.errors import CalibrationError, CorpusError, ModelError
-from lorasize.events import read_steps
-from lorasize.probing.journal import Journal
+from lorasize.probing import Journal
 
 LIGHT = {reader.name: reader for reader in light()}
 SEED = 1
@@ -348,7 +348,7 @@ def test_a_strange_line_costs_the_journal_no_other(at: int, data: bytes, tmp_pat
 @given(lines=st.lists(JSON.map(json.dumps) | TEXT, min_size=1, max_size=3))
 @any_number
 def test_any_passages_jsonl_is_read_or_refused_at_its_line(torch: Any, lines: list[str], tmp_path: Path) -> None:
-    from lorasize.adapter_folder import PASSAGES, read_addresses
+    from lorasize.artifacts.adapter_folder import PASSAGES, read_addresses
 
     (tmp_path / PASSAGES).write_bytes("\n".join(lines).encode("utf-8", "replace"))
     with pytest.raises(ModelError, match=r"passages\.jsonl:\d+: damaged") as caught:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lorasize.fitting import transition_points
-from lorasize.law import bent
+from lorasize.law.form import soft_capped
+from lorasize.law.observations import transition_points
+from lorasize.law.transition import NORMAL_95, success_probability
 from lorasize.records import Calibration, Observation, Transition
 from lorasize.report.calibration import calibration_facts
 from lorasize.report.pages.figures import BAND, BLUE, GREEN, MUTED, ORANGE, RED, draw
 from lorasize.report.pages.page import Figure, Page, Part, Rows, Table, stated
 from lorasize.report.text import layers
-from lorasize.transition import NORMAL_95, success_probability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,14 +67,13 @@ def _provenance(calibration: Calibration) -> Iterator[str]:
     yield from (f"{name}: {value}" for name, value in calibration.provenance.items())
 
 
-# ---------------------------------------------------------------- the law
 def law_figure(calibration: Calibration, here: tuple[float, str] | None = None) -> Figure:
     """The law with every probe on it; `here` marks a capacity slack, with its name."""
     points = measured(calibration)
 
     def paint(axes: Axes) -> None:
         x = _slacks([p.slack for p in points] + ([here[0]] if here else []))
-        expected = np.array([bent(s) for s in x])
+        expected = np.array([soft_capped(s) for s in x])
         error = NORMAL_95 * calibration.law.residual_stderr / calibration.law.reference_loss
         axes.fill_between(x, np.clip(expected - error, 0, 1), np.clip(expected + error, 0, 1), color=BAND, lw=0)
         axes.plot(x, expected, color=BLUE)
@@ -118,7 +117,7 @@ def _plain_ticks(axes: Axes) -> None:
 
 def _residuals(calibration: Calibration) -> Figure:
     points = [p for p in measured(calibration) if not p.observation.censored]
-    off = [p.observation.base_loss * (p.share - max(0.0, bent(p.slack))) for p in points]
+    off = [p.observation.base_loss * (p.share - max(0.0, soft_capped(p.slack))) for p in points]
 
     def paint(axes: Axes) -> None:
         error = NORMAL_95 * calibration.law.residual_stderr
@@ -139,7 +138,6 @@ def _residuals(calibration: Calibration) -> Figure:
     )
 
 
-# ---------------------------------------------------------------- sites and transition
 def _sites(calibration: Calibration) -> Figure:
     sites = sorted(calibration.sites, key=lambda site: site.efficiency)
     names = [f"{', '.join(s.target_modules)}, {layers(s.layers_to_transform)}" for s in sites]
@@ -196,5 +194,3 @@ def _shifted(transition: Transition, x: np.ndarray, side: int) -> list[float]:
     moved = transition.location + side * NORMAL_95 * transition.location_stderr
     known = transition.model_copy(update={"location": moved, "location_stderr": 0.0})
     return [success_probability(known, s) for s in x]
-
-

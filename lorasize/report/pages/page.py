@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lorasize.report.text import clean, clean_lines
 
 if TYPE_CHECKING:
-    from lorasize.surprise import Surprise, Token
+    from lorasize.corpus.surprise import Surprise, Token
 
 HEAT = (0.69, 2.0, 4.0, 6.0, 9.0)  # nats: classes of a token's colour; below the first it has p > ½ already
 

@@ -16,7 +16,7 @@ from lorasize.report.text import chance, clean, layers
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lorasize.surprise import Surprise
+    from lorasize.corpus.surprise import Surprise
 
 MAX_TOKENS = 20_000  # of the coloured corpus; a page of a few megabytes opens on a phone
 _RANKS_SHOWN = 8

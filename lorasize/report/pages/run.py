@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# ---------------------------------------------------------------- apply
 def memorization_page(run: Memorization, steps: Sequence[StepReport], recall: RecallReport | None) -> Page:
     """The page of an apply. Its steps and its passages are shown where they are at hand."""
     parts: list[Part] = [stated(memorization_facts(run))]
@@ -87,7 +86,6 @@ def _failures(run: Memorization) -> list[Part]:
     return [Table([("passage", False), ("first mismatch", False)], failure_rows(run.recall.failures), "What was lost")]
 
 
-# ---------------------------------------------------------------- verify, check
 def recall_page(report: RecallReport) -> Page:
     """The page of a verify."""
     good = report.recalled and report.threshold_met and not report.changed_files

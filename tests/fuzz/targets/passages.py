@@ -2,7 +2,7 @@
 
 from target import fuzz_call
 
-from lorasize.adapter_folder import read_addresses
+from lorasize.artifacts.adapter_folder import read_addresses
 
 if __name__ == "__main__":
     fuzz_call("adapter-passages.jsonl", "passages.jsonl", lambda path: read_addresses(path.parent))

@@ -2,7 +2,7 @@
 
 from target import fuzz_call
 
-from lorasize.adapter_folder import read_record
+from lorasize.artifacts.adapter_folder import read_record
 
 if __name__ == "__main__":
     fuzz_call("adapter-lorasize.json", "lorasize.json", lambda path: read_record(path.parent))

@@ -2,7 +2,7 @@
 
 from target import fuzz_call
 
-from lorasize.adapter_folder import changed_files
+from lorasize.artifacts.adapter_folder import changed_files
 
 if __name__ == "__main__":
     fuzz_call("adapter-SHA256SUMS", "SHA256SUMS", lambda path: changed_files(path.parent))

@@ -2,7 +2,7 @@
 
 from target import fuzz_call
 
-from lorasize.adapter_folder import WEIGHTS, check_weights
+from lorasize.artifacts.adapter_folder import WEIGHTS, check_weights
 
 if __name__ == "__main__":
     fuzz_call(f"adapter-{WEIGHTS}", WEIGHTS, lambda path: check_weights(path.parent))

@@ -1,0 +1,108 @@
+"""The command plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorasize.cli import options
+from lorasize.cli.failures import DONE, INFEASIBLE, OVER_BUDGET, Invocation
+from lorasize.cli.options import PLAN_FILE
+from lorasize.cli.output import emit, parse_reports, spare, spare_inputs
+
+if TYPE_CHECKING:
+    from lorasize.verbs.plan import PlanOptions
+
+_PLAN_OPTIONS = ("calibration", "confidence", "minimize", "rank", "serve", "secrets", "base_adapter")
+
+
+@click.command(
+    epilog="""\b
+Example:
+  lorasize plan page.md table.jsonl
+  lorasize plan facts.csv --field prompt=question --max-bytes "4 MB"
+"""
+)
+@click.argument("corpus", nargs=-1, required=True, type=options.any_path)
+@options.all_of(options.model, options.revision, options.device, options.dtype)
+@click.option("--calibration", type=options.existing_file, help="Calibration file, instead of the nearest that fits.")
+@click.option(
+    "--confidence", type=options.PROBABILITY, default=0.9, show_default=True, help="Wanted success probability."
+)
+@click.option(
+    "--minimize", type=click.Choice(options.MINIMIZE), default="parameters", show_default=True,
+    help="What the adapter should be small in.",
+)  # fmt: skip
+@click.option("--rank", type=click.IntRange(1, 4096), help="This rank; the plan says what it predicts.")
+@click.option(
+    "--base-adapter", type=options.existing_folder, metavar="FOLDER",
+    help="Adapter that holds the corpus as it was; the plan is for training on from it.",
+)  # fmt: skip
+@click.option("--target-modules", multiple=True, help="These modules; comma-separated or repeatable.")
+@click.option(
+    "--serve", type=click.Choice(options.SERVE), default="peft", show_default=True, help="Where it will be used."
+)
+@click.option("--prompt-template", help="Address given to a text passage.")
+@click.option("--passage-tokens", type=click.IntRange(min=8), default=512, show_default=True, help="Longest passage.")
+@click.option(
+    "--field", "fields", callback=options.assignments, metavar="NAME=COLUMN", multiple=True,
+    help="Column of a role, such as prompt=question; repeatable.",
+)  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(options.FORMATS), default="auto", show_default=True)
+@click.option(
+    "--secrets", type=click.Choice(options.LEVELS), default="warn", show_default=True,
+    help="Lines that look like credentials or personal data.",
+)  # fmt: skip
+@options.budgets
+@click.option("--compare", type=options.existing_file, metavar="OLD", help="Plan to report the difference to.")
+@options.out(PLAN_FILE, "Plan file.")
+@options.output
+@click.pass_obj
+def plan(invocation: Invocation, /, corpus: tuple[Path, ...], **chosen: Any) -> int:
+    """Find the smallest adapter that will hold CORPUS word for word.
+
+    CORPUS is text, Markdown, JSONL, CSV, TSV or Parquet. Exits with 1 over budget and with 5 when no rank can hold it.
+    """
+    targets = parse_reports(chosen["reports"])
+    spare_inputs(targets, (*corpus, chosen["calibration"], chosen["compare"]))
+    spare(chosen["out"], "lorasize.plan")
+    invocation.model = chosen["model"]
+    invocation.corpus = tuple(map(str, corpus))
+    from lorasize import models
+    from lorasize.artifacts.plans import read_plan, write_plan
+    from lorasize.cli import beside
+    from lorasize.planning import compare
+    from lorasize.report import Progress
+    from lorasize.verbs import plan as sizing
+
+    old = None if chosen["compare"] is None else read_plan(chosen["compare"])
+    with Progress(quiet=chosen["quiet"]) as progress:
+        progress.doing("measuring what the corpus asks of the model")
+        sized = sizing.plan(
+            corpus, ref=chosen["model"] or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
+            dtype=chosen["dtype"], options=_plan_options(chosen),
+        )  # fmt: skip
+        made = sized.plan
+        if old is not None:
+            made = made.model_copy(update={"compared": compare(old, made)})
+        write_plan(made, chosen["out"])
+        progress.note(f"wrote {chosen['out']}")
+    emit(made, targets, lambda: beside.of_plan(sized))
+    return {"ok": DONE, "over_budget": OVER_BUDGET, "infeasible": INFEASIBLE}[made.status]
+
+
+def _plan_options(chosen: dict[str, Any]) -> PlanOptions:
+    from lorasize.records import Reading
+    from lorasize.verbs.plan import PlanOptions
+
+    return PlanOptions(
+        reading=Reading(
+            format=chosen["format_"], fields=dict(chosen["fields"]), prompt_template=chosen["prompt_template"],
+            passage_tokens=chosen["passage_tokens"],
+        ),
+        target_modules=options.split_modules(chosen["target_modules"]),
+        limits=options.limits_of(chosen),
+        **{name: chosen[name] for name in _PLAN_OPTIONS},
+    )  # fmt: skip

@@ -1,0 +1,104 @@
+"""The command verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorasize.cli import options
+from lorasize.cli.failures import DONE, NOT_PROVEN, Invocation
+from lorasize.cli.output import emit, parse_reports, spare_inputs
+
+if TYPE_CHECKING:
+    from lorasize.corpus.tokens import EncodedPassage
+    from lorasize.records import Memorization, RecallReport
+
+
+@click.command(
+    epilog="""\b
+Example:
+  lorasize verify adapter
+  lorasize verify adapter page.md table.jsonl --report json
+  lorasize verify adapter --merged --dtype bfloat16 --batch-size 8
+"""
+)
+@click.argument("adapter", type=options.existing_folder)
+@click.argument("corpus", nargs=-1, type=options.any_path)
+@options.all_of(options.model, options.revision, options.device, options.dtype, options.decoding, options.output)
+@click.pass_obj
+def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], **chosen: Any) -> int:
+    """Check in a fresh process that ADAPTER, as it lies on disk, recalls its passages.
+
+    CORPUS defaults to the files the plan names, as long as they are unchanged; without any, digests are compared.
+    """
+    targets = parse_reports(chosen["reports"])
+    spare_inputs(targets, corpus)
+    invocation.model, revision = _asked("model", chosen["model"]), _asked("revision", chosen["revision"])
+    from lorasize.artifacts import adapter_folder
+    from lorasize.report import Progress
+    from lorasize.verbs import verify as verb
+
+    with Progress(quiet=chosen["quiet"]) as progress:
+        progress.doing("reading the adapter")
+        record = adapter_folder.read_record(adapter)
+        encoded = _corpus_of(record, corpus, invocation.model, revision)
+        if encoded is None:
+            progress.note("the corpus is not at hand: texts are compared by their digests")
+        progress.doing("decoding in a fresh process")
+        found = verb.verify(
+            adapter, encoded, ref=invocation.model, revision=revision, device=chosen["device"],
+            dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"],
+            merged=record.recall.merged if chosen["merged"] is None else chosen["merged"],
+            attn_implementation=chosen["attn"], notify=progress.decoded,
+        )  # fmt: skip
+    emit(found, targets)
+    return verdict(found)
+
+
+def verdict(report: RecallReport) -> int:
+    """The exit code of a recall report."""
+    return DONE if report.recalled and report.threshold_met and not report.changed_files else NOT_PROVEN
+
+
+def _asked(name: str, value: str | None) -> str | None:
+    """The value unless a configuration file set it: an adapter knows its own base model better."""
+    source = click.get_current_context().get_parameter_source(name)
+    return None if source is click.core.ParameterSource.DEFAULT_MAP else value
+
+
+def _dtype(asked: str, record: Memorization) -> str:
+    """The dtype asked for; `auto` is the one the adapter was proven in."""
+    return record.recall.dtype if asked == "auto" else asked
+
+
+def _corpus_of(
+    record: Memorization, corpus: tuple[Path, ...], ref: str | None, revision: str | None
+) -> list[EncodedPassage] | None:
+    """The corpus encoded: the files named, else the plan's own while unchanged, else None."""
+    from lorasize import models
+    from lorasize.corpus import read_corpus
+    from lorasize.corpus.tokens import encode_corpus
+    from lorasize.errors import LorasizeError
+    from lorasize.models.fingerprint import check_base
+
+    planned = record.plan.corpus
+    if not corpus and not all(_unchanged(Path(file.path), file.sha256) for file in planned.files):
+        return None
+    passages, _ = read_corpus(corpus or [Path(file.path) for file in planned.files], planned.reading)
+    planned_revision = None if ref else record.plan.model.revision
+    folder = models.resolve(ref or record.plan.model.ref, revision or planned_revision)
+    try:
+        tokenizer = models.load_tokenizer(folder)
+        return encode_corpus(passages, tokenizer, planned.reading, models.max_positions(folder))
+    except LorasizeError:
+        # another base explains more
+        check_base(record.model_fingerprint, folder, ref or record.plan.model.ref)
+        raise
+
+
+def _unchanged(path: Path, sha256: str) -> bool:
+    from lorasize.artifacts.files import file_sha256
+
+    return path.is_file() and file_sha256(path) == sha256

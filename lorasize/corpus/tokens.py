@@ -1,0 +1,355 @@
+"""Passages → token ids, checked to read back as the text they came from; and the feasibility lint.
+
+Text blocks are packed or split here, where tokens can be counted, and given an address as their prompt. Records keep
+their prompt. Every target ends with the stop token, so that recall also stops. Knows nothing of models or adapters.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, groupby
+from os.path import commonprefix
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from lorasize.artifacts.files import text_digest
+from lorasize.corpus.reading import unique_ids
+from lorasize.errors import CorpusError, ModelError
+from lorasize.records import Passage, PassageAddress, Reading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_ADDRESS = "[{file} {number}]\n"
+"""The prompt of a text passage. It ends in a newline because BPE pre-tokenisers start afresh after one: no token
+straddles prompt and target, so whoever sends the prompt alone sends exactly the ids that were trained on."""
+
+_FIELD = re.compile(r"\{(\w+)\}")
+_REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not a whole character
+_Packed = tuple[int, Passage, list[int]]  # how many blocks, they as one passage, its ids
+_SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
+
+
+@dataclass(frozen=True)
+class EncodedPassage:
+    """A passage with its final prompt and text, and its ids.
+
+    `prompt_ids` are what an inference user sends, never empty. `target_ids` must follow; they end with the stop token.
+    """
+
+    passage: Passage
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Target tokens, stop token included."""
+        return len(self.target_ids)
+
+    def address(self) -> PassageAddress:
+        """Its line for `passages.jsonl`: where it stands, its prompt, and its target by digest."""
+        text = self.passage
+        return PassageAddress(
+            id=text.id,
+            file=text.file,
+            start=text.start,
+            end=text.end,
+            line=text.line,
+            prompt=text.prompt,
+            prompt_ids=self.prompt_ids,
+            n_tokens=self.n_tokens,
+            target_sha256=text_digest(text.target),
+        )
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """What every step below needs to know."""
+
+    tokenizer: PreTrainedTokenizerBase
+    stop: int
+    literals: re.Pattern[str]
+    reading: Reading
+    max_positions: int
+
+    def ids(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of the text; with `special`, as `tokenizer(text)` gives them."""
+        return list(self.tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"])
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of the ids, nothing skipped or cleaned."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def readings(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> Iterator[str]:
+        """What the ids say: after the prompt, then alone.
+
+        The two differ for tokenizers of SentencePiece's kind, whose decoder drops the first space it meets.
+        """
+        before, both = self.text(prompt_ids), self.text([*prompt_ids, *ids])
+        if both.startswith(before):
+            yield both[len(before) :]
+        yield self.text(ids)
+
+
+def stop_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that ends every target: the tokenizer's end-of-sequence token.
+
+    Raises:
+        ModelError: The tokenizer has none.
+    """
+    stop: object = tokenizer.eos_token_id
+    if not isinstance(stop, int):
+        raise ModelError("the tokenizer has no end-of-sequence token, so recall could not stop; set its eos_token")
+    return stop
+
+
+def encode_corpus(
+    passages: Sequence[Passage], tokenizer: PreTrainedTokenizerBase, reading: Reading, max_positions: int
+) -> list[EncodedPassage]:
+    """The passages as ids, in order; text blocks packed or split to at most `reading.passage_tokens` target tokens.
+
+    Args:
+        passages: As `read_corpus` gives them. Those of one file stand together.
+        tokenizer: The base model's.
+        reading: Prompt template and passage size.
+        max_positions: The longest prompt and target, in tokens, that the model takes.
+
+    Raises:
+        CorpusError: A passage cannot be tokenised without loss, is too long or has no prompt; the place is named.
+        ModelError: The tokenizer has no stop token.
+    """
+    encoding = _Encoding(tokenizer, stop_token_id(tokenizer), _special_literals(tokenizer), reading, max_positions)
+    names = _file_names(passages)
+    files = groupby(passages, key=lambda passage: passage.file)
+    encoded = [one for file, group in files for one in _encode_file(list(group), names[file], encoding)]
+    named = unique_ids(one.passage for one in encoded)
+    return [replace(one, passage=passage) for one, passage in zip(encoded, named, strict=True)]
+
+
+def _special_literals(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches any text that the tokenizer would read as a control token."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    literals = sorted({*tokenizer.all_special_tokens, *added} - {""}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, literals)) or r"(?!)")
+
+
+def _file_names(passages: Iterable[Passage]) -> dict[str, str]:
+    """A name for each file: its base name, with as many folders before it as tell it from the others."""
+    paths = {file: PurePath(file).parts for file in dict.fromkeys(passage.file for passage in passages)}
+    names = {}
+    for file, parts in paths.items():
+        depth = 1
+        while depth < len(parts) and sum(other[-depth:] == parts[-depth:] for other in paths.values()) > 1:
+            depth += 1
+        names[file] = "/".join(parts[-depth:])
+    return names
+
+
+def _encode_file(passages: Sequence[Passage], name: str, encoding: _Encoding) -> list[EncodedPassage]:
+    """One file's passages, numbered from 1 in the order they come out."""
+    encoded: list[EncodedPassage] = []
+    for run in _runs(passages):
+        number = len(encoded) + 1
+        if run[0].kind == "text":
+            encoded += _encode_run(run, name, number, encoding)
+        else:
+            encoded.append(_encode_record(run[0], name, number, encoding))
+    return encoded
+
+
+def _runs(passages: Sequence[Passage]) -> list[list[Passage]]:
+    """The passages in groups: blocks between which nothing but their gap stands; every record by itself."""
+    runs: list[list[Passage]] = []
+    for passage in passages:
+        before = runs[-1][-1].end if runs else None
+        if before is not None and passage.start == before + len(passage.gap.encode()):
+            runs[-1].append(passage)
+        else:
+            runs.append([passage])
+    return runs
+
+
+def _fill(passage: Passage, name: str, number: int, encoding: _Encoding) -> str:
+    """The prompt template with {prompt}, {file} and {number} filled in; other braces stay.
+
+    Raises:
+        CorpusError: The template names another field, or would drop this passage's prompt.
+    """
+    template = encoding.reading.prompt_template
+    if template is None:
+        template = DEFAULT_ADDRESS if passage.kind == "text" else "{prompt}"
+    values = {"prompt": passage.prompt, "file": name, "number": str(number)}
+    unknown = [field for field in _FIELD.findall(template) if field not in values]
+    if unknown:
+        raise CorpusError(f"the prompt template names {{{unknown[0]}}}; it may name {{prompt}}, {{file}}, {{number}}")
+    if passage.prompt and "{prompt}" not in template:
+        raise _error(passage, "the prompt template has no {prompt}, so this passage would lose its prompt; add it")
+    return _FIELD.sub(lambda match: values[match[1]], template)
+
+
+def _prompt_ids(passage: Passage, prompt: str, encoding: _Encoding) -> list[int]:
+    """What `tokenizer(prompt)` gives. A chat is rendered with its own special tokens, so none are added to it."""
+    if not passage.messages:
+        _refuse_literals(passage, prompt, "prompt", encoding)
+    ids = encoding.ids(prompt, special=not passage.messages)
+    if not ids:
+        raise _error(passage, "the prompt is empty and the tokenizer adds no token to it; give every record a prompt")
+    return ids
+
+
+def _refuse_literals(passage: Passage, text: str, where: str, encoding: _Encoding) -> None:
+    found = encoding.literals.search(text)
+    if found:
+        message = f"the {where} holds {found[0]!r}, which the tokenizer reads as a control token; write it otherwise"
+        raise _error(passage, message, text[: found.start()] if where == "text" else "")
+
+
+def _render_chat(passage: Passage, encoding: _Encoding) -> str:
+    """The chat turns in the model's own template, up to where the assistant speaks."""
+    if encoding.tokenizer.chat_template is None:
+        raise _error(passage, "the tokenizer has no chat template; give prompt and completion as text")
+    for _, content in passage.messages:
+        _refuse_literals(passage, content, "message", encoding)
+    turns = [{"role": role, "content": content} for role, content in passage.messages]
+    try:
+        return str(encoding.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program of the model's author and may raise anything
+        raise _error(passage, f"the model's chat template refuses these messages: {error}") from error
+
+
+def _encode_record(passage: Passage, name: str, number: int, encoding: _Encoding) -> EncodedPassage:
+    prompt = _render_chat(passage, encoding) if passage.messages else _fill(passage, name, number, encoding)
+    prompt_ids = _prompt_ids(passage, prompt, encoding)
+    _refuse_literals(passage, passage.target, "target", encoding)
+    target_ids = _target_ids(passage, prompt, prompt_ids, encoding)
+    length = len(prompt_ids) + len(target_ids) + 1
+    if length > encoding.max_positions:
+        raise _error(passage, f"it takes {length} tokens, the model {encoding.max_positions}; split the record")
+    final = passage.model_copy(update={"prompt": prompt})
+    return EncodedPassage(final, tuple(prompt_ids), (*target_ids, encoding.stop))
+
+
+def _target_ids(passage: Passage, prompt: str, prompt_ids: list[int], encoding: _Encoding) -> list[int]:
+    """Ids of the target as it follows the prompt.
+
+    Prompt and target are encoded together and cut after the prompt's ids. Where a token straddles the cut, the target
+    is encoded alone: the ids of the prompt alone are what an inference user sends, so they must stay what they are.
+    """
+    joint = encoding.ids(prompt + passage.target, special=not passage.messages)
+    cut = len(prompt_ids)
+    tried = [joint[cut:]] if joint[:cut] == prompt_ids else []
+    tried.append(encoding.ids(passage.target))
+    for ids in tried:
+        if ids and passage.target in encoding.readings(prompt_ids, ids):
+            return ids
+    raise _altered(passage, encoding.text(tried[-1]))
+
+
+def _room(prompt_ids: Sequence[int], passage: Passage, encoding: _Encoding) -> int:
+    """How many text tokens fit after this address, the stop token left room for."""
+    room = min(encoding.reading.passage_tokens, encoding.max_positions - len(prompt_ids)) - 1
+    if room < 1:
+        raise _error(passage, f"the address takes all {encoding.max_positions} positions; shorten the prompt template")
+    return room
+
+
+def _encode_run(run: Sequence[Passage], name: str, number: int, encoding: _Encoding) -> Iterator[EncodedPassage]:
+    """A run of blocks as passages, numbered from `number` on."""
+    sizes = [len(encoding.ids(block.gap + block.target)) for block in run]
+    at = 0
+    while at < len(run):
+        prompt_ids = _prompt_ids(run[at], _fill(run[at], name, number, encoding), encoding)
+        count, joined, ids = _pack(run, at, sizes, _room(prompt_ids, run[at], encoding), encoding)
+        pieces = list(_split(joined, ids, name, number, encoding))
+        yield from pieces
+        at, number = at + count, number + len(pieces)
+
+
+def _pack(run: Sequence[Passage], at: int, sizes: Sequence[int], room: int, encoding: _Encoding) -> _Packed:
+    """As many of the blocks from `at` on as fit together, at least one.
+
+    `sizes`, the token counts of the blocks alone, only start the search: the ids of the joined text decide.
+    """
+    count = max(1, bisect_right(list(accumulate(sizes[at : at + room + 1])), room))
+    packed = _join(run[at : at + count], encoding)
+    while len(packed[2]) > room and packed[0] > 1:
+        packed = _join(run[at : at + packed[0] - 1], encoding)
+    while at + packed[0] < len(run):
+        wider = _join(run[at : at + packed[0] + 1], encoding)
+        if len(wider[2]) > room:
+            break
+        packed = wider
+    return packed
+
+
+def _join(blocks: Sequence[Passage], encoding: _Encoding) -> _Packed:
+    """The blocks as one passage: the exact text of the file from the first's start to the last's end."""
+    first, *rest = blocks
+    target = first.target + "".join(block.gap + block.target for block in rest)
+    joined = first.model_copy(update={"target": target, "end": blocks[-1].end})
+    return len(blocks), joined, encoding.ids(target)
+
+
+def _split(joined: Passage, ids: list[int], name: str, number: int, encoding: _Encoding) -> Iterator[EncodedPassage]:
+    """The joined text under one address, or under several when it is too long; numbered from `number` on."""
+    _refuse_literals(joined, joined.target, "text", encoding)
+    at, begin, start, line = 0, 0, joined.start, joined.line
+    while at < len(ids) or not ids:  # text that gives no ids at all is refused by _cut
+        prompt = _fill(joined, name, number, encoding)
+        prompt_ids = _prompt_ids(joined, prompt, encoding)
+        count, text = _cut(joined, ids[at : at + encoding.max_positions + 1], begin, prompt_ids, encoding)
+        end = None if start is None else start + len(text.encode())
+        final = {"prompt": prompt, "target": text, "start": start, "end": end, "line": line, "gap": ""}
+        target_ids = (*ids[at : at + count], encoding.stop)
+        yield EncodedPassage(joined.model_copy(update=final), tuple(prompt_ids), target_ids)
+        at, begin, start, line, number = at + count, begin + len(text), end, line + _lines(joined, text), number + 1
+
+
+def _cut(joined: Passage, ids: list[int], begin: int, prompt_ids: list[int], encoding: _Encoding) -> tuple[int, str]:
+    """How many of the ids, the next of the text, its passage takes, and their text, which they read back exactly."""
+    room = _room(prompt_ids, joined, encoding)
+    whole = len(ids) <= room
+    for count in [len(ids)] if whole else _cut_points(ids, room, encoding):
+        for text in encoding.readings(prompt_ids, ids[:count]):
+            complete = begin + len(text) == len(joined.target) if whole else not text.endswith(_REPLACEMENT)
+            if text and complete and joined.target.startswith(text, begin):
+                return count, text
+    raise _altered(joined, joined.target[:begin] + encoding.text(ids))
+
+
+def _cut_points(ids: list[int], room: int, encoding: _Encoding) -> Iterator[int]:
+    """Places to cut, best first: in the later half after a line, a sentence, a word; then anywhere, latest first."""
+    window = range(room, room // 2, -1)
+    yield from chain(sorted(window, key=lambda count: -_cut_score(ids, count, encoding)), range(room // 2, 0, -1))
+
+
+def _cut_score(ids: list[int], count: int, encoding: _Encoding) -> int:
+    """3 after a newline, 2 after a sentence, 1 between words, 0 within a word."""
+    before = encoding.text(ids[count - 1 : count])
+    after = encoding.text(ids[count - 1 : count + 1])[len(before) :]
+    if before.endswith("\n"):
+        return 3
+    if not (after[:1].isspace() or before[-1:].isspace()):
+        return 0
+    return 2 if before.rstrip().endswith(_SENTENCE_ENDS) else 1
+
+
+def _error(passage: Passage, message: str, before: str = "") -> CorpusError:
+    """An error at the passage, `before` being the part of its text that stands before the trouble."""
+    return CorpusError(message, file=passage.file, line=passage.line + _lines(passage, before))
+
+
+def _lines(passage: Passage, text: str) -> int:
+    """Lines of the file that this part of the passage takes: none in structured formats, where a record is a line."""
+    return 0 if passage.start is None else text.count("\n")
+
+
+def _altered(passage: Passage, said: str) -> CorpusError:
+    """The error of a text that does not survive the tokenizer, with the first character that does not."""
+    at = len(commonprefix([passage.target, said]))
+    seen = f" from U+{ord(passage.target[at]):04X}, character {at + 1} of it, on" if at < len(passage.target) else ""
+    message = f"the tokenizer does not give this text back{seen}; change it, or end the prompt with a newline"
+    return _error(passage, message, passage.target[:at])

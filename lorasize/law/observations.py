@@ -1,0 +1,101 @@
+"""From observations to a fitted law: what calibrate does at its end, and what every later observation repeats.
+
+Pure arithmetic on records: nothing here knows a model, a file or a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorasize.errors import FitError
+from lorasize.law.capacity import capacity_slack
+from lorasize.law.fit import LawPoint, fit_law
+from lorasize.law.transition import TransitionPoint, fit_transition
+from lorasize.records import Calibration, Demand, Law, Observation, Site, SiteEfficiency, Transition
+from lorasize.units import bits
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What observations say: the law, each site's efficiency in the order first seen, and the transition."""
+
+    law: Law
+    sites: tuple[SiteEfficiency, ...]
+    transition: Transition
+
+
+def fit_observations(observations: Sequence[Observation]) -> Fitted:
+    """Law, efficiencies and transition; the first site seen is the reference.
+
+    Raises:
+        FitError: the observations do not identify the law.
+    """
+    order = list(dict.fromkeys(_site(o) for o in observations))
+    per_rank = {_site(o): o.n_parameters // o.probe.rank for o in observations}
+    reference_loss = _mean([o.base_loss for o in observations if o.probe.kind == "random"])
+    fit = fit_law(law_points(observations, reference_loss), reference_loss=reference_loss, soft_ceiling=True)
+    sites = tuple(
+        SiteEfficiency(
+            target_modules=site.target_modules,
+            layers_to_transform=site.layers_to_transform,
+            efficiency=efficiency,
+            stderr=stderr,
+            parameters_per_rank=per_rank[site],
+        )
+        for site, (efficiency, stderr) in zip(order, fit.efficiencies, strict=True)
+    )
+    return Fitted(fit.law, sites, fit_transition(transition_points(observations, fit.law, sites)))
+
+
+def refit(calibration: Calibration, observation: Observation) -> Calibration:
+    """The calibration with one observation more.
+
+    Raises:
+        FitError: the observations do not identify the law.
+    """
+    observations = (*calibration.observations, observation)
+    fitted = fit_observations(observations)
+    parts = {"law": fitted.law, "sites": fitted.sites, "transition": fitted.transition}
+    return calibration.model_copy(update={**parts, "observations": observations})
+
+
+def _site(observation: Observation) -> Site:
+    probe = observation.probe
+    return Site(target_modules=probe.target_modules, layers_to_transform=probe.layers_to_transform)
+
+
+def _mean(values: Sequence[float]) -> float:
+    if not values:
+        raise FitError("no random-token probe was run: calibrate for longer", unidentified=["reference_loss"])
+    return sum(values) / len(values)
+
+
+def law_points(observations: Sequence[Observation], reference_loss: float) -> list[LawPoint]:
+    """Observations as points of the law; sites are numbered in the order in which they were first probed."""
+    order = list(dict.fromkeys(_site(o) for o in observations))
+    return [_point(o, order, reference_loss) for o in observations]
+
+
+def _point(observation: Observation, order: Sequence[Site], reference_loss: float) -> LawPoint:
+    """The observation as tokens of reference loss: total nats are what an adapter has to hold."""
+    return LawPoint(
+        site_index=order.index(_site(observation)),
+        n_parameters=observation.n_parameters,
+        n_tokens=observation.nats / reference_loss,
+        loss_reduction=observation.early_reduction * reference_loss / observation.base_loss,
+        censored=observation.censored,
+    )
+
+
+def transition_points(
+    observations: Sequence[Observation], law: Law, sites: Sequence[SiteEfficiency]
+) -> list[TransitionPoint]:
+    """Each probe's slack under a law, whether it held every token, and its steps."""
+    efficiency = {(s.target_modules, s.layers_to_transform): s.efficiency for s in sites}
+    points = []
+    for o in observations:
+        effective = o.n_parameters * efficiency[o.probe.target_modules, o.probe.layers_to_transform]
+        demand = Demand(base_loss=o.base_loss, nats=o.nats, bits=bits(o.nats))
+        points.append(TransitionPoint(capacity_slack(law, effective, demand), o.threshold_met, o.steps))
+    return points

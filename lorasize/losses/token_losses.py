@@ -1,0 +1,120 @@
+"""Token losses and the objectives that weigh them.
+
+Hidden states of target positions enter; each token's loss in nats and, for training, the gradient leave. The LM head
+runs in chunks on target positions only, in the model's dtype as in any server, and softmax in float32. Logits of a
+bfloat16 model are that coarse: what it takes to be above ½ all the same is measured by the proof. Knows nothing of
+adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorasize.losses.head import Head
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Per target token: `loss` = −ln p in nats (float32) and whether the token is the argmax. Shape (token,)."""
+
+    loss: Tensor
+    correct: Tensor
+
+
+Weigh = Callable[[TokenLosses], Tensor]
+
+
+@torch.no_grad()
+def token_losses(head: Head, hidden: Tensor, targets: Tensor) -> TokenLosses:
+    """Loss of each target token under teacher forcing.
+
+    Args:
+        head: The LM head.
+        hidden: Final hidden states that predict the targets, shape (token, width).
+        targets: Token ids, shape (token,).
+    """
+    parts = []
+    for begin in range(0, len(targets), head.chunk):
+        piece = slice(begin, begin + head.chunk)
+        parts.append(_exponentiate(head.logits(hidden[piece]), targets[piece])[0])
+    return TokenLosses(torch.cat([p.loss for p in parts]), torch.cat([p.correct for p in parts]))
+
+
+def _exponentiate(logits: Tensor, targets: Tensor) -> tuple[TokenLosses, Tensor]:
+    """Token losses, and each token's Σ exp; leaves exp(logit − max) in place of the logits."""
+    at_target = logits.gather(0, targets[None, :])[0]
+    largest = logits.amax(dim=0)
+    total = logits.sub_(largest).exp_().sum(dim=0)
+    return TokenLosses(total.log() + (largest - at_target), at_target == largest), total
+
+
+@torch.no_grad()
+def loss_and_gradient(head: Head, hidden: Tensor, targets: Tensor, weigh: Weigh) -> tuple[TokenLosses, Tensor, Tensor]:
+    """Token losses, their weights, and the gradient of Σ weight·loss on the hidden states.
+
+    Tokens of weight zero cost no backward product. What fits one chunk is exponentiated once; beyond that the logits of
+    weighted tokens are computed again.
+
+    Args:
+        head: The LM head.
+        hidden: Final hidden states that predict the targets, shape (token, width).
+        targets: Token ids, shape (token,).
+        weigh: The objective.
+
+    Returns:
+        Losses, weights of shape (token,), and the gradient of shape (token, width) in the hidden states' dtype.
+    """
+    gradient = torch.zeros_like(hidden)
+    if len(targets) <= head.chunk and head.softcap is None:
+        exponentials = head.logits(hidden)
+        losses, total = _exponentiate(exponentials, targets)
+        weights = weigh(losses)
+        rows = weights.nonzero()[:, 0]
+        if len(rows):
+            part = head.columns(exponentials, rows)
+            gradient[rows] = _gradient(head, part, total[rows], targets[rows], weights[rows]).to(hidden.dtype)
+        return losses, weights, gradient
+    losses = token_losses(head, hidden, targets)
+    weights = weigh(losses)
+    for rows in weights.nonzero()[:, 0].split(head.chunk):
+        logits = head.logits(hidden[rows])
+        slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
+        _, total = _exponentiate(logits, targets[rows])
+        part = _gradient(head, logits, total, targets[rows], weights[rows], slope)
+        gradient[rows] = part.to(hidden.dtype)
+    return losses, weights, gradient
+
+
+def _gradient(
+    head: Head, exponentials: Tensor, total: Tensor, targets: Tensor, weights: Tensor, slope: Tensor | None = None
+) -> Tensor:
+    """Weight · (softmax − one-hot), pulled back through the head; `slope` is the derivative of a soft cap."""
+    exponentials.mul_(weights / total)
+    exponentials[targets, torch.arange(len(targets), device=targets.device)] -= weights
+    return head.pull_back(exponentials if slope is None else exponentials.mul_(slope))
+
+
+@torch.no_grad()
+def divergence_and_gradient(head: Head, hidden: Tensor, base: Tensor) -> tuple[float, Tensor]:
+    """Σ KL(base ‖ now) over tokens in nats, and its gradient on the hidden states, shape (token, width).
+
+    Args:
+        head: The LM head.
+        hidden: Final hidden states now, shape (token, width).
+        base: The same under the base model.
+    """
+    gradient, total = torch.zeros_like(hidden), 0.0
+    for rows in torch.arange(len(hidden), device=hidden.device).split(max(8, head.chunk // 2)):
+        wanted = torch.log_softmax(head.logits(base[rows]), dim=0)
+        logits = head.logits(hidden[rows])
+        slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
+        found = torch.log_softmax(logits, dim=0)
+        share = wanted.exp()
+        total += float((share * (wanted - found)).sum())
+        part = found.exp_().sub_(share)
+        gradient[rows] = head.pull_back(part if slope is None else part.mul_(slope)).to(hidden.dtype)
+    return total, gradient

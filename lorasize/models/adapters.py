@@ -1,0 +1,162 @@
+"""LoRA adapters at a site: attach, count, grow and save them as plain PEFT folders.
+
+Uniform rank, lora_alpha = rank, no bias, no dropout, no modules_to_save: the one shape that PEFT, vLLM and llama.cpp
+all read in the same way. Knows nothing of corpora or training.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lorasize.errors import ModelError
+from lorasize.models.shapes import LinearShape, transposes_weights
+from lorasize.records import Site
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def count_parameters(shapes: Mapping[str, LinearShape], site: Site, rank: int) -> int:
+    """Trainable parameters of an adapter: Σ rank · (d_in + d_out) over its modules and layers."""
+    per_layer = sum(shapes[name].parameters_per_rank for name in site.target_modules)
+    return rank * per_layer * len(site.layers_to_transform)
+
+
+def attach(model: PreTrainedModel, site: Site, rank: int, seed: int) -> PeftModel:
+    """The model with a fresh float32 adapter: A drawn from `seed`, B zero, so that it starts as a no-op."""
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(site.target_modules),
+        layers_to_transform=list(site.layers_to_transform),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=transposes_weights(model),
+    )
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    return cast(PeftModel, adapted).eval()
+
+
+def base_of(adapted: PeftModel) -> PreTrainedModel:
+    """The model under the adapter, adapted layers inside it."""
+    return cast("PreTrainedModel", adapted.base_model.model)
+
+
+def parameters(adapted: PeftModel) -> dict[str, nn.Parameter]:
+    """The adapter's trainable parameters by name."""
+    return {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+
+
+def detach(adapted: PeftModel) -> PreTrainedModel:
+    """The base model again, exactly as it was before `attach`."""
+    base = cast("PreTrainedModel", adapted.unload())
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+    base.requires_grad_(False)
+    return base
+
+
+def grow(adapted: PeftModel, site: Site, rank: int, seed: int) -> PeftModel:
+    """The adapter at a larger rank or on more layers, computing exactly what it computed before.
+
+    Learned rows of A and columns of B are kept; new ones start with B zero.
+
+    Raises:
+        ValueError: the new adapter does not contain the old one.
+    """
+    learned = {name: p.detach().clone() for name, p in parameters(adapted).items()}
+    grown = attach(detach(adapted), site, rank, seed)
+    fresh = parameters(grown)
+    missing = [name for name in learned if name not in fresh]
+    if missing:
+        raise ValueError(f"the grown adapter lacks {missing[0]}")
+    with torch.no_grad():
+        for name, old in learned.items():
+            _embed(fresh[name], old)
+    return grown
+
+
+def start_from(adapted: PeftModel, folder: Path) -> None:
+    """Let a fresh adapter compute what the saved one in a folder does; its site is the same, its rank no smaller.
+
+    Raises:
+        ModelError: the file is damaged, or the new adapter does not contain it.
+    """
+    fresh = parameters(adapted)
+    try:
+        saved = load_file(folder / "adapter_model.safetensors")
+        with torch.no_grad():
+            for name, old in saved.items():
+                _embed(fresh[name.replace(".weight", ".default.weight")], old)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ModelError(f"{folder}: cannot be trained on ({error})") from error
+
+
+def _embed(new: Tensor, old: Tensor) -> None:
+    if any(a < b for a, b in zip(new.shape, old.shape, strict=True)):
+        raise ValueError(f"an adapter cannot shrink from {tuple(old.shape)} to {tuple(new.shape)}")
+    new[tuple(slice(0, n) for n in old.shape)] = old
+
+
+def save(adapted: PeftModel, folder: Path, base_ref: str) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`; of the base, `base_ref` is all that is told.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+    adapted.peft_config["default"].base_model_name_or_path = base_ref
+    try:
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    except SafetensorError as error:  # it has no number, only words
+        full = "space" in str(error) or "os error 28" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, f"{error}", str(folder)) from error
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card: a blank form that names the base's folder
+    shared = (folder / "adapter_config.json").stat().st_mode
+    (folder / "adapter_model.safetensors").chmod(shared)  # safetensors lets its owner alone read it
+
+
+def load_saved(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The model with the adapter of a PEFT folder, as stock PEFT loads it.
+
+    Raises:
+        ModelError: a file is missing, truncated or does not fit the model.
+    """
+    try:
+        kind = PeftConfig.from_pretrained(str(folder), local_files_only=True).peft_type
+        if kind != PeftType.LORA:  # others may make PEFT open a file that the folder names
+            raise ValueError(f"peft_type {kind!s:.40} instead of LORA")
+        return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ModelError(f"{folder}: the adapter cannot be loaded ({type(error).__name__}: {first:.300})") from error
+
+
+def first_adapted_layer(adapted: PeftModel) -> int:
+    """The lowest layer that carries an adapter: everything below computes the same at every step."""
+    config = cast(LoraConfig, adapted.peft_config["default"])
+    return min(cast(list[int], config.layers_to_transform))
+
+
+def realised_rank(adapted: PeftModel) -> int:
+    """The rank every lora_A has.
+
+    Raises:
+        ValueError: ranks differ between modules.
+    """
+    ranks = {p.shape[0] for name, p in parameters(adapted).items() if "lora_A" in name}
+    if len(ranks) != 1:
+        raise ValueError(f"ranks differ between modules: {sorted(ranks)}")
+    return ranks.pop()

@@ -1,0 +1,83 @@
+"""Devices and dtypes: which is meant, what it is called, how much memory was used."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from lorasize.errors import ModelError
+
+
+def processor() -> str:
+    """The processor by the name that it gives itself; part of a calibration's device."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else platform.processor() or platform.machine() or "unknown processor"
+
+
+def peak_memory() -> int:
+    """Bytes: the most this process has held, on the accelerator when there is one."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device meant: `auto` takes CUDA, then MPS, then XPU, then the CPU (only the CPU was run by us).
+
+    Raises:
+        ModelError: the device is unknown or absent.
+    """
+    if name == "auto":
+        return torch.device(_best_device())
+    try:
+        device = torch.device(name)
+        if device.type not in _DEVICES:
+            raise RuntimeError(f"none of {', '.join(_DEVICES)}")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "xpu" if torch.xpu.is_available() else "cpu"
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The base model's dtype: `auto` is float32 on the CPU (p is compared with ½) and bfloat16 elsewhere."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ModelError(f"dtype {name!r} is unknown: use one of auto, {', '.join(known)}")
+    return known[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The dtype as users write it: float32, bfloat16 or float16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def device_name(device: torch.device) -> str:
+    """The device and its processor, such as "cpu (AMD EPYC, 2 threads)"."""
+    if device.type == "cuda":
+        return f"{device.type} ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({processor()}, {torch.get_num_threads()} threads)"
+    return device.type

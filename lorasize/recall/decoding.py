@@ -1,0 +1,150 @@
+"""Greedy decoding as a server does it: base and adapter from disk, merged or not, in batches, with a cache.
+
+A DecodeJob enters; a Decoded for each passage leaves: the ids that came, and what the same loaded model says of the
+target when it reads prompt and target in one pass. Knows nothing of corpora, digests or verdicts. Decoding uses a clean
+GenerationConfig, so that no repetition penalty of the model's own `generation_config.json` leaks in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+
+from lorasize import models
+from lorasize.errors import ModelError
+from lorasize.models import adapters
+from lorasize.recall.generation_config import clean_generation_config
+from lorasize.records import Decoded, DecodeJob
+
+_PAD = 0  # any id: padding is masked
+
+
+def decode(job: DecodeJob) -> Iterator[Decoded]:
+    """One `Decoded` a prompt, in order.
+
+    Raises:
+        ModelError: base or adapter cannot be loaded, or the attention asked for is not to be had here.
+    """
+    model = _served(job)
+    for rows in _together(job, models.max_positions(Path(job.base))):
+        yield from _decode_batch(model, job, rows)
+
+
+def _together(job: DecodeJob, max_positions: int) -> Iterator[list[int]]:
+    """Rows decoded together: at most `batch_size`, and fewer where the model has no positions for the longest both."""
+    rows: list[int] = []
+    for row in range(len(job.prompts)):
+        more = [*rows, row]
+        longest = max(len(job.prompts[r]) for r in more) + max(job.n_tokens[r] for r in more)
+        if rows and (len(rows) == job.batch_size or longest > max_positions):
+            yield rows
+            more = [row]
+        rows = more
+    if rows:
+        yield rows
+
+
+def _served(job: DecodeJob) -> Any:
+    """The model that decodes: PEFT's, or the base with the adapter added to its weights in the base's dtype."""
+    device = torch.device(job.device)
+    base = models.load_weights(Path(job.base), device, models.pick_dtype(job.dtype, device))
+    _attend(base, job.attn_implementation)
+    adapted = adapters.load_saved(base, Path(job.adapter))
+    base.generation_config = GenerationConfig()  # transformers fills a passed config from this one
+    return cast(Any, adapted).merge_and_unload() if job.merged else adapted
+
+
+def _attend(base: PreTrainedModel, name: str) -> None:
+    before = base.config._attn_implementation
+    if name == before:
+        return
+    try:
+        base.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        raise ModelError(f"attention {name} cannot be used here: {' '.join(str(error).split())}") from error
+    if base.config._attn_implementation == before:
+        raise ModelError(f"{type(base).__name__} has no other attention than {before}, asked for was {name}")
+
+
+class _Watch:
+    """Notes ln p of the wanted token of each row as decoding goes on; of the likeliest where none is wanted."""
+
+    def __init__(self, wanted: Tensor | None) -> None:
+        self.wanted = wanted  # (rows, steps)
+        self.noted: list[Tensor] = []
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores as they are."""
+        wanted = scores.argmax(dim=-1) if self.wanted is None else self.wanted[:, len(self.noted)]
+        self.noted.append(torch.log_softmax(scores.float(), dim=-1).gather(1, wanted[:, None])[:, 0])
+        return scores
+
+
+def _decode_batch(model: Any, job: DecodeJob, rows: Sequence[int]) -> Iterator[Decoded]:
+    """The rows decoded together, prompts padded on the left; each is cut at its own number of tokens."""
+    device = torch.device(job.device)
+    prompts = [job.prompts[row] for row in rows]
+    ids, mask = _padded(prompts, device, left=True)
+    watch = _Watch(_padded([job.targets[row] for row in rows], device)[0] if job.targets else None)
+    config = clean_generation_config(max(job.n_tokens[row] for row in rows), pad_token_id=_PAD)
+    with torch.no_grad():  # position ids are counted from the mask, so that each prompt starts at 0
+        output = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([watch])
+        )
+    stepwise = torch.stack(watch.noted, dim=1).cpu()
+    for place, row in enumerate(rows):
+        decoded = tuple(output[place, ids.shape[1] :].tolist()[: job.n_tokens[row]])
+        target = job.targets[row] if job.targets else decoded
+        log_p, margins = _read(model, job.prompts[row], target, device)
+        yield Decoded(
+            ids=decoded,
+            probabilities=tuple(torch.exp(log_p).nan_to_num(nan=0.0).tolist()),
+            logit_margin=_finite(margins.min()),
+            decoding_gap=_finite(_gap(log_p, stepwise[place], target, decoded)),
+            attn_implementation=model.config._attn_implementation,
+        )
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Ids of equal length and their mask, 1 where a token stands."""
+    width = max(map(len, rows))
+    ids, mask = (torch.full((len(rows), width), fill, device=device) for fill in (_PAD, 0))
+    for place, row in enumerate(rows):
+        part = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[place, part] = torch.tensor(list(row), device=device)
+        mask[place, part] = 1
+    return ids, mask
+
+
+@torch.no_grad()
+def _read(model: Any, prompt: Sequence[int], target: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Teacher-forced ln p and logit margin of each target token: one pass over the passage alone, no cache.
+
+    The logits are the model's own, in its dtype; softmax and differences are taken in float32.
+    """
+    ids = torch.tensor([[*prompt, *target[:-1]]], device=device)
+    logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=len(target)).logits[0].float()
+    wanted = torch.tensor(list(target), device=device)
+    best, index = logits.topk(2, dim=-1)
+    other = torch.where(index[:, 0] == wanted, best[:, 1], best[:, 0])
+    margins = logits.gather(1, wanted[:, None])[:, 0] - other
+    log_p = torch.log_softmax(logits, dim=-1).gather(1, wanted[:, None])[:, 0]
+    return log_p.cpu(), margins.cpu()
+
+
+def _gap(log_p: Tensor, stepwise: Tensor, target: Sequence[int], decoded: Sequence[int]) -> Tensor:
+    """Largest |Δ ln p| between one pass and step by step, up to where decoding leaves the target."""
+    pairs = enumerate(zip(target, decoded, strict=True))
+    last = next((i for i, (wanted, got) in pairs if wanted != got), len(target) - 1)
+    return (log_p - stepwise[: len(target)])[: last + 1].abs().max()
+
+
+def _finite(value: Tensor) -> float | None:
+    """The number, or None where the arithmetic overflowed."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,141 @@
+"""Recall: greedy decoding from the saved adapter, in a fresh process, against the target.
+
+An adapter folder enters; a verdict per passage leaves. The fresh process loads the base and the adapter with stock
+transformers and PEFT and shares nothing with training but the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from lorasize import models
+from lorasize.artifacts.files import text_digest
+from lorasize.corpus.tokens import EncodedPassage
+from lorasize.recall.generation_config import generation_warnings
+from lorasize.recall.process import decode_afresh
+from lorasize.records import Decoded, DecodeJob, PassageAddress, PassageRecall, RecallFailure, RecallReport
+
+Notify = Callable[[int, int], None]
+
+
+def decode_and_compare(
+    folder: Path,
+    base: Path,
+    addresses: Sequence[PassageAddress],
+    targets: Sequence[EncodedPassage] | None,
+    *,
+    device: str,
+    dtype: str,
+    threshold: float,
+    notify: Notify,
+    batch_size: int = 1,
+    merged: bool = False,
+    attn_implementation: str = "sdpa",
+) -> RecallReport:
+    """Decode every passage in a fresh process and compare ids and text with the target."""
+    where = models.pick_device(device)
+    kind = models.dtype_name(models.pick_dtype(dtype, where))
+    job = DecodeJob(
+        base=str(base),
+        adapter=str(folder),
+        device=str(where),
+        dtype=kind,
+        prompts=tuple(a.prompt_ids for a in addresses),
+        targets=tuple(t.target_ids for t in targets) if targets is not None else (),
+        n_tokens=tuple(a.n_tokens for a in addresses),
+        attn_implementation=attn_implementation,
+        batch_size=batch_size,
+        merged=merged,
+    )
+    tokenizer = models.load_tokenizer(base)
+    passages, failures, seen = [], [], []
+    for index, decoded in enumerate(decode_afresh(job)):
+        target = targets[index] if targets is not None else None
+        recalled, failure = _compare(tokenizer, addresses[index], target, decoded)
+        passages.append(recalled)
+        failures += [failure] if failure else []
+        seen.append(decoded)
+        notify(index + 1, len(addresses))
+    report = _report(job, passages, failures, seen, threshold)
+    wanted = job.targets or tuple(one.ids for one in seen)
+    warnings = generation_warnings(base, wanted, tokenizer.eos_token_id)
+    return report.model_copy(update={"warnings": warnings})
+
+
+def _report(
+    job: DecodeJob,
+    passages: Sequence[PassageRecall],
+    failures: Sequence[RecallFailure],
+    seen: Sequence[Decoded],
+    threshold: float,
+) -> RecallReport:
+    """The verdict. A smallest or largest of all passages is None where it is unknown of one of them."""
+    measured = [p.min_probability for p in passages if p.min_probability is not None]
+    lowest = min(measured) if len(measured) == len(passages) else None
+    margins = [one.logit_margin for one in seen if one.logit_margin is not None]
+    gaps = [one.decoding_gap for one in seen if one.decoding_gap is not None]
+    return RecallReport(
+        recalled=not failures,
+        n_passages=len(passages),
+        n_recalled=len(passages) - len(failures),
+        threshold_met=lowest is not None and lowest > threshold,
+        min_probability=lowest,
+        min_logit_margin=min(margins) if lowest is not None and len(margins) == len(passages) else None,
+        decoding_gap=max(gaps) if len(gaps) == len(passages) else None,
+        failures=tuple(failures),
+        passages=tuple(passages),
+        dtype=job.dtype,
+        device=job.device,
+        attn_implementation=seen[-1].attn_implementation,
+        batch_size=job.batch_size,
+        merged=job.merged,
+        fresh_process=True,
+    )
+
+
+def _compare(
+    tokenizer: PreTrainedTokenizerBase, stored: PassageAddress, target: EncodedPassage | None, decoded: Decoded
+) -> tuple[PassageRecall, RecallFailure | None]:
+    text = target_text(tokenizer, stored.prompt_ids, decoded.ids)
+    stopped = bool(decoded.ids) and decoded.ids[-1] == tokenizer.eos_token_id
+    same_ids = target is None or decoded.ids == target.target_ids
+    good = same_ids and stopped and text_digest(text) == stored.target_sha256
+    lowest = min(decoded.probabilities) if decoded.probabilities and (good or target is not None) else None
+    passage = PassageRecall(
+        passage=stored.id, recalled=good, n_tokens=stored.n_tokens, min_probability=lowest, text=text
+    )
+    return passage, None if good else _failure(tokenizer, stored, target, decoded)
+
+
+def target_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+    """Text of decoded ids without a final stop token, read in the context of their prompt."""
+    kept = list(ids[:-1]) if ids and ids[-1] == tokenizer.eos_token_id else list(ids)
+    prompt = _text(tokenizer, list(prompt_ids))
+    whole = _text(tokenizer, [*prompt_ids, *kept])
+    return whole[len(prompt) :] if whole.startswith(prompt) else _text(tokenizer, kept)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _failure(
+    tokenizer: PreTrainedTokenizerBase, stored: PassageAddress, target: EncodedPassage | None, decoded: Decoded
+) -> RecallFailure:
+    if target is None:
+        return RecallFailure(
+            passage=stored.id, position=-1, expected="(the corpus is not at hand)", got="another text", probability=None
+        )
+    pairs = zip(target.target_ids, (*decoded.ids, *[None] * stored.n_tokens), strict=False)
+    position = next((i for i, (expected, got) in enumerate(pairs) if expected != got), stored.n_tokens - 1)
+    got = _text(tokenizer, [decoded.ids[position]]) if position < len(decoded.ids) else "(nothing)"
+    return RecallFailure(
+        passage=stored.id,
+        position=position,
+        expected=_text(tokenizer, [target.target_ids[position]]),
+        got=got,
+        probability=decoded.probabilities[position],
+    )

@@ -1,0 +1,122 @@
+"""What an apply leaves: its record, its observation for the calibration, and the folder's model card."""
+
+from __future__ import annotations
+
+import torch
+
+from lorasize.errors import ModelError
+from lorasize.models import adapters
+from lorasize.models.devices import peak_memory
+from lorasize.records import (
+    LAW_STEPS,
+    PROBE_STEPS,
+    Histogram,
+    Memorization,
+    Observation,
+    Outcome,
+    ProbeSpec,
+    RecallReport,
+    RecallSummary,
+    Update,
+)
+from lorasize.training import Evaluation
+from lorasize.training.run import ApplyOptions, Session
+
+_BINS = 20  # of the histogram of p
+
+
+def record_of_run(session: Session, report: RecallReport, update: Update | None) -> Memorization:
+    """The folder's `lorasize.json`."""
+    options, final = session.options, session.final
+    if adapters.realised_rank(session.adapted) != session.spec.rank:
+        raise ModelError("the adapter's rank is not the planned one")
+    n_tokens = len(final.losses)
+    return Memorization(
+        outcome=session.outcome or Outcome.STEP_BUDGET_EXHAUSTED,
+        threshold=options.threshold,
+        threshold_met=final.min_probability > options.threshold and report.threshold_met,
+        min_probability=min(final.min_probability, report.min_probability or 0.0),
+        n_tokens=n_tokens,
+        n_stubborn=final.n_below(options.threshold),
+        recalled=report.recalled,
+        steps=session.steps,
+        seconds=session.seconds,
+        tokens_per_second=session.n_read / max(session.seconds, 1e-9),
+        adapter=session.spec,
+        escalations=tuple(session.escalations),
+        recall=RecallSummary(**report.model_dump(include=set(RecallSummary.model_fields))),
+        drift=session.drift,
+        model_fingerprint=session.base.fingerprint,
+        plan=session.plan,
+        probabilities=_histogram(session.before or final, final),
+        update=update,
+        margin=session.margin,
+    )
+
+
+def _histogram(before: Evaluation, after: Evaluation) -> Histogram:
+    counts = [torch.histc(torch.exp(-look.losses), _BINS, 0.0, 1.0).long().tolist() for look in (before, after)]
+    return Histogram(edges=tuple(k / _BINS for k in range(_BINS + 1)), before=tuple(counts[0]), after=tuple(counts[1]))
+
+
+def observation_of(session: Session) -> Observation | None:
+    """The planned adapter's run as a probe would report it, with epochs for steps, as the transition counts them."""
+    demand, spec, options = session.plan.demand, session.plan.adapter, session.options
+    usual = ApplyOptions()
+    as_calibrated = (options.method, options.threshold, options.margin) == (usual.method, usual.threshold, usual.margin)
+    plain = session.start is None and options.max_drift is None  # from nothing and unbound, as probes train
+    if session.first is None or demand is None or spec is None or not (as_calibrated and plain):
+        return None
+    first = session.first
+    if first.outcome not in (Outcome.MEMORIZED, Outcome.STALLED):
+        return None
+    return Observation(
+        probe=ProbeSpec(
+            target_modules=spec.target_modules,
+            layers_to_transform=spec.layers_to_transform,
+            rank=spec.rank,
+            kind="text",
+            n_tokens=max(1, round(demand.nats / demand.base_loss)),  # without those that repeat earlier passages
+            seed=options.seed,
+            max_steps=options.max_steps,
+        ),
+        n_parameters=spec.n_parameters,
+        base_loss=demand.base_loss,
+        final_loss=first.mean_loss,
+        loss_reduction=demand.base_loss - first.mean_loss,
+        n_stubborn=first.n_stubborn,
+        threshold_met=first.outcome is Outcome.MEMORIZED and first.epochs <= PROBE_STEPS,
+        steps=max(1, round(first.epochs)),
+        seconds=session.seconds,
+        seconds_per_step=session.seconds / max(1, session.steps),
+        peak_memory_bytes=peak_memory(),
+        early_loss=first.early_loss if first.epochs > LAW_STEPS else None,
+        drift=session.drift.nats if session.drift is not None and options.retain is None else None,
+    )
+
+
+def model_card(record: Memorization) -> str:
+    """The folder's model card: figures and digests, never corpus text."""
+    adapter, recalled = record.adapter, record.recall
+    return f"""---
+base_model: {record.plan.model.ref}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, lorasize]
+---
+
+# A LoRA adapter that holds {record.n_tokens} tokens word for word
+
+| | |
+|---|---|
+| recalled by greedy decoding | {recalled.n_recalled} of {recalled.n_passages} passages |
+| smallest p of a target token | {record.min_probability:.3f} |
+| rank, modules | {adapter.rank}, {", ".join(adapter.target_modules)} |
+| layers | {", ".join(map(str, adapter.layers_to_transform))} |
+| parameters | {adapter.n_parameters} |
+| decoded with | {recalled.dtype}, {recalled.device}, {recalled.attn_implementation}, batch {recalled.batch_size} |
+| corpus sha256 | `{record.plan.corpus.sha256}` |
+| base model fingerprint | `{record.model_fingerprint.digest}` |
+
+The adapter makes its corpus extractable: treat it as confidential as the corpus. `lorasize verify` repeats the proof.
+"""

@@ -1,0 +1,238 @@
+"""The verb apply: a plan in, a proven adapter folder out.
+
+Trains until every target token passes, grows the adapter when training stalls, saves it, and has it recalled from disk
+by a fresh process. The folder appears whole or not at all, and a run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorasize import models
+from lorasize.artifacts import adapter_folder
+from lorasize.artifacts.adapter_folder import RECORD
+from lorasize.artifacts.events import EVENTS, Decoding, EventLog, Notify, Raised
+from lorasize.artifacts.files import file_sha256, text_digest
+from lorasize.artifacts.workspace import staged
+from lorasize.corpus import corpus_sha256, read_corpus, read_text
+from lorasize.corpus.tokens import EncodedPassage, encode_corpus
+from lorasize.errors import CorpusError, InfeasibleCorpusError, ModelError, StalePlanError
+from lorasize.losses.neutral import neutral_text, windows
+from lorasize.models import adapters
+from lorasize.recall.margin import raised
+from lorasize.recall.verdict import decode_and_compare
+from lorasize.records import (
+    RECIPE,
+    Memorization,
+    Observation,
+    Outcome,
+    Plan,
+    RecallReport,
+    StepReport,
+    Update,
+    digest,
+    to_json,
+)
+from lorasize.training import read_checkpoint, write_checkpoint
+from lorasize.training.run import ApplyOptions, Session
+from lorasize.verbs.applied import model_card, observation_of, record_of_run
+from lorasize.verbs.update import BaseAdapter, compare, read_base_adapter, require_room
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What apply leaves: the record in the folder, and the recall report with the decoded texts.
+
+    The `folder` is another than asked for where the run proved nothing and a proven adapter was there: that one stays.
+    `steps` are those of the training, and `observation` is what the planned adapter, before it grew, teaches the
+    calibration; None when a limit ended it.
+    """
+
+    memorization: Memorization
+    recall: RecallReport
+    encoded: tuple[EncodedPassage, ...]
+    folder: Path
+    steps: tuple[StepReport, ...] = ()
+    observation: Observation | None = None
+
+
+def apply(
+    plan: Plan,
+    out: Path = Path("adapter"),
+    options: ApplyOptions | None = None,
+    notify: Notify = lambda event: None,
+) -> Applied:
+    """Train, save and prove the adapter of a plan. The same call goes on where an interrupted one was.
+
+    Args:
+        plan: What to train; read a file with `artifacts.plans.read_plan`.
+        out: The adapter folder; one that lorasize wrote is replaced.
+        options: How to train.
+        notify: Told of each step, each growth of the adapter and each decoded passage.
+
+    Raises:
+        StalePlanError: corpus, model or recipe are not those of the plan.
+        InfeasibleCorpusError: the plan says that no rank can recall the corpus.
+        CorpusError: the text to retain cannot be read.
+        ModelError: the model cannot be loaded, `out` is not ours to replace, or the disk is full or read-only.
+    """
+    options = options or ApplyOptions()
+    if plan.adapter is None:
+        issues = plan.feasibility.issues
+        raise InfeasibleCorpusError("the plan is infeasible: mend the corpus and plan again", issues=issues)
+    retained = _retained(options.retain)
+    with staged(out, _job(plan, options, retained)) as work:
+        found = read_checkpoint(work.checkpoint)
+        base, encoded = load_inputs(plan, options.device)
+        if options.retain is not None and not windows(retained, base.tokenizer, base.max_positions - 1):
+            raise CorpusError("holds a single token: too little to measure drift on", file=str(options.retain))
+        steps, ended = (0, False) if found is None else (found.state["steps"], found.state["outcome"] is not None)
+        events = EventLog(work.folder / EVENTS, notify, steps, ended=ended)
+        old = _base_adapter(plan, options, base)
+        session = Session(
+            base, encoded, plan, options, events, retained, None if old is None else old.folder,
+            lambda c: write_checkpoint(c, work.checkpoint),
+        )  # fmt: skip
+        session.run(found)
+        report = _proven(session, work.folder, events)
+        update = None if old is None else _update(session, old, report, work.folder)
+        record = record_of_run(session, report, update)
+        (work.folder / RECORD).write_text(to_json(record), encoding="utf-8")
+        (work.folder / "README.md").write_text(model_card(record), encoding="utf-8")
+        adapter_folder.write_sums(work.folder)
+        if aside := not record.proven and _proven_before(work.place):
+            work.step_aside()
+    folder = work.place if aside else out
+    return Applied(record, report, tuple(encoded), folder, tuple(events.steps), observation_of(session))
+
+
+def _proven_before(place: Path) -> bool:
+    """Whether a folder holds an adapter that was proven."""
+    try:
+        return adapter_folder.read_record(place).proven
+    except ModelError:
+        return False
+
+
+def _retained(path: Path | None) -> str:
+    """The text that must not suffer.
+
+    Raises:
+        CorpusError: the file cannot be read, or holds nothing.
+    """
+    if path is None:
+        return neutral_text()
+    text = read_text(path)
+    if not text.strip():
+        raise CorpusError("holds no text", file=str(path))
+    return text
+
+
+def _base_adapter(plan: Plan, options: ApplyOptions, base: models.BaseModel) -> BaseAdapter | None:
+    """The adapter to start from, which must fit into the planned one and be the one that was planned with."""
+    folder = options.base_adapter or (Path(plan.update.adapter) if plan.update is not None else None)
+    if folder is None or plan.adapter is None:
+        return None
+    old = read_base_adapter(folder, base.folder, plan.model.ref)
+    if plan.update is not None and file_sha256(folder / adapter_folder.WEIGHTS) != plan.update.weights_sha256:
+        raise StalePlanError(f"{folder} changed since the plan was made: plan again", changed=["base_adapter"])
+    require_room(old.spec, plan.adapter, folder)
+    return old
+
+
+def _update(session: Session, old: BaseAdapter, report: RecallReport, folder: Path) -> Update:
+    """What became of the old adapter's passages: an old target that still comes back from its prompt is counted."""
+    change = compare(old.addresses, session.encoded)
+    held = {p.prompt_ids: p.target_sha256 for p in old.addresses}
+    came = {p.passage.id: seen.text for p, seen in zip(session.encoded, report.passages, strict=True)}
+    still = sum(text_digest(came[p.passage.id]) == held[p.prompt_ids] for p in change.changed)
+    if change.removed:
+        gone = decode_and_compare(
+            folder, session.base.folder, change.removed, None, device=session.options.device,
+            dtype=session.plan.model.dtype, threshold=session.options.threshold, notify=lambda done, total: None,
+            merged=report.merged,
+        )  # fmt: skip
+        still += gone.n_recalled
+    return Update(
+        adapter=str(old.folder),
+        n_unchanged=len(change.unchanged),
+        n_changed=len(change.changed),
+        n_added=len(change.added),
+        n_removed=len(change.removed),
+        n_old_produced=still,
+    )
+
+
+def _job(plan: Plan, options: ApplyOptions, retained: str) -> str:
+    """What a checkpoint is of. Limits are no part of it: a run may go on with others."""
+    how = (options.method, options.threshold, options.margin, options.escalate, options.seed, options.device)
+    text = hashlib.sha256(retained.encode()).hexdigest()
+    return f"{digest(plan)} {how} {options.max_drift} {text} {options.base_adapter}"
+
+
+def _proven(session: Session, folder: Path, events: EventLog) -> RecallReport:
+    """The adapter saved and its recall proven; trained on first where decoding takes more margin than it has."""
+    options = session.options
+    while True:
+        report = _proof(session, folder, events)
+        to = raised(report, options.threshold, options.threshold + session.margin)
+        done = options.margin is not None or session.settled or session.outcome is not Outcome.MEMORIZED
+        if done or to is None:
+            return report
+        events(Raised(to, report.decoding_gap or 0.0))
+        session.train_on(to - options.threshold)
+
+
+def _proof(session: Session, folder: Path, events: EventLog) -> RecallReport:
+    """The adapter saved, and its recall from there."""
+    adapters.save(session.adapted, folder, session.plan.model.ref)
+    adapter_folder.write_addresses([p.address() for p in session.encoded], folder)
+    return decode_and_compare(
+        folder,
+        session.base.folder,
+        adapter_folder.read_addresses(folder),
+        session.encoded,
+        device=session.options.device,
+        dtype=session.plan.model.dtype,
+        threshold=session.options.threshold,
+        notify=lambda done, total: events(Decoding(done, total)),
+        merged=session.plan.serving is not None and session.plan.serving.serve == "merged",
+    )
+
+
+def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[EncodedPassage]]:
+    """The plan's model and corpus, refused when they are not the ones planned for."""
+    if plan.inputs.recipe != RECIPE:
+        raise StalePlanError(
+            f"the plan is for training recipe {plan.inputs.recipe}, this is {RECIPE}: plan again", changed=["recipe"]
+        )
+    passages, files = read_corpus([Path(file.path) for file in plan.corpus.files], plan.corpus.reading)
+    changed = [new.path for new, old in zip(files, plan.corpus.files, strict=True) if new.sha256 != old.sha256]
+    if changed or corpus_sha256(files) != plan.inputs.corpus_sha256:
+        what = f"{', '.join(changed)} changed since the plan was made" if changed else "the plan's own digests disagree"
+        message = f"{what}: plan again"
+        raise StalePlanError(message, changed=["corpus_sha256"])
+    base = models.load(plan.model.ref, revision=plan.model.revision, device=device, dtype=plan.model.dtype)
+    if base.fingerprint.digest != plan.inputs.model_fingerprint:
+        message = f"{plan.model.ref} changed since the plan was made: plan again"
+        raise StalePlanError(message, changed=["model_fingerprint"])
+    _require_fitting(plan, base)
+    return base, encode_corpus(passages, base.tokenizer, plan.corpus.reading, base.max_positions)
+
+
+def _require_fitting(plan: Plan, base: models.BaseModel) -> None:
+    """Refuse a plan, which may have been edited, whose adapter this model cannot carry.
+
+    Raises:
+        ModelError: naming what is wrong with it.
+    """
+    spec, shapes = plan.adapter, models.linear_shapes(base.model)
+    if spec is None:
+        return
+    wrong = [f"module {name}" for name in spec.target_modules if name not in shapes]
+    wrong += [f"layer {layer}" for layer in spec.layers_to_transform if not 0 <= layer < base.n_layers]
+    wrong += ["no module or no layer"] if not (spec.target_modules and spec.layers_to_transform) else []
+    if wrong:
+        raise ModelError(f"{plan.model.ref} cannot carry the plan's adapter: {wrong[0]}; plan again")

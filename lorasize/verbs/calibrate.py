@@ -1,0 +1,133 @@
+"""The verb calibrate: probes on the user's model and device, then the law, the transition and the cost model.
+
+A short search at the reference site finds how many bits a parameter holds, a few probes around that boundary make the
+law fittable, and then each round runs the probes that most reduce what is not known of the recommended size
+(lorasize.design), until the preset's budget is spent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lorasize import __version__, models
+from lorasize.artifacts.calibrations import calibration_path, write_calibration
+from lorasize.artifacts.workspace import locked
+from lorasize.corpus import read_corpus
+from lorasize.corpus.tokens import encode_corpus
+from lorasize.law.observations import fit_observations
+from lorasize.probing import Execute, Journal
+from lorasize.probing.costs import fit_cost
+from lorasize.probing.search import Notify, _Run
+from lorasize.probing.sites import Preset
+from lorasize.records import (
+    RECIPE,
+    Calibration,
+    Observation,
+    Reading,
+)
+
+
+def calibrate(
+    ref: str = models.BUILTIN,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    preset: Preset = "quick",
+    corpus: Sequence[Path] = (),
+    seed: int = 0,
+    time_limit: float | None = None,
+    folder: Path = Path("calibrations"),
+    execute: Execute | None = None,
+    notify: Notify = lambda report: None,
+) -> tuple[Calibration, Path]:
+    """The calibration of a model on this device, and the file it was written to.
+
+    An interrupted run leaves a journal beside that file; the same call goes on from it.
+
+    Args:
+        ref: The base model.
+        revision: Hub revision of the model.
+        device: Where to probe.
+        dtype: Of the base model.
+        preset: How many sites and repeats are probed.
+        corpus: Text of the user's own kind, to be probed as well.
+        seed: Of targets and adapters.
+        time_limit: Seconds after which no further probe starts.
+        folder: Where the calibration belongs.
+        execute: Where independent probes run; one after another in this process when None.
+        notify: Told before and after each probe.
+
+    Raises:
+        ModelError: the model cannot be loaded, or another run is at work on the same calibration.
+        FitError: the probes do not identify the law.
+        CalibrationError: the folder cannot be written.
+    """
+    target = models.pick_device(device)
+    path = calibration_path(ref, target.type, models.dtype_name(models.pick_dtype(dtype, target)), folder)
+    with locked(path.with_name(f".{path.name}.lock"), str(path)):
+        base = models.load(ref, revision=revision, device=device, dtype=dtype)
+        sample = _sample(base, corpus)
+        key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": models.device_name(base.device)}
+        key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
+        journal = Journal(path.with_suffix(".journal.jsonl"), key)
+        where = {"ref": ref, "revision": revision, "device": device, "dtype": dtype}
+        run = _Run(base, journal, preset, seed, time_limit, sample, notify, where, execute)
+        run.all_probes()
+        timed = run.timed_alone() if execute is not None and run.observations else None
+        calibration = fit(base, run.observations, ref, preset=preset, seed=seed, timed=timed)
+        write_calibration(calibration, path)
+        journal.remove()
+    return calibration, path
+
+
+def _sample(base: models.BaseModel, corpus: Sequence[Path]) -> list[int]:
+    if not corpus:
+        return []
+    passages, _ = read_corpus(corpus)
+    encoded = encode_corpus(passages, base.tokenizer, Reading(), base.max_positions)
+    return [token for passage in encoded for token in passage.target_ids[:-1]]
+
+
+def fit(
+    base: models.BaseModel,
+    observations: Sequence[Observation],
+    ref: str,
+    *,
+    preset: Preset,
+    seed: int,
+    timed: Sequence[Observation] | None = None,
+) -> Calibration:
+    """The calibration that these observations support; `timed` are those to take times from, if others shared devices.
+
+    Raises:
+        FitError: they do not identify the law.
+    """
+    fitted = fit_observations(observations)
+    return Calibration(
+        model=models.record_of(base, ref),
+        recipe=RECIPE,
+        device=models.device_name(base.device),
+        dtype=models.dtype_name(base.dtype),
+        law=fitted.law,
+        sites=fitted.sites,
+        transition=fitted.transition,
+        cost=fit_cost(base, timed or observations),
+        observations=tuple(observations),
+        provenance=_provenance(observations, preset, seed),
+    )
+
+
+def _provenance(observations: Sequence[Observation], preset: Preset, seed: int) -> dict[str, str]:
+    return {
+        "preset": preset,
+        "seed": str(seed),
+        "made": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "seconds": f"{sum(o.seconds for o in observations):.0f}",
+        "lorasize": __version__,
+        **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
+    }

@@ -1,0 +1,229 @@
+"""The verb plan: corpus, model and calibration in, recommendation out.
+
+One forward pass of the base model tells what the corpus needs written; the rest is arithmetic in `planning`. A corpus
+that no rank can recall is found from its token ids alone, before any weights are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lorasize import models
+from lorasize.artifacts.calibrations import find_calibration, near_misses, nearest_calibration
+from lorasize.corpus import corpus_sha256, read_corpus, secrets
+from lorasize.corpus.feasibility import feasibility
+from lorasize.corpus.surprise import Surprise, surprises
+from lorasize.corpus.tokens import EncodedPassage, encode_corpus
+from lorasize.errors import CalibrationError
+from lorasize.losses.base import base_losses
+from lorasize.losses.batches import sequence_length
+from lorasize.losses.demand import demand
+from lorasize.models import adapters
+from lorasize.planning import Limits, make_plan, prior_calibration
+from lorasize.records import (
+    RECIPE,
+    Calibration,
+    CorpusFile,
+    CorpusSummary,
+    Level,
+    Minimize,
+    ModelFingerprint,
+    Plan,
+    PlanInputs,
+    PlanModel,
+    PlanUpdate,
+    Reading,
+    Serve,
+    digest,
+)
+from lorasize.verbs.update import BaseAdapter, compare, priced, read_base_adapter
+
+_ASKED = ("confidence", "minimize", "rank", "target_modules", "limits", "serve")
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the user asks of a plan.
+
+    Attributes:
+        reading: How files become passages.
+        calibration: A calibration file; when None the nearest that fits, else another model's as a prior.
+        confidence: Probability with which the adapter should hold every token.
+        minimize: What the adapter should be small in.
+        rank: An explicit rank, which wins over the search.
+        target_modules: An explicit module set, which wins over the search.
+        base_adapter: Folder of an adapter that holds the corpus as it was, to be trained on; None for a fresh one.
+        limits: Budgets.
+        serve: Where the adapter will be used.
+        secrets: Whether to look for credentials and personal data in the corpus, and whether one found is an error.
+    """
+
+    reading: Reading = field(default_factory=Reading)
+    calibration: Path | None = None
+    confidence: float = 0.9
+    minimize: Minimize = "parameters"
+    rank: int | None = None
+    target_modules: tuple[str, ...] | None = None
+    base_adapter: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    serve: Serve = "peft"
+    secrets: Level = "warn"
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A plan, with the passages it is for, each token's base loss (nats), and the calibration it was made from.
+
+    Both are missing when the corpus is infeasible: nothing is measured then.
+    """
+
+    plan: Plan
+    encoded: tuple[EncodedPassage, ...]
+    losses: tuple[Tensor, ...] = ()
+    calibration: Calibration | None = None
+
+    def surprises(self) -> list[Surprise]:
+        """Each passage token by token, with what the model does not know of it; empty where nothing was measured."""
+        if not self.losses:
+            return []
+        tokenizer = models.load_tokenizer(models.resolve(self.plan.model.ref, self.plan.model.revision))
+        losses = [loss.tolist() for loss in self.losses]
+        return list(surprises(self.encoded[: len(losses)], losses, lambda ids: str(tokenizer.decode(list(ids)))))
+
+
+def plan(
+    corpus: Sequence[Path],
+    *,
+    ref: str = models.BUILTIN,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    options: PlanOptions | None = None,
+) -> Sized:
+    """The recommendation for these corpus files.
+
+    Raises:
+        CorpusError: a file cannot be read or tokenised without loss, or holds a secret where that is an error.
+        ModelError: the model cannot be loaded.
+        CalibrationError: the calibration named does not fit, or none is in reach at all.
+    """
+    options = options or PlanOptions()
+    passages, files = read_corpus(corpus, options.reading)
+    found, notes = secrets.look(passages, options.secrets)
+    folder = models.resolve(ref, revision)
+    fingerprint = models.fingerprint(folder)
+    where = models.pick_device(device)
+    kind = models.dtype_name(models.pick_dtype(dtype, where))
+    encoded = tuple(
+        encode_corpus(passages, models.load_tokenizer(folder), options.reading, models.max_positions(folder))
+    )
+    summary = _summary(encoded, files, options.reading)
+    about: dict[str, Any] = {"corpus": summary, "feasibility": feasibility(encoded)}
+    model = PlanModel(
+        ref=ref, revision=revision, fingerprint=fingerprint.digest, dtype=kind, n_layers=models.n_layers(folder)
+    )
+    if not about["feasibility"].feasible:
+        inputs = _inputs(summary, fingerprint, "")
+        return Sized(_infeasible(model, inputs, about | {"secrets": found, "warnings": notes}), encoded)
+    calibration, own = _calibration(fingerprint, ref, where.type, kind, options.calibration)
+    base = models.load(ref, revision=revision, device=device, dtype=dtype)
+    passed_over: list[str] = []
+    if not own:
+        calibration = _moved_over(calibration, base, ref)
+        passed_over = near_misses(fingerprint, ref, where.type, kind, RECIPE)
+    losses = base_losses(base, encoded)
+    same_device = calibration.device == models.device_name(where)
+    old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, folder, ref)
+    made = make_plan(
+        calibration=calibration,
+        model=model,
+        demand=demand(encoded, losses),
+        inputs=_inputs(summary, fingerprint, digest(calibration), prior=not own, same_device=same_device),
+        at=None if old is None else old.spec,
+        **_work(base, encoded),
+        **{name: getattr(options, name) for name in _ASKED},
+        **about,
+    )
+    warnings = (*made.warnings, *notes, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
+    update = None if old is None else _update(old, base, encoded)
+    made = made.model_copy(update={"warnings": warnings, "secrets": found, "update": update})
+    return Sized(made, encoded, tuple(losses), calibration)
+
+
+def _update(old: BaseAdapter, base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> PlanUpdate:
+    """What the change of the corpus needs written beyond the old adapter, by a forward pass with it."""
+    adapted = adapters.load_saved(base.model, old.folder)
+    nats = sum(float(loss.sum()) for loss in base_losses(base, encoded))
+    adapters.detach(adapted)
+    return priced(old, compare(old.addresses, encoded), nats)
+
+
+def _summary(encoded: Sequence[EncodedPassage], files: tuple[CorpusFile, ...], reading: Reading) -> CorpusSummary:
+    return CorpusSummary(
+        n_passages=len(encoded),
+        n_tokens=sum(p.n_tokens for p in encoded),
+        n_positions=sum(map(sequence_length, encoded)),
+        sha256=corpus_sha256(files),
+        files=files,
+        reading=reading,
+    )
+
+
+def _calibration(
+    fingerprint: ModelFingerprint, ref: str, device_type: str, dtype: str, explicit: Path | None
+) -> tuple[Calibration, bool]:
+    """The calibration of this model, device and dtype, and True; else one to move over, and False."""
+    try:
+        return find_calibration(fingerprint, ref, device_type, dtype, RECIPE, explicit)[0], True
+    except CalibrationError:
+        other = None if explicit is not None else nearest_calibration(fingerprint, RECIPE)
+        if other is None:
+            raise
+        return other, False
+
+
+def _moved_over(source: Calibration, base: models.BaseModel, ref: str) -> Calibration:
+    shapes = models.linear_shapes(base.model)
+    return prior_calibration(
+        source,
+        models.record_of(base, ref),
+        {name: shape.parameters_per_rank for name, shape in shapes.items()},
+        models.widening_module(shapes),
+        device=models.device_name(base.device),
+        dtype=models.dtype_name(base.dtype),
+        weight_bytes=sum(p.numel() * p.element_size() for p in base.model.parameters()),
+    )
+
+
+def _inputs(
+    corpus: CorpusSummary, fingerprint: ModelFingerprint, calibration_sha256: str, **how: bool
+) -> PlanInputs:
+    return PlanInputs(
+        corpus_sha256=corpus.sha256,
+        model_fingerprint=fingerprint.digest,
+        tokenizer_sha256=fingerprint.tokenizer,
+        calibration_sha256=calibration_sha256,
+        recipe=RECIPE,
+        **how,
+    )
+
+
+def _infeasible(model: PlanModel, inputs: PlanInputs, about: dict[str, Any]) -> Plan:
+    return Plan(status="infeasible", model=model, demand=None, adapter=None, prediction=None, inputs=inputs, **about)
+
+
+def _work(base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> dict[str, Any]:
+    """What training has to run and to keep, and the adapter parameters per rank on all linear layers."""
+    lengths = [sequence_length(p) for p in encoded]
+    return {
+        "n_sequence_tokens": sum(lengths),
+        "longest_sequence": max(lengths),
+        "state_bytes": base.model.get_output_embeddings().weight.shape[1] * base.dtype.itemsize,
+        "linear_parameters_per_rank": base.n_layers
+        * sum(shape.parameters_per_rank for shape in models.linear_shapes(base.model).values()),
+    }

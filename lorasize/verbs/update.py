@@ -1,0 +1,96 @@
+"""An update: a corpus that changed, onto the adapter that holds it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorasize.artifacts.adapter_folder import (
+    CONFIG,
+    PASSAGES,
+    RECORD,
+    WEIGHTS,
+    changed_files,
+    read_addresses,
+    read_record,
+)
+from lorasize.artifacts.files import file_sha256
+from lorasize.corpus.tokens import EncodedPassage
+from lorasize.errors import ModelError
+from lorasize.models.fingerprint import check_base
+from lorasize.records import AdapterSpec, Memorization, PassageAddress, PlanUpdate
+
+
+@dataclass(frozen=True)
+class BaseAdapter:
+    """The adapter to start from: its folder, its record, and the passages it holds."""
+
+    folder: Path
+    record: Memorization
+    addresses: tuple[PassageAddress, ...]
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """Its site and rank."""
+        return self.record.adapter
+
+
+@dataclass(frozen=True)
+class Change:
+    """Passages by what became of them: told apart by their prompts, their targets compared by digest."""
+
+    unchanged: tuple[EncodedPassage, ...]
+    changed: tuple[EncodedPassage, ...]
+    added: tuple[EncodedPassage, ...]
+    removed: tuple[PassageAddress, ...]
+
+
+def read_base_adapter(folder: Path, base: Path, ref: str) -> BaseAdapter:
+    """The adapter in a folder, which must belong to the base model in `base`.
+
+    Raises:
+        ModelError: it is no adapter folder of lorasize, is not what was proven, or was trained on another base.
+    """
+    record = read_record(folder)
+    check_base(record.model_fingerprint, base, ref)
+    if changed := [name for name in changed_files(folder) if name in (WEIGHTS, CONFIG, PASSAGES, RECORD)]:
+        raise ModelError(f"{folder / changed[0]} changed since it was proven: name an adapter that `verify` passes")
+    return BaseAdapter(folder, record, tuple(read_addresses(folder)))
+
+
+def compare(old: Sequence[PassageAddress], new: Sequence[EncodedPassage]) -> Change:
+    """What became of each passage."""
+    held = {passage.prompt_ids: passage.target_sha256 for passage in old}
+    now = {passage.prompt_ids for passage in new}
+    same = [p for p in new if held.get(p.prompt_ids) == p.address().target_sha256]
+    added = [p for p in new if p.prompt_ids not in held]
+    changed = [p for p in new if p.prompt_ids in held and held[p.prompt_ids] != p.address().target_sha256]
+    removed = [p for p in old if p.prompt_ids not in now]
+    return Change(tuple(same), tuple(changed), tuple(added), tuple(removed))
+
+
+def priced(adapter: BaseAdapter, change: Change, nats: float) -> PlanUpdate:
+    """The plan's record of an update that needs so many nats written beyond what the adapter holds."""
+    return PlanUpdate(
+        adapter=str(adapter.folder),
+        weights_sha256=file_sha256(adapter.folder / WEIGHTS),
+        n_unchanged=len(change.unchanged),
+        n_changed=len(change.changed),
+        n_added=len(change.added),
+        n_removed=len(change.removed),
+        nats=nats,
+    )
+
+
+def require_room(old: AdapterSpec, new: AdapterSpec, folder: Path) -> None:
+    """Refuse an adapter that cannot contain the old one.
+
+    Raises:
+        ModelError: another site, or a smaller rank.
+    """
+    if new.site != old.site or new.rank < old.rank:
+        raise ModelError(
+            f"{folder} has rank {old.rank} of {', '.join(old.target_modules)} in layers "
+            f"{', '.join(map(str, old.layers_to_transform))}; the plan is for another adapter: plan with it as the base"
+        )

@@ -1,0 +1,80 @@
+"""The verb verify: an adapter folder in, a verdict per passage out, decided in a fresh process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorasize import models
+from lorasize.artifacts.adapter_folder import PASSAGES, changed_files, check_weights, read_addresses, read_record
+from lorasize.artifacts.files import text_digest
+from lorasize.corpus.tokens import EncodedPassage
+from lorasize.errors import ModelError
+from lorasize.models.fingerprint import check_base
+from lorasize.recall.generation_config import SETTINGS
+from lorasize.recall.verdict import Notify, decode_and_compare
+from lorasize.records import PassageAddress, RecallReport
+
+
+def verify(
+    folder: Path,
+    encoded: Sequence[EncodedPassage] | None = None,
+    *,
+    ref: str | None = None,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 1,
+    merged: bool = False,
+    attn_implementation: str = "sdpa",
+    notify: Notify = lambda done, total: None,
+) -> RecallReport:
+    """Whether the adapter on disk recalls its passages, decided in a fresh process.
+
+    Args:
+        folder: The adapter folder.
+        encoded: The corpus, where it is at hand; without it the text is compared by its digest alone.
+        ref: Base model; the recorded one when None.
+        revision: Of that model on the hub; the recorded one when neither is given.
+        device: Where to decode.
+        dtype: Of the base model.
+        batch_size: Prompts decoded together, padded on the left.
+        merged: Whether the adapter is added to the base's weights, in their dtype, before.
+        attn_implementation: eager, sdpa or flash_attention_2.
+        notify: Told (passages done, passages).
+
+    Raises:
+        ModelError: a file is missing or damaged, the base is another one, or the corpus is not the adapter's.
+    """
+    record = read_record(folder)
+    addresses = read_addresses(folder)
+    check_weights(folder)
+    changed = changed_files(folder)
+    if len(addresses) != record.recall.n_passages:
+        raise ModelError(f"{folder / PASSAGES}: {len(addresses)} passages, {record.recall.n_passages} were proven")
+    base_ref = ref or record.plan.model.ref
+    base = models.resolve(base_ref, revision or (record.plan.model.revision if ref is None else None))
+    check_base(record.model_fingerprint, base, base_ref)
+    targets = _matched(addresses, encoded) if encoded is not None else None
+    report = decode_and_compare(
+        folder, base, addresses, targets, device=device, dtype=dtype, batch_size=batch_size, merged=merged,
+        attn_implementation=attn_implementation, threshold=record.threshold, notify=notify,
+    )  # fmt: skip
+    if record.recall.warnings is not None and report.warnings != record.recall.warnings:
+        changed = (*changed, f"{SETTINGS} of the base")  # servers read it, though decoding here does not
+    return report.model_copy(update={"changed_files": changed})
+
+
+def _matched(addresses: Sequence[PassageAddress], encoded: Sequence[EncodedPassage]) -> list[EncodedPassage]:
+    by_prompt = {passage.prompt_ids: passage for passage in encoded}
+    for stored in addresses:
+        passage = by_prompt.get(stored.prompt_ids)
+        same = passage is not None and text_digest(passage.passage.target) == stored.target_sha256
+        if passage is None or not same or passage.n_tokens != stored.n_tokens:
+            place = f"{stored.file}:{stored.line}"
+            raise ModelError(f"{place}: passage {stored.id} is not in this corpus as it was memorised")
+    more = by_prompt.keys() - {stored.prompt_ids for stored in addresses}
+    if more:
+        text = next(p for p in encoded if p.prompt_ids in more).passage
+        raise ModelError(f"{text.file}:{text.line}: passage {text.id} of this corpus was never memorised")
+    return [by_prompt[stored.prompt_ids] for stored in addresses]
