@@ -1,4 +1,4 @@
-"""Help where it is needed: README's list of commands, names nearly right, the next step after an error, completion."""
+"""Help where it is needed: the page of commands, names nearly right, the next step after an error, completion."""
 
 from __future__ import annotations
 
@@ -34,28 +34,26 @@ def run(*command: str, **changes: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# ---------------------------------------------------------------- README
+# ---------------------------------------------------------------- the page of commands
 def same_click() -> bool:
-    """Whether this is the click that the list in README was made with: how help is laid out is click's."""
+    """Whether this is the click that the page was made with: how help is laid out is click's."""
     return f"click=={metadata.version('click')}\n" in (ROOT / "constraints.txt").read_text("utf-8")
 
 
-def test_readme_shows_today_s_help() -> None:
+def test_the_page_shows_today_s_help() -> None:
     if not same_click():
         pytest.skip("another click than that of constraints.txt")
-    text = (ROOT / "README.md").read_text("utf-8")
+    assert help_.PAGE == ROOT / "docs" / "reference" / "commands.md"
+    text = help_.PAGE.read_text("utf-8")
     assert help_.with_section(text) == text, "run `python -m lorasize.cli.help`"
 
 
 def test_the_list_has_every_command_with_every_option_and_is_80_wide() -> None:
-    text = help_.section()
-    pattern = r"<details><summary><code>(.+?)</code> (.+?)</summary>\n\n```\n(.+?)\n```\n\n</details>"
-    folded = re.findall(pattern, text, re.DOTALL)
-    assert [usage.split()[1] for usage, _, _ in folded] == ["--help", *cli.lorasize.commands]
-    assert max(len(line) for _, _, body in folded for line in body.splitlines()) <= help_.WIDTH
-    for (usage, sentence, body), command in zip(folded[1:], cli.lorasize.commands.values(), strict=True):
-        assert body.startswith(f"Usage: {usage}\n")
-        assert sentence in " ".join(body.split())
+    shown = re.findall(r"^## (.+?)\n\n```\n(.+?)\n```$", help_.section(), re.DOTALL | re.MULTILINE)
+    assert [path for path, _ in shown] == ["lorasize", *(f"lorasize {name}" for name in cli.lorasize.commands)]
+    assert max(len(line) for _, body in shown for line in body.splitlines()) <= help_.WIDTH
+    for (path, body), command in zip(shown, [cli.lorasize, *cli.lorasize.commands.values()], strict=True):
+        assert body.startswith(f"Usage: {path} [OPTIONS]")
         assert [o for p in command.params for o in p.opts if o.startswith("--") and o not in body] == []
 
 
@@ -70,18 +68,18 @@ def test_the_list_depends_neither_on_the_terminal_nor_on_settings(monkeypatch: p
 def test_a_list_out_of_date_is_1_and_is_mended(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme = Path("README.md")
-    readme.write_text(f"before\n{help_.START}old\n{help_.END}after\n", "utf-8")
-    monkeypatch.setattr(help_, "README", readme)
+    page = Path("commands.md")
+    page.write_text(f"before\n{help_.START}old\n{help_.END}after\n", "utf-8")
+    monkeypatch.setattr(help_, "PAGE", page)
     with pytest.raises(SystemExit) as left:
         help_.main(["--check"], standalone_mode=False)
     assert left.value.code == 1
-    assert "README.md is out of date" in capsys.readouterr().err
+    assert "commands.md is out of date" in capsys.readouterr().err
     help_.main([], standalone_mode=False)
-    text = readme.read_text("utf-8")
+    text = page.read_text("utf-8")
     assert text == f"before\n{help_.START}{help_.section()}{help_.END}after\n"
     help_.main(["--check"], standalone_mode=False)
-    assert readme.read_text("utf-8") == text
+    assert page.read_text("utf-8") == text
 
 
 @pytest.mark.parametrize("text", ["", help_.START, help_.END, help_.END + help_.START])

@@ -1,8 +1,7 @@
-"""README's list of commands, made from click: `python -m lorasize.cli.help` writes it, `--check` compares it."""
+"""The page of all commands, made from click: `python -m lorasize.cli.help` writes it, `--check` compares it."""
 
 from __future__ import annotations
 
-import html
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,29 +11,27 @@ import click
 from lorasize.cli import lorasize
 from lorasize.cli.output import say
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "commands.md"
 START, END = "<!-- help -->\n", "<!-- /help -->\n"
 WIDTH = 80
 
 
 def section() -> str:
-    """A line for each command that unfolds into its help, `WIDTH` columns wide wherever it is made."""
+    """The help of every command under a heading of its own, `WIDTH` columns wide wherever it is made."""
     root = click.Context(lorasize, info_name="lorasize", terminal_width=WIDTH, **lorasize.context_settings)
     made = "`python -m lorasize.cli.help` makes this list."
     return "\n\n".join([f"Every option is shown by `--help`, and here. {made}", *_commands(root)]) + "\n"
 
 
 def _commands(root: click.Context) -> Iterator[str]:
-    yield _folded("lorasize --help", "examples, exit codes, configuration, completion", lorasize.get_help(root))
+    yield _under_heading(root.command_path, lorasize.get_help(root))
     for name, command in lorasize.commands.items():
         context = click.Context(command, info_name=name, parent=root, terminal_width=WIDTH)
-        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-        yield _folded(usage, command.get_short_help_str(limit=2 * WIDTH), command.get_help(context))
+        yield _under_heading(context.command_path, command.get_help(context))
 
 
-def _folded(usage: str, sentence: str, text: str) -> str:
-    summary = f"<code>{html.escape(usage)}</code> {html.escape(sentence)}"
-    return f"<details><summary>{summary}</summary>\n\n```\n{text}\n```\n\n</details>"
+def _under_heading(path: str, text: str) -> str:
+    return f"## {path}\n\n```\n{text}\n```"
 
 
 def with_section(text: str) -> str:
@@ -51,17 +48,17 @@ def with_section(text: str) -> str:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; exit with 1 when README.md is out of date.")
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 when the page is out of date.")
 def main(check: bool) -> None:
-    """Put the help of every command into README.md."""
-    text = README.read_text(encoding="utf-8")
+    """Put the help of every command into docs/reference/commands.md."""
+    text = PAGE.read_text(encoding="utf-8")
     wanted = with_section(text)
     if wanted == text:
         return
     if check:
-        say(f"error: {README.name} is out of date\nhint: run `python -m lorasize.cli.help`")
+        say(f"error: {PAGE.name} is out of date\nhint: run `python -m lorasize.cli.help`")
         sys.exit(1)
-    README.write_text(wanted, encoding="utf-8", newline="\n")
+    PAGE.write_text(wanted, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
