@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -85,6 +86,54 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 )
 def test_a_broken_link_is_seen(link: str, wrong: bool) -> None:
     assert broken(DOCS / "index.md", link) is wrong
+
+
+# ---------------------------------------------------------------- README
+PICTURE = re.compile(r"!\[[^\]\n]+\]\(([^)\s]+)\)")
+FILE = re.compile(r"^\d\. \[`([^`\n]+)`\]\(([^)\s]+)\): .+$", re.MULTILINE)
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text("utf-8")
+
+
+def test_readme_is_read_in_one_sitting() -> None:
+    assert len(readme().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_pictures_are_there(page: Path) -> None:
+    pictures = [page.parent / path for path in PICTURE.findall(page.read_text("utf-8"))]
+    assert [picture.name for picture in pictures if not picture.is_file()] == []
+
+
+def test_readme_s_pictures_are_png_and_shown_in_their_own_size() -> None:
+    pictures = [(ROOT / path).read_bytes() for path in PICTURE.findall(readme())]
+    assert len(pictures) == 2
+    assert [data[:8] for data in pictures] == [b"\x89PNG\r\n\x1a\n"] * 2
+    assert [600 <= int.from_bytes(data[16:20], "big") <= 830 for data in pictures] == [True] * 2
+
+
+def test_the_files_to_read_first_are_there() -> None:
+    files = FILE.findall(readme())
+    assert len(files) == 7
+    assert [shown for shown, path in files if shown != path or not (ROOT / path).is_file()] == []
+
+
+def test_readme_s_results_are_those_of_the_benchmark() -> None:
+    found = json.loads((ROOT / "benchmarks/results/plan_accuracy_unseen.json").read_text("utf-8"))
+    held = [success for row in found["rows"] for success in row["successes"]]
+    (table,) = re.findall(r"^\| \*\*as `plan`.*(?:\n\|.*)*", readme(), re.MULTILINE)
+    ours, tokens, flat = (re.sub(r"[*×,]| runs", "", line).split("|")[2:5] for line in table.splitlines())
+    excess = found["summary"]["excess"]
+    rows = {"lorasize": ours, "parameters_ge_tokens": tokens, "flat_16": flat}
+    assert ours[0].split() == [str(sum(held)), "of", str(len(held))]
+    for rule, (_, *shown) in rows.items():
+        digits = 2 if rule == "lorasize" else 0
+        assert [cell.strip() for cell in shown] == [f"{excess[rule][key]:.{digits}f}" for key in ("median", "p90")]
+    assert f"{len(found['rows'])} corpora" in readme()
+    smallest = [row["true_minimum"]["n_parameters"] for row in found["rows"]].count(1152)  # the ladder's first
+    assert f"For {smallest} of these" in readme()
 
 
 # ---------------------------------------------------------------- commands
