@@ -52,7 +52,7 @@ lowest: $(INSTALLED)
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --no-deps torch==2.13.0
 	$(BIN)/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct torch==2.13.0 -e '.[$(EXTRAS)]'
 	$(LOWEST)/bin/python -m pytest $(SHARED) -m "not slow and not real" \
-	  --deselect tests/test_action_files.py::test_no_package_is_imported_that_the_action_does_not_install $(ARGS)
+	  --deselect tests/promises/test_action_files.py::test_no_package_is_imported_that_the_action_does_not_install $(ARGS)
 
 # requirements.lock, after a change of pyproject.toml or constraints.txt: hashes of every build of every package.
 HASHED = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

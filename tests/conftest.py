@@ -6,6 +6,8 @@ import functools
 import os
 import sys
 
+from support.models import CHAT_TEMPLATE, SPECIAL_TOKENS, TRAINING_TEXT, saved
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,18 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lorasize.corpus import corpus_sha256, read_corpus
+from lorasize.corpus import read_corpus
 from lorasize.records import (
-    RECIPE,
-    AdapterSpec,
     Calibration,
-    CorpusSummary,
-    Feasibility,
-    Plan,
-    PlanInputs,
-    PlanModel,
     Reading,
-    Site,
 )
 
 if TYPE_CHECKING:
@@ -36,23 +30,11 @@ if TYPE_CHECKING:
 
     from lorasize.corpus.tokens import EncodedPassage
 
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-TRAINING_TEXT = """
-The harbour office opens at six and closes at nine. A vessel longer than forty metres must call the harbour master on
-channel twelve before it passes the outer buoy. The pilot boards between the second and the third buoy, in good weather
-only; in a storm the vessel waits outside. Fees are due on the day of arrival and are paid at the office, by card or by
-transfer. A vessel that leaves before noon pays half. Water and power are at every berth, and the meter is read in the
-morning. Waste oil goes to the tank behind the slipway, never into the basin. Nobody sails in the basin after dark.
-
-The lighthouse was built in 1871 and burned colza oil until 1904. Its light is seen for eighteen miles in clear weather.
-Jerry Becerra: 9100672710. Agnes Holm: 4400128875. The prompt is given, and the target must come back as it was written.
-"""
 
 EncodeText = Callable[..., "list[EncodedPassage]"]
+
+
+pytest_plugins = ["support.verbs", "support.action", "support.plans", "support.runs"]  # their fixtures
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 _FIRST = "test_kills.py"
-_LAST = ("", "test_probing.py", "test_action_files.py", "test_models.py", "test_real.py")
+_LAST = ("", "test_executors.py", "test_action_files.py", "test_models.py", "test_real.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -162,7 +144,7 @@ def tiny_llama(torch: Any, tokenizer: PreTrainedTokenizerBase, tmp_path_factory:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return _saved(torch, LlamaForCausalLM, config, tokenizer, tmp_path_factory.mktemp("tiny-llama"))
+    return saved(torch, LlamaForCausalLM, config, tokenizer, tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture(scope="session")
@@ -180,7 +162,7 @@ def tiny_gpt2(torch: Any, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: 
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return _saved(torch, GPT2LMHeadModel, config, tokenizer, tmp_path_factory.mktemp("tiny-gpt2"))
+    return saved(torch, GPT2LMHeadModel, config, tokenizer, tmp_path_factory.mktemp("tiny-gpt2"))
 
 
 @pytest.fixture(scope="session")
@@ -202,7 +184,7 @@ def able_llama(torch: Any, tokenizer: PreTrainedTokenizerBase, tmp_path_factory:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return _saved(torch, LlamaForCausalLM, config, tokenizer, tmp_path_factory.mktemp("able-llama"))
+    return saved(torch, LlamaForCausalLM, config, tokenizer, tmp_path_factory.mktemp("able-llama"))
 
 
 @pytest.fixture(scope="session")
@@ -214,51 +196,6 @@ def calibrated_llama(
 
     torch.set_num_threads(1)
     return calibrate(str(able_llama), device="cpu", preset="quick", folder=tmp_path_factory.mktemp("calibrations"))
-
-
-def plan_by_hand(folder: Path, corpus: Path, site: Site, rank: int, **reading: Any) -> Plan:
-    """A plan for this corpus and model with the adapter given, as if a calibration had led to it."""
-    from lorasize import models
-    from lorasize.corpus.tokens import encode_corpus
-    from lorasize.models.adapters import count_parameters
-
-    how = Reading(**reading)
-    passages, files = read_corpus([corpus], how)
-    encoded = encode_corpus(passages, models.load_tokenizer(folder), how, 256)
-    fingerprint = models.fingerprint(folder)
-    base = models.load(str(folder), device="cpu")
-    n_parameters = count_parameters(models.linear_shapes(base.model), site, rank)
-    known: dict[str, Any] = {"layers_to_transform": site.layers_to_transform, "target_modules": site.target_modules}
-    known |= {"n_parameters": n_parameters, "bytes": 4 * n_parameters, "bits_per_parameter": 1.0}
-    about = {"ref": str(folder), "fingerprint": fingerprint.digest, "dtype": "float32", "n_layers": 4}
-    digests = {"corpus_sha256": corpus_sha256(files), "model_fingerprint": fingerprint.digest}
-    digests |= {"tokenizer_sha256": fingerprint.tokenizer, "calibration_sha256": "", "recipe": RECIPE}
-    return Plan(
-        status="ok",
-        model=PlanModel(**about),
-        corpus=CorpusSummary(
-            n_passages=len(encoded),
-            n_tokens=sum(p.n_tokens for p in encoded),
-            sha256=digests["corpus_sha256"],
-            files=files,
-            reading=how,
-        ),
-        demand=None,
-        feasibility=Feasibility(feasible=True),
-        adapter=AdapterSpec(rank=rank, lora_alpha=rank, **known),
-        prediction=None,
-        inputs=PlanInputs(**digests),
-    )
-
-
-def _saved(torch: Any, architecture: Any, config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    """The folder, with a model of this architecture from seed 0 and the tokenizer in it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = architecture(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from lorasize.artifacts.files import file_sha256
+from lorasize.artifacts.files import file_sha256, read_text, reason
 from lorasize.errors import ModelError
 from lorasize.records import Memorization, PassageAddress
 
@@ -59,13 +59,11 @@ def read_record(folder: Path) -> Memorization:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > _MAX_BYTES or not path.is_file():
-            raise ModelError(f"{path}: not a regular file, or larger than {_MAX_BYTES // 10**9} GB")
-        return path.read_text(encoding="utf-8")
+        return read_text(path, _MAX_BYTES)
     except FileNotFoundError:
         raise ModelError(f"{path}: missing; is this an adapter folder written by lorasize?") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: cannot be read ({error})") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({reason(error)})") from error
 
 
 def write_sums(folder: Path) -> None:

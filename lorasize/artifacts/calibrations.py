@@ -14,7 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NoReturn
 
-from lorasize.artifacts.files import cache_folder, read_record, write_text
+from lorasize.artifacts.files import cache_folder, write_text
+from lorasize.artifacts.records import read_record
 from lorasize.errors import CalibrationError
 from lorasize.records import Calibration, ModelFingerprint, digest, to_json
 

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasize.artifacts.files import write_whole
+from lorasize.artifacts.files import read_text, write_whole
 from lorasize.records import Escalation, StepReport
 
 EVENTS = "events.jsonl"
-_MOST = 50_000_000  # characters that are read
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,8 @@ def _up_to(path: Path, n_steps: int, *, ended: bool) -> Iterator[tuple[str, Step
 def _lines(path: Path) -> Iterator[tuple[str, StepReport | None]]:
     """Each line, and the step that it notes, if one."""
     try:
-        for line in _text(path).splitlines():
+        for line in read_text(path).splitlines():
             event = json.loads(line)
             yield line, StepReport.model_validate(event) if event.pop("event") == "step" else None
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
-        return  # a line cut short by a kill, or not ours
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():  # to open a pipe is to wait
-        return ""
-    with path.open(encoding="utf-8") as stream:
-        return stream.read(_MOST)
+        return  # no such file, a line cut short by a kill, or not ours

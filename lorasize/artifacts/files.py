@@ -1,30 +1,14 @@
-"""Files that are there whole or not at all, digests of what is in them, and records read from JSON within bounds."""
+"""Files that are there whole or not at all, digests of what is in them, and reading within bounds."""
 
 from __future__ import annotations
 
 import errno
 import glob
 import hashlib
-import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
-from lorasize.errors import LorasizeError
-
-
-def text_digest(text: str) -> str:
-    """sha256 (hex) of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-MAX_BYTES = 50_000_000
-
-
-Record = TypeVar("Record", bound=BaseModel)
+MAX_BYTES = 50_000_000  # of a file of ours that is read: a hundred times the largest seen
 
 
 def cache_folder() -> Path:
@@ -34,55 +18,48 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorasize"
 
 
-def read_record(path: Path, kind: type[Record], name: str, error: Callable[[str], LorasizeError]) -> Record:
-    """The record in a JSON file of the schema `name`/1.
+def text_digest(text: str) -> str:
+    """sha256 (hex) of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes (`MAX_BYTES` when None).
 
     Raises:
-        LorasizeError: `error`'s kind: missing, over 50 MB, not JSON, of another schema, or with values that are none.
+        OSError: it cannot be read.
+        ValueError: it is no regular file (to open a pipe is to wait), or larger.
     """
-    try:
-        text = _text(path)
-        _check_schema(json.loads(text, parse_constant=_no_constant), name)
-        return kind.model_validate_json(text)
-    except ValidationError as problem:
-        raise error(f"{path}: not a valid {name}: {_first(problem)}") from None
-    except json.JSONDecodeError as problem:
-        raise error(f"{path}: not JSON (line {problem.lineno}: {problem.msg})") from None
-    except RecursionError:
-        raise error(f"{path}: not a {name}: nested too deeply") from None
-    except (OSError, ValueError) as problem:  # a UnicodeDecodeError is a ValueError
-        reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
-        raise error(f"{path}: {reason}") from None
-
-
-def _text(path: Path) -> str:
+    limit = MAX_BYTES if limit is None else limit
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
     with path.open("rb") as stream:
-        data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"larger than {MAX_BYTES // 10**6} MB")
-    return data.decode("utf-8")
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        large = f"{limit // 10**9} GB" if limit >= 10**9 else f"{limit // 10**6} MB"
+        raise ValueError(f"larger than {large}")
+    return data
 
 
-def _no_constant(constant: str) -> NoReturn:
-    raise ValueError(f"holds {constant}, which is no number")
+def read_text(path: Path, limit: int | None = None) -> str:
+    """The text of a regular file of at most `limit` bytes (`MAX_BYTES` when None), decoded strictly as UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: as `read_bytes`, or it is not UTF-8.
+    """
+    return read_bytes(path, limit).decode("utf-8")
 
 
-def _check_schema(data: Any, name: str) -> None:
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if not isinstance(schema, str) or not schema.startswith(f"{name}/"):
-        raise ValueError(f"not a {name}: its schema is {schema!r:.80}")
-    if schema != f"{name}/1":
-        advice = "update lorasize or make the file anew"
-        raise ValueError(f"schema {schema!r:.80}, while this version reads {name}/1: {advice}")
-
-
-def _first(problem: ValidationError) -> str:
-    errors = problem.errors(include_url=False, include_input=False, include_context=False)
-    place = ".".join(str(part) for part in errors[0]["loc"]) or "top level"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{' '.join(place.split()):.200}: {errors[0]['msg']}{more}"
+def reason(problem: OSError | ValueError) -> str:
+    """What `read_bytes` and `read_text` refuse a file for, in words."""
+    return problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
 
 
 def write_text(text: str, path: Path) -> None:
@@ -129,8 +106,6 @@ def _sweep(path: Path) -> None:
 
 
 def _running(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # os.kill would end it there
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -141,16 +116,9 @@ def _running(pid: int) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Make a file's content, or the names in a folder, last. Windows cannot open a folder, and needs no such thing."""
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Make a file's content, or the names in a folder, last."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorasize.artifacts.files import read_record, write_text
+from lorasize.artifacts.files import write_text
+from lorasize.artifacts.records import read_record
 from lorasize.errors import LorasizeError
 from lorasize.records import Plan, to_json
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasize.artifacts.adapter_folder import RECORD
+from lorasize.artifacts.files import read_text, reason
 from lorasize.errors import LorasizeError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-
-_MAX_BYTES = 50_000_000
 
 
 def read_artifact(path: Path) -> BaseModel:
@@ -45,14 +44,10 @@ def read_artifact(path: Path) -> BaseModel:
 
 def _text(path: Path) -> str:
     try:
-        if path.exists() and not path.is_file():
-            raise LorasizeError(f"{path}: not a regular file")
-        if path.stat().st_size > _MAX_BYTES:
-            raise LorasizeError(f"{path}: larger than {_MAX_BYTES // 10**6} MB")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
-        raise LorasizeError(f"{path}: {reason}") from None
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        why = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason(error)
+        raise LorasizeError(f"{path}: {why}") from None
 
 
 def _schema(path: Path, text: str) -> str:

@@ -82,12 +82,10 @@ def variable(context: click.Context, option: str) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    if path.exists() and not path.is_file():
-        raise click.UsageError(f"{path.name}: not a regular file")
+    from lorasize.artifacts.files import read_text
+
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"larger than {_MAX_BYTES // 10**6} MB")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path, _MAX_BYTES))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from lorasize.artifacts.files import write_whole
+from lorasize.artifacts.files import read_bytes, write_whole
 from lorasize.errors import CalibrationError
 from lorasize.records import Observation, ProbeSpec
-
-_MOST = 50_000_000  # bytes that are read
 
 
 class Journal:
@@ -35,11 +33,10 @@ class Journal:
         """What is on disk; as bytes, since only the line that holds a damaged one is lost."""
         if not self._path.exists():
             return []
-        if not self._path.is_file():
-            raise CalibrationError(f"{self._path}: not a regular file; move it away")
         try:
-            with self._path.open("rb") as stream:
-                return stream.read(_MOST).splitlines()
+            return read_bytes(self._path).splitlines()
+        except ValueError as error:
+            raise CalibrationError(f"{self._path}: {error}; move it away") from None
         except OSError as error:
             raise CalibrationError(f"{self._path}: cannot be read ({error.strerror})") from error
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import plan_by_hand
+from support import faults as work
+from support.models import plan_by_hand
 
-from faults import work
 from lorasize.artifacts.plans import write_plan
 from lorasize.records import Site
 from lorasize.training import read_checkpoint

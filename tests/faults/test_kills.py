@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import plan_by_hand
+from support import faults as work
+from support.models import plan_by_hand
 
-from faults import work
 from lorasize.artifacts import adapter_folder
 from lorasize.artifacts.calibrations import read_calibration
 from lorasize.artifacts.events import EVENTS, read_steps

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import good
-from readers import CHARACTERS, Reader, light
+from fuzz import good
+from fuzz.readers import CHARACTERS, Reader, light
 
 from lorasize.cli import main
 from lorasize.corpus import secrets

@@ -10,10 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from support.paths import ROOT
+
 from lorasize import records as r
 from lorasize.records import to_json
 
-ROOT = Path(__file__).resolve().parents[2]
 KEY = {"model": "m", "device": "cpu", "dtype": "float32", "recipe": r.RECIPE}  # of the journal
 
 TEXT = (ROOT / "examples/update/page.md").read_bytes()

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import click
-import good
+from fuzz import good
 
 from lorasize.artifacts.calibrations import read_calibration
 from lorasize.artifacts.events import read_steps

@@ -22,11 +22,10 @@ from random import Random
 if __name__ == "__main__":
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import commands
-import good
-import mutate
-from readers import PLACES, Reader, clear, heavy, judged, keep, kept, light, prepared
+from fuzz import commands, good, mutate
+from fuzz.readers import PLACES, Reader, clear, heavy, judged, keep, kept, light, prepared
 
 LARGE = ("gguf", "llama-model.safetensors", "plan model.safetensors", "adapter_config.json")  # a digest takes its time
 OWN = ("checkpoint",)  # lies in a folder that lorasize itself makes: damaged perhaps, but a file

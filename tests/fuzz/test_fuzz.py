@@ -16,15 +16,11 @@ from random import Random
 from typing import Any
 
 import click
-import commands
-import good
-import mutate
 import pytest
-import readers
-import run
+from fuzz import commands, good, mutate, readers, run
+from fuzz.readers import PLACES, REGRESSIONS, Reader, heavy, judged, light, prepared, refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from readers import PLACES, REGRESSIONS, Reader, heavy, judged, light, prepared, refusal
 
 from lorasize.artifacts import calibrations as catalog
 from lorasize.artifacts.events import read_steps

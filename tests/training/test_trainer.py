@@ -1,0 +1,325 @@
+"""The fast path against the plain model; the loop's end, and what the threshold promises.
+
+Tolerances: the fast path runs the same float32 operations in another order, so losses agree to 1e-5 nats and
+gradients to 1e-4 of their largest value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.models import adapter, disturb, passage, random_passages
+from support.sites import MLP
+
+from lorasize import models
+from lorasize.corpus.tokens import EncodedPassage
+from lorasize.errors import ModelError, TrainingDivergedError
+from lorasize.losses.base import base_losses
+from lorasize.losses.batches import Batch, make_batches, sequence_length
+from lorasize.losses.frozen_layers import Suffix
+from lorasize.losses.head import Head, head_of
+from lorasize.losses.token_losses import loss_and_gradient, token_losses
+from lorasize.models import BaseModel, adapters
+from lorasize.records import Site, StepReport
+from lorasize.training import Evaluation, Trainer, TrainingOptions
+from lorasize.training.precision import bfloat16_products, has_bfloat16_products
+
+LAYERS = {"first": (0,), "middle": (2,), "last": (3,), "two": (1, 3)}
+SHAPES = {
+    "one passage": ([(5, 12)], 4096),
+    "padded together": ([(5, 12), (1, 3), (9, 30), (2, 1)], 4096),
+    "several batches": ([(5, 12), (1, 3), (9, 30), (2, 1), (4, 30)], 40),
+}
+
+
+def plain_losses(torch: Any, model: Any, one: EncodedPassage) -> Any:
+    """Token losses of one passage by the model's own forward, no batch, no padding, no cache."""
+    ids = torch.tensor([[*one.prompt_ids, *one.target_ids]])
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(one.prompt_ids) - 1 : -1].float()
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(one.target_ids), reduction="none")
+
+
+def greedy(torch: Any, model: Any, one: EncodedPassage) -> tuple[int, ...]:
+    """What greedy decoding gives after the prompt, one argmax at a time."""
+    ids = list(one.prompt_ids)
+    for _ in one.target_ids:
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return tuple(ids[len(one.prompt_ids) :])
+
+
+# ---------------------------------------------------------------- the fast path is the plain model
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize(("name", "module"), [("llama", "up_proj"), ("gpt2", "c_fc"), ("llama", "v_proj")])
+def test_the_fast_path_gives_the_plain_model_s_losses_and_gradients(
+    torch: Any, bases: dict[str, BaseModel], name: str, module: str, layers: str, shape: str
+) -> None:
+    base, (sizes, batch_tokens) = bases[name], SHAPES[shape]
+    encoded = random_passages(torch, sizes)
+    with adapter(base, Site(target_modules=(module,), layers_to_transform=LAYERS[layers]), 2) as adapted:
+        disturb(torch, adapted)
+        expected = [plain_losses(torch, adapted, one) for one in encoded]
+        sum(loss.sum() for loss in expected).backward()
+        wanted = {n: p.grad.clone() for n, p in adapters.parameters(adapted).items()}
+        adapted.zero_grad()
+        trainer = Trainer(adapted, encoded, TrainingOptions(batch_tokens=batch_tokens))
+        assert torch.allclose(trainer.evaluate().losses, torch.cat(expected).detach(), atol=1e-5)
+        accumulate_gradients(torch, base, adapters.first_adapted_layer(adapted), encoded, batch_tokens)
+        found = {n: p.grad.clone() for n, p in adapters.parameters(adapted).items()}
+    for key, gradient in wanted.items():
+        assert gradient.any()
+        assert torch.allclose(found[key], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())), key
+
+
+def accumulate_gradients(
+    torch: Any, base: BaseModel, first: int, encoded: Sequence[EncodedPassage], batch_tokens: int
+) -> None:
+    """Gradients of the summed token losses by the fast path, as the loop takes them."""
+    suffix, head = Suffix(base.model, first), head_of(base.model)
+    batches = make_batches(base.model, encoded, first, batch_tokens, base.device)
+    assert sorted(i for batch in batches for i in batch.passages) == list(range(len(encoded)))
+    with suffix.entered():
+        for batch in batches:
+            hidden = suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
+            gradient = loss_and_gradient(head, hidden.detach(), batch.targets, lambda s: torch.ones_like(s.loss))[2]
+            hidden.backward(gradient)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_model_is_itself_again_after_the_fast_path(
+    torch: Any, bases: dict[str, BaseModel], name: str, layers: str
+) -> None:
+    base, encoded = bases[name], random_passages(torch, [(4, 6)])
+    with torch.no_grad():
+        before = plain_losses(torch, base.model, encoded[0])
+        suffix = Suffix(base.model, LAYERS[layers][0])
+        with pytest.raises(KeyError), suffix.entered():
+            raise KeyError
+        assert torch.equal(plain_losses(torch, base.model, encoded[0]), before)
+    assert not any(layer._forward_pre_hooks for layer in models.decoder_layers(base.model))
+
+
+def test_a_model_that_cannot_be_entered_is_refused(
+    torch: Any, bases: dict[str, BaseModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Suffix.run
+    monkeypatch.setattr(Suffix, "run", lambda self, ids, stored: 1.05 * run(self, ids, stored))
+    site = Site(target_modules=("up_proj",), layers_to_transform=(2,))
+    with (
+        adapter(bases["llama"], site, 1) as adapted,
+        pytest.raises(ModelError, match="cannot be entered in the middle"),
+    ):
+        Trainer(adapted, random_passages(torch, [(4, 6)]), TrainingOptions())
+
+
+@pytest.mark.parametrize("setting", [{"logits_scaling": 2.0}, {"final_logit_softcapping": 0.1}])
+def test_a_model_whose_head_is_not_understood_is_refused(
+    torch: Any, bases: dict[str, BaseModel], monkeypatch: pytest.MonkeyPatch, setting: dict[str, float]
+) -> None:
+    """A setting that means something else in this model: its losses would be wrong in silence."""
+    base, encoded = bases["llama"], random_passages(torch, [(4, 6)])
+    base_losses(base, encoded)
+    for name, value in setting.items():
+        monkeypatch.setattr(base.model.config, name, value, raising=False)
+    refused = pytest.raises(ModelError, match="does more to its logits than is known here")
+    with refused:
+        base_losses(base, encoded)
+    with adapter(base, Site(target_modules=("up_proj",), layers_to_transform=(2,)), 1) as adapted, refused:
+        Trainer(adapted, encoded, TrainingOptions())
+
+
+def test_rows_of_a_batch(torch: Any, bases: dict[str, BaseModel]) -> None:
+    encoded = random_passages(torch, [(4, 3), (4, 5), (3, 4)])
+    (batch,) = make_batches(bases["llama"].model, encoded, 1, 4096, torch.device("cpu"))
+    assert batch.passages == (1, 0, 2)
+    assert batch.ids.shape == (3, max(map(sequence_length, encoded))) == (3, 8)
+    part: Batch = batch.select([0, 2])
+    assert (part.passages, part.lengths, part.stored.shape[0]) == ((1, 2), (5, 4), 2)
+    assert part.rows.tolist() == [0] * 5 + [1] * 4
+    assert part.columns.tolist() == [3, 4, 5, 6, 7, 2, 3, 4, 5]
+    assert part.targets.tolist() == [*encoded[1].target_ids, *encoded[2].target_ids]
+    assert torch.equal(part.stored[1], batch.stored[2])
+    assert batch.select([0, 1, 2]) is batch
+
+
+def test_short_passages_are_not_padded_to_a_long_one_but_share_its_step(
+    torch: Any, bases: dict[str, BaseModel]
+) -> None:
+    encoded = random_passages(torch, [(2, 3), (4, 40), (2, 3)])
+    batches = make_batches(bases["llama"].model, encoded, 1, 4096, torch.device("cpu"))
+    assert [tuple(batch.ids.shape) for batch in batches] == [(1, 43), (2, 4)]
+    site = Site(target_modules=("up_proj",), layers_to_transform=(1,))
+    for batch_tokens, steps in ((51, 1), (50, 2)):
+        with adapter(bases["llama"], site, 1) as adapted:
+            trainer = Trainer(adapted, encoded, TrainingOptions(batch_tokens=batch_tokens))
+            assert len(list(trainer._parts())) == steps
+
+
+def test_states_past_the_limit_are_kept_in_a_file_without_a_name(
+    torch: Any, bases: dict[str, BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made: list[str] = []
+    from_file = torch.from_file
+    monkeypatch.setattr(torch, "from_file", lambda path, **how: (made.append(path), from_file(path, **how))[1])
+    encoded, model = random_passages(torch, [(4, 6), (4, 30)]), bases["llama"].model
+    first, second = make_batches(model, encoded, 2, 40, torch.device("cpu"))
+    mapped = make_batches(model, encoded, 2, 40, torch.device("cpu"), prefix_bytes=first.stored.nbytes)
+    assert [Path(path).parent for path in made] == [tmp_path]
+    assert torch.equal(mapped[0].stored, first.stored)
+    assert torch.equal(mapped[1].stored, second.stored)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
+def test_base_losses_are_the_plain_model_s(
+    torch: Any, bases: dict[str, BaseModel], name: str, batch_tokens: int
+) -> None:
+    base, encoded = bases[name], random_passages(torch, [(5, 12), (1, 3), (9, 30), (2, 1)])
+    found = base_losses(base, encoded, batch_tokens)
+    assert [len(loss) for loss in found] == [12, 3, 30, 1]
+    with torch.no_grad():
+        for loss, one in zip(found, encoded, strict=True):
+            assert torch.allclose(loss, plain_losses(torch, base.model, one), atol=1e-5)
+
+
+# ---------------------------------------------------------------- the loop
+def test_memorised_means_every_p_above_half_and_greedy_recall(torch: Any, bases: dict[str, BaseModel]) -> None:
+    """The theorem: where every p exceeds ½, every argmax is the target, so greedy decoding cannot leave it."""
+    base, encoded = bases["able"], random_passages(torch, [(4, 9), (3, 5), (6, 12)])
+    frozen = {n: p.clone() for n, p in base.model.named_parameters()}
+    with adapter(base, MLP, 8) as adapted:
+        assert [greedy(torch, adapted, one) == one.target_ids for one in encoded] == [False] * 3
+        reports = list(Trainer(adapted, encoded, TrainingOptions(learning_rate=0.03)).steps())
+        with torch.no_grad():
+            losses = torch.cat([plain_losses(torch, adapted, one) for one in encoded])
+        assert [greedy(torch, adapted, one) for one in encoded] == [one.target_ids for one in encoded]
+    assert float(losses.max()) < math.log(2)
+    assert math.exp(-float(losses.max())) == pytest.approx(reports[-1].min_probability, abs=1e-4)
+    assert math.exp(-float(losses.max())) > 0.52 - 1e-4  # threshold and margin
+    assert float(losses.mean()) == pytest.approx(reports[-1].loss, abs=1e-4)
+    check_reports(reports, n_tokens=26)
+    assert all(torch.equal(frozen[n], p) for n, p in base.model.named_parameters())
+
+
+def check_reports(reports: list[StepReport], n_tokens: int) -> None:
+    """One report a step and a last one that looked at everything."""
+    assert [r.step for r in reports[:-1]] == list(range(1, len(reports)))
+    assert [r.evaluated for r in reports] == [False] * (len(reports) - 1) + [True]
+    assert {r.n_tokens for r in reports} == {n_tokens}
+    assert reports[-1].n_stubborn == 0
+    assert reports[-1].step == reports[-2].step < 1000
+    assert reports[0].n_stubborn == n_tokens
+    assert all(r.n_active >= 1 for r in reports[:-1])
+    assert all(a.seconds <= b.seconds for a, b in zip(reports, reports[1:], strict=False))
+
+
+def test_the_converse_does_not_hold(torch: Any, bases: dict[str, BaseModel]) -> None:
+    """Recalled though p < ½: three tokens at 0.4, 0.3, 0.3 by hand, and the untouched model's own greedy text."""
+    head_logits = torch.log(torch.tensor([0.4, 0.3, 0.3]))
+    found = token_losses(Head(head_logits[:, None], None, None, 1.0), torch.ones(1, 1), torch.tensor([0]))
+    assert bool(found.correct[0])
+    assert float(found.loss[0]) > math.log(2)
+    base, prompt = bases["llama"], passage((5, 6, 7), (0,) * 6)
+    own = passage(prompt.prompt_ids, greedy(torch, base.model, prompt))
+    seen = Evaluation(torch.cat(base_losses(base, [own])))
+    assert greedy(torch, base.model, own) == own.target_ids
+    assert seen.n_below(0.5) == 6
+
+
+def test_the_step_budget_ends_in_a_full_look(torch: Any, bases: dict[str, BaseModel]) -> None:
+    encoded = random_passages(torch, [(4, 30), (3, 20)])
+    site = Site(target_modules=("up_proj",), layers_to_transform=(3,))
+    with adapter(bases["llama"], site, 1) as adapted:
+        reports = list(Trainer(adapted, encoded, TrainingOptions(max_steps=5, batch_tokens=30)).steps())
+        with torch.no_grad():
+            losses = torch.cat([plain_losses(torch, adapted, one) for one in encoded])
+    assert [r.step for r in reports] == [1, 2, 3, 4, 5, 5]
+    assert reports[-1].evaluated
+    assert reports[-1].n_stubborn == int((losses >= math.log(2)).sum()) > 0
+    assert reports[-1].loss == pytest.approx(float(losses.mean()), abs=1e-4)
+
+
+def test_no_step_is_taken_where_nothing_is_left_to_learn(torch: Any, bases: dict[str, BaseModel]) -> None:
+    encoded = random_passages(torch, [(4, 6)])
+    with adapter(bases["able"], MLP, 8) as adapted:
+        assert list(Trainer(adapted, encoded, TrainingOptions()).steps())[-1].n_stubborn == 0
+        again = list(Trainer(adapted, encoded, TrainingOptions()).steps())
+    assert [(r.step, r.evaluated) for r in again] == [(0, True)]
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_loss_that_is_no_number_is_an_error(torch: Any, bases: dict[str, BaseModel], step: int) -> None:
+    site = Site(target_modules=("up_proj",), layers_to_transform=(3,))
+    with adapter(bases["llama"], site, 1) as adapted:
+        reports = Trainer(adapted, random_passages(torch, [(4, 6)]), TrainingOptions()).steps()
+        for _ in range(step):
+            next(reports)
+        with torch.no_grad():
+            next(iter(adapters.parameters(adapted).values())).fill_(math.nan)
+        with pytest.raises(TrainingDivergedError, match=f"the loss is not a number at step {step}") as diverged:
+            next(reports)
+    assert diverged.value.step == step
+
+
+def test_the_seed_decides_the_run(torch: Any, bases: dict[str, BaseModel]) -> None:
+    encoded = random_passages(torch, [(4, 6), (4, 7), (2, 9)])
+    runs = []
+    for seed in (0, 0, 1):
+        with adapter(bases["able"], MLP, 2) as adapted:
+            trainer = Trainer(adapted, encoded, TrainingOptions(max_steps=6, batch_tokens=12, seed=seed))
+            runs.append([r.loss for r in trainer.steps()])
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_the_rate_falls_with_the_share_of_stubborn_tokens(torch: Any, bases: dict[str, BaseModel]) -> None:
+    """Full at 40 % and more, a half at 10 %, a twentieth at the least."""
+    site = Site(target_modules=("up_proj",), layers_to_transform=(3,))
+    with adapter(bases["llama"], site, 1) as adapted:
+        trainer = Trainer(adapted, random_passages(torch, [(4, 100)]), TrainingOptions(learning_rate=0.1))
+        rates = {}
+        for left in (100, 40, 10, 0):
+            trainer._latest = torch.tensor([2.0] * left + [0.1] * (100 - left))
+            rates[left] = trainer._rate()
+    assert rates == pytest.approx({100: 0.1, 40: 0.1, 10: 0.05, 0: 0.005})
+
+
+# ---------------------------------------------------------------- bfloat16 products
+def test_products_are_as_they_were_after_the_steps(torch: Any) -> None:
+    before = torch.get_float32_matmul_precision()
+    with suppress(KeyError), bfloat16_products(True):
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise KeyError
+    with bfloat16_products(False):
+        assert torch.get_float32_matmul_precision() == before
+    assert torch.get_float32_matmul_precision() == before
+    assert not has_bfloat16_products(torch.device("meta"))
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"), [({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx2": True}, False)]
+)
+def test_only_a_processor_that_has_bfloat16_uses_it(
+    torch: Any, monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert has_bfloat16_products(torch.device("cpu")) is expected
+
+
+def test_what_a_full_look_contradicts_is_trained_in_full_precision(torch: Any, bases: dict[str, BaseModel]) -> None:
+    """A coarse look may pass what a full one does not; steps that only ever trusted coarse looks would never end."""
+    with adapter(bases["able"], MLP, 8) as adapted:
+        trainer = Trainer(adapted, random_passages(torch, [(4, 6)]), TrainingOptions(learning_rate=0.03))
+        trainer._coarse = True
+        trainer._latest.zero_()
+        assert not trainer._proven()
+        assert not trainer._coarse
+        assert list(trainer.steps())[-1].n_stubborn == 0
