@@ -67,8 +67,8 @@ lock: $(INSTALLED)
 	mv $(VENV)/requirements.lock requirements.lock
 
 # Each script prints one group of the figures in README and docs; together they take hours. TRL is a peer that one times.
-# calibrations_agree.py compares two calibrations and is called by hand; corpora.py and cores.py are no scripts.
-BENCHMARKS := $(filter-out benchmarks/corpora.py benchmarks/cores.py benchmarks/calibrations_agree.py,$(wildcard benchmarks/*.py))
+# calibrations_agree.py and same_as.py compare two things that somebody names, and are called by hand.
+BENCHMARKS := $(filter-out benchmarks/calibrations_agree.py benchmarks/same_as.py,$(wildcard benchmarks/*.py))
 bench: $(INSTALLED)
 	$(PIP) -c constraints.txt trl
 	set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python "$$script"; done

@@ -23,7 +23,7 @@ import sys
 import time
 from typing import Any
 
-from cores import Cores, pin
+from support.cores import Cores, pin
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 if "--core" in sys.argv:

@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from corpora import corpora, write_corpus
+from support.corpora import corpora, write_corpus
 
 from lorasize import models
 from lorasize.artifacts.calibrations import read_calibration, write_calibration

@@ -38,8 +38,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cores import Cores, pin
-from corpora import corpora, write_corpus
+from support.cores import Cores, pin
+from support.corpora import corpora, write_corpus
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -16,7 +16,7 @@ INDEX = LOG / "index.md"
 SUBJECTS = sorted({*LOG.glob("*.md")} - {INDEX})
 PARTS = ("Question", "Command", "Result", "Decision")
 NOT_KEPT = "not kept"
-BENCHMARKS = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"corpora.py", "cores.py"}
+BENCHMARKS = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
 
 
 @dataclass(frozen=True)
