@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.corpora import EncodeText, records
+from support.patience import grows_with_its_input
 
 from lorasize.corpus.feasibility import feasibility
 from lorasize.corpus.tokens import EncodedPassage
@@ -88,6 +89,7 @@ def test_feasibility_agrees_with_its_definition(pairs: list[tuple[str, str]]) ->
 def test_feasibility_takes_time_with_the_tokens() -> None:
     """20 000 passages under one long prompt prefix: comparing all pairs would take 2·10⁸ comparisons."""
     passages = [encoded(k + 1, f"the number of {k} is", str(k)) for k in range(20_000)]
+    assert grows_with_its_input(lambda n: feasibility(passages[:n]), len(passages))
     passages.append(encoded(20_001, "the number of 19999 is", "x"))
     (issue,) = feasibility(passages).issues
     assert issue.passages == (19_999, 20_000)

@@ -21,6 +21,7 @@ from fuzz import commands, good, mutate, readers, run
 from fuzz.readers import PLACES, REGRESSIONS, Reader, heavy, judged, light, prepared, refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.patience import HANGS, grows_with_its_input
 
 from lorasize.artifacts import calibrations as catalog
 from lorasize.artifacts.events import read_steps
@@ -35,6 +36,12 @@ JUST = 70  # mutated inputs for each light reader
 FEW = 8  # for each that loads a model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT and transformers warn of what is wrong before they refuse it
+
+
+@pytest.fixture(autouse=True)
+def _any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here an input hangs only when it never ends: seconds are for `run.py`, which hunts for slow ones."""
+    monkeypatch.setattr(readers, "SECONDS", HANGS)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +140,8 @@ def _hoards(path: Path) -> object:
 def test_the_judge(
     read: Callable[[Path], object], said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "SECONDS", 0.05)
+    if read is _sleeps:  # the others end by themselves
+        monkeypatch.setattr(readers, "SECONDS", 0.05)
     found = judged(Reader("x", "x", "text", (), read, 1), tmp_path)
     assert found == said if said is None else said in (found or "")
 
@@ -168,25 +176,29 @@ def test_a_command_that_ends_otherwise_is_wrong(tmp_path: Path, monkeypatch: pyt
 # ---------------------------------------------------------------- size
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["corpus-text", "corpus-markdown", "corpus-jsonl", "corpus-csv"])
-@pytest.mark.parametrize("lines", [1, 1_000_000])
-def test_long_lines_and_many_lines_take_no_time(name: str, lines: int, tmp_path: Path) -> None:
-    """Two million characters, in one line or in a million: seconds would mean that time grows with their square."""
-    reader = LIGHT[name]
-    for piece in (b"x", b'"', b" ", b"`", b",", b"[", b"\\", b"\r"):
-        path = prepared(reader, tmp_path)
-        path.write_bytes((piece * (2_000_000 // lines) + b"\n") * lines if lines > 1 else piece * 2_000_000)
+@pytest.mark.parametrize("many", [False, True])
+def test_time_is_linear_in_one_line_and_in_many(name: str, many: bool, tmp_path: Path) -> None:
+    """Two million characters, in one line or in a million."""
+    reader, path = LIGHT[name], prepared(LIGHT[name], tmp_path)
+
+    def read(size: int) -> None:
+        path.write_bytes((piece * 2 + b"\n") * (size // 2) if many else piece * size)
         assert judged(reader, path) is None
+
+    for piece in (b"x", b'"', b" ", b"`", b",", b"[", b"\\", b"\r"):
+        assert grows_with_its_input(read, 2_000_000), piece
 
 
 @pytest.mark.slow
-def test_fifty_megabytes_are_read_in_time(tmp_path: Path) -> None:
+def test_time_is_linear_up_to_fifty_megabytes(tmp_path: Path) -> None:
     path = tmp_path / "large.txt"
-    path.write_bytes((b"a line of some forty characters, or nearly\n" * 12 + b"\n") * 100_000)
-    assert path.stat().st_size > 50_000_000
-    before = time.process_time()
-    passages, _ = read_corpus([path])
-    assert len(passages) == 100_000
-    assert time.process_time() - before < 20
+
+    def read(n_blocks: int) -> None:
+        path.write_bytes((b"a line of some forty characters, or nearly\n" * 12 + b"\n") * n_blocks)
+        assert path.stat().st_size > 500 * n_blocks
+        assert len(read_corpus([path])[0]) == n_blocks
+
+    assert grows_with_its_input(read, 100_000)
 
 
 def test_a_corpus_over_the_limit_is_refused(tmp_path: Path) -> None:
@@ -267,7 +279,8 @@ BYTES = st.binary(max_size=200) | TEXT.map(lambda text: text.encode("utf-8", "su
 ONE = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 JSON = st.recursive(ONE, lambda more: st.lists(more) | st.dictionaries(TEXT, more))
 NAMES = ("a.txt", "a.md", "a.jsonl", "a.csv", "a.tsv", "a.parquet")
-any_number = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+UNSLOWED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]  # on a busy machine nothing is fast
+any_number = settings(max_examples=40, deadline=None, suppress_health_check=UNSLOWED)
 
 
 def _one_line(message: str) -> bool:
@@ -354,7 +367,7 @@ def test_any_passages_jsonl_is_read_or_refused_at_its_line(torch: Any, lines: li
 
 def test_the_alarm_is_given_back() -> None:
     before = signal.getsignal(signal.SIGALRM)
-    with readers.within(10):
+    with readers.within(HANGS):
         assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
     assert signal.getsignal(signal.SIGALRM) == before
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
