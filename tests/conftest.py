@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lorasize.corpus import read_corpus
 from lorasize.records import (
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 
 EncodeText = Callable[..., "list[EncodedPassage]"]
+
+# Examples may take as long as they take: a busy machine is no fault of what is tested.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 pytest_plugins = ["support.verbs", "support.action", "support.plans", "support.runs"]  # their fixtures
@@ -56,7 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Give the builtin model all cores and tiny ones a single thread: on two they take half as long again."""
     if (module := sys.modules.get("torch")) is not None:
-        module.set_num_threads(_threads(module) if item.get_closest_marker("real") else 1)
+        most = _threads(module)  # asked for before the first test takes fewer
+        module.set_num_threads(most if item.get_closest_marker("real") else 1)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support import records as made
 from support.paths import ROOT
+from support.patience import HANGS
 from support.verbs import Recorded
 
 from lorasize import cli, errors
@@ -29,7 +30,7 @@ def start(*arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedPro
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **changes}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False
+        command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=HANGS, check=False
     )
 
 

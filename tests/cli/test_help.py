@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.paths import ROOT, SHIPPED
+from support.patience import HANGS
 from support.plans import PLAN
 
 from lorasize import cli, errors
@@ -33,7 +34,7 @@ def run(*command: str, **changes: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LORASIZE_")}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **changes}
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False
+        command, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=HANGS, check=False
     )
 
 

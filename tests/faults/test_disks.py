@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import faults as work
 from support.models import plan_by_hand
+from support.patience import HANGS
 
 from lorasize.artifacts.plans import write_plan
 from lorasize.records import Site
@@ -51,7 +52,7 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int | None, str]:
     context.set_forkserver_preload(["lorasize.verbs.apply", "lorasize.verbs.calibrate"])
     process = context.Process(target=work.command, args=([*arguments, "-q"], str(tmp_path / "said")))
     process.start()
-    process.join(120)
+    process.join(HANGS)
     return process.exitcode, (tmp_path / "said").read_text("utf-8")
 
 

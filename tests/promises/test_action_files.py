@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.action import ACTION, EXAMPLE, REMAKE, STEP, STEPS, WORKFLOW, Act, needs_html
 from support.paths import ROOT
+from support.patience import HANGS
 
 from lorasize.artifacts.plans import read_plan
 from lorasize.cli import main
@@ -149,7 +150,7 @@ def test_the_committed_plans_are_what_plan_makes(tmp_path: Path) -> None:
     tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lorasize "$@"\n', "utf-8")
     tool.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    subprocess.run(["bash", again / "remake.sh"], env=environment, capture_output=True, check=True, timeout=300)
+    subprocess.run(["bash", again / "remake.sh"], env=environment, capture_output=True, check=True, timeout=HANGS)
     for name in ("lorasize.plan.json", "grown/lorasize.plan.json"):
         made, committed = read_plan(again / name), read_plan(EXAMPLE / name)
         assert (made.adapter, made.corpus, made.inputs) == (committed.adapter, committed.corpus, committed.inputs)

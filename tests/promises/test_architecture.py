@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 from support.paths import ROOT
+from support.patience import HANGS
 
 PACKAGE = ROOT / "lorasize"
 
@@ -230,7 +231,7 @@ def loaded_by(modules: list[str]) -> set[str]:
     """Top-level packages in sys.modules after importing some modules in a fresh interpreter."""
     code = f"import sys, {', '.join(modules)}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     command = [sys.executable, "-c", code]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=HANGS, check=False)
     assert run.returncode == 0, run.stderr
     return set(run.stdout.split())
 

@@ -17,6 +17,7 @@ import click
 import pytest
 import yaml
 from support.paths import ROOT
+from support.patience import HANGS
 
 import lorasize
 from lorasize.cli import lorasize as group
@@ -295,7 +296,7 @@ def test_the_site_builds_and_asks_nothing_of_the_outside(tmp_path: Path) -> None
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=HANGS, check=False
     )
     assert (built.returncode, built.stdout + built.stderr) == (0, "")
     pages = {page: page.read_text("utf-8") for page in tmp_path.rglob("*.html")}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.paths import ROOT
+from support.patience import HANGS
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +21,7 @@ def run(*command: str | Path, cwd: Path) -> str:
     """What a command prints, run where no checkout is on the path."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     words = [str(part) for part in command]
-    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=HANGS, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

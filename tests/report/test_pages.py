@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support import records as made
 from support.paths import ROOT
+from support.patience import HANGS
 
 from lorasize import records as r
 from lorasize import report
@@ -182,7 +183,7 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium here (Debian: apt-get install chromium)")
     with sync_api.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS), timeout=1000 * HANGS)
         yield opened
         opened.close()
 
@@ -212,6 +213,7 @@ def looked_at(browser: Any, page: str, path: Path, width: int, scheme: str) -> t
     """What a reader sees, and everything that the console or the network said."""
     path.write_text(page, encoding="utf-8")
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context.set_default_timeout(1000 * HANGS)
     tab, said = context.new_page(), []
     tab.on("console", lambda message: said.append(message.text))
     tab.on("pageerror", lambda error: said.append(str(error)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -333,7 +334,7 @@ def test_progress_is_guarded_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def everything(terminal: int) -> str:
-    """All that was written to a pseudo-terminal whose other end is closed."""
+    """All that is written to a pseudo-terminal until its other end is closed."""
     said = b""
     while True:
         try:
@@ -351,11 +352,13 @@ def test_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("TERM", "xterm")
     master, slave = pty.openpty()
-    with open(slave, "w", encoding="utf-8") as stream, report.Progress(stream=stream) as progress:
-        for number in range(1, 4):
-            progress.event(step(number))
-        progress.note("wrote [it]")
-    said = everything(master)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(everything, master)  # meanwhile: a terminal holds little, and a slow one is redrawn often
+        with open(slave, "w", encoding="utf-8") as stream, report.Progress(stream=stream) as progress:
+            for number in range(1, 4):
+                progress.event(step(number))
+            progress.note("wrote [it]")
+        said = read.result()
     os.close(master)
     assert "wrote [it]" in said
     assert "step 3:" in said

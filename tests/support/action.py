@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 from support.paths import ROOT
+from support.patience import HANGS
 
 from lorasize.cli import output
 
@@ -148,7 +149,7 @@ def _bash(
     ran = subprocess.run(
         command, cwd=workspace / expand(step.get("working-directory", "."), context), capture_output=True, text=True,
         env={**environment, **own, "GITHUB_OUTPUT": str(outputs), "GITHUB_STEP_SUMMARY": str(summary)}, check=False,
-        encoding="utf-8", timeout=60,
+        encoding="utf-8", timeout=HANGS,
     )  # fmt: skip
     done.code = done.code or ran.returncode
     done.log += ran.stdout + ran.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patience import grows_with_its_input
+from support.patience import grows_with_its_input
 
 
 def test_a_square_is_told_from_a_line() -> None:

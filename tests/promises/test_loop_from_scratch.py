@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.paths import ROOT
 
-from lorasize import adapters, models
+from lorasize import models
+from lorasize.corpus.tokens import EncodedPassage
+from lorasize.models import adapters
 from lorasize.records import Passage, Site
-from lorasize.tokens import EncodedPassage
 from lorasize.training import Trainer, TrainingOptions
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "loop_from_scratch.py"
+EXAMPLE = ROOT / "examples" / "loop_from_scratch.py"
 SITE = Site(target_modules=("up_proj",), layers_to_transform=(2,))
 RANK, SEED = 2, 5
 PROMPT_IDS, TARGET_IDS = list(range(40, 46)), [*range(100, 340, 11), 2]
