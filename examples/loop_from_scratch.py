@@ -5,9 +5,9 @@
 Takes the folder of a base model. Prints the mean loss and the stubborn tokens, those with p at or below ½, of every
 tenth step and of the last; then what greedy decoding gives, and `recalled` or `LOST` (exit code 1).
 
-lorasize is not imported; tests/promises/test_loop_from_scratch.py holds this loop to the package's, step by step. The package
-also runs the frozen layers only once, trains many passages in batches, lets mastered ones rest, multiplies in bfloat16
-where that is faster, grows an adapter that stalls, and decodes from disk in a fresh process. None of that is here.
+lorasize is not imported. tests/promises/test_loop_from_scratch.py holds this loop to the package's, step by step. The
+package also runs the frozen layers only once, trains many passages in batches, lets mastered ones rest, multiplies in
+bfloat16 where that is faster, grows an adapter that stalls, and decodes from disk in a fresh process: not so here.
 """
 
 import math

@@ -192,6 +192,33 @@ def test_files_and_functions_are_as_short_as_contributing_says() -> None:
     assert (long_files, long_functions) == ({}, {})
 
 
+def test_the_front_door_has_few_names() -> None:
+    assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 18
+
+
+def attributes_of(node: ast.ClassDef) -> set[str]:
+    """Fields of a dataclass, and what methods assign to self."""
+    fields = {ast.unparse(part.target) for part in node.body if isinstance(part, ast.AnnAssign)}
+    on_self = {
+        part.attr
+        for part in ast.walk(node)
+        if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store) and ast.unparse(part.value) == "self"
+    }
+    return fields | on_self
+
+
+def test_no_class_has_more_attributes_than_contributing_says() -> None:
+    many = {
+        f"{path.name}:{node.name}": n
+        for path in PACKAGE.rglob("*.py")
+        if "records" not in path.relative_to(PACKAGE).parts
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef) and (n := len(attributes_of(node))) > 12
+    }
+    assert many == {}
+
+
+
 # ---------------------------------------------------------------- the walker itself can fail
 @pytest.mark.parametrize(
     ("file", "source", "level", "door"),
