@@ -136,7 +136,7 @@ def _from_hub(ref: str, revision: str | None) -> Path:
         folder = snapshot_download(
             ref, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         )
-    except Exception as error:  # the hub client raises a dozen kinds; each means: not to be had
+    except Exception as error:  # the hub client raises a dozen kinds; each means that the model cannot be reached
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{ref:.200}: not found here or on the hub ({first:.300})") from error
     return _checked_folder(Path(folder))

@@ -29,7 +29,7 @@ def decode(job: DecodeJob) -> Iterator[Decoded]:
     """One `Decoded` a prompt, in order.
 
     Raises:
-        ModelError: base or adapter cannot be loaded, or the attention asked for is not to be had here.
+        ModelError: base or adapter cannot be loaded, or this machine lacks the attention asked for.
     """
     model = _served(job)
     for rows in _together(job, models.max_positions(Path(job.base))):

@@ -6,13 +6,11 @@ import math
 
 from lorasize.records import RecallReport
 
-_HIGHEST = 0.95  # p that training is taken to at most
+_HIGHEST = 0.95  # p that training is taken to at most; not tuned
+_LEAST_SHIFT = 0.3  # log-odds by which a rise is worth a round of training; not tuned
 
 
-_LEAST_SHIFT = 0.3  # log-odds by which a rise is worth a round of training
-
-
-def raised(report: RecallReport, threshold: float, trained_to: float) -> float | None:
+def next_target_probability(report: RecallReport, threshold: float, trained_to: float) -> float | None:
     """The p to train every token to next, so that decoding's arithmetic cannot take it below the threshold.
 
     None where it is enough: the smallest p of the model as it is served, lowered by the largest |Δ ln p| seen in

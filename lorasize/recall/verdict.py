@@ -1,12 +1,13 @@
-"""Recall: greedy decoding from the saved adapter, in a fresh process, against the target.
+"""The verdict: what a fresh process decodes, against the target, passage by passage.
 
-An adapter folder enters; a verdict per passage leaves. The fresh process loads the base and the adapter with stock
+An adapter folder enters; a verdict for each passage leaves. The fresh process loads the base and the adapter with stock
 transformers and PEFT and shares nothing with training but the files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -18,7 +19,26 @@ from lorasize.recall.generation_config import generation_warnings
 from lorasize.recall.process import decode_afresh
 from lorasize.records import Decoded, DecodeJob, PassageAddress, PassageRecall, RecallFailure, RecallReport
 
-Notify = Callable[[int, int], None]
+Notify = Callable[[int, int], None]  # passages decoded so far, and in all
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """How to decode.
+
+    Attributes:
+        device: Where.
+        dtype: Of the base model.
+        batch_size: Prompts decoded together, padded on the left.
+        merged: Whether the adapter is added to the base's weights first, in their dtype.
+        attn_implementation: eager, sdpa or flash_attention_2.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = 1
+    merged: bool = False
+    attn_implementation: str = "sdpa"
 
 
 def decode_and_compare(
@@ -26,30 +46,26 @@ def decode_and_compare(
     base: Path,
     addresses: Sequence[PassageAddress],
     targets: Sequence[EncodedPassage] | None,
+    settings: DecodeSettings,
     *,
-    device: str,
-    dtype: str,
     threshold: float,
-    notify: Notify,
-    batch_size: int = 1,
-    merged: bool = False,
-    attn_implementation: str = "sdpa",
+    notify: Notify = lambda done, total: None,
 ) -> RecallReport:
-    """Decode every passage in a fresh process and compare ids and text with the target."""
-    where = models.pick_device(device)
-    kind = models.dtype_name(models.pick_dtype(dtype, where))
-    job = DecodeJob(
-        base=str(base),
-        adapter=str(folder),
-        device=str(where),
-        dtype=kind,
-        prompts=tuple(a.prompt_ids for a in addresses),
-        targets=tuple(t.target_ids for t in targets) if targets is not None else (),
-        n_tokens=tuple(a.n_tokens for a in addresses),
-        attn_implementation=attn_implementation,
-        batch_size=batch_size,
-        merged=merged,
-    )
+    """Decode every passage in a fresh process and compare ids and text with the target.
+
+    Args:
+        folder: The adapter folder.
+        base: The base model's folder.
+        addresses: The passages, as the folder names them.
+        targets: The same passages with their ids; where None, texts are compared by their digests.
+        settings: How to decode.
+        threshold: What every target token's p must exceed.
+        notify: Told after each passage.
+
+    Raises:
+        ModelError: base or adapter cannot be loaded, or the fresh process failed.
+    """
+    job = _job(folder, base, addresses, targets, settings)
     tokenizer = models.load_tokenizer(base)
     passages, failures, seen = [], [], []
     for index, decoded in enumerate(decode_afresh(job)):
@@ -63,6 +79,28 @@ def decode_and_compare(
     wanted = job.targets or tuple(one.ids for one in seen)
     warnings = generation_warnings(base, wanted, tokenizer.eos_token_id)
     return report.model_copy(update={"warnings": warnings})
+
+
+def _job(
+    folder: Path,
+    base: Path,
+    addresses: Sequence[PassageAddress],
+    targets: Sequence[EncodedPassage] | None,
+    settings: DecodeSettings,
+) -> DecodeJob:
+    where = models.pick_device(settings.device)
+    return DecodeJob(
+        base=str(base),
+        adapter=str(folder),
+        device=str(where),
+        dtype=models.dtype_name(models.pick_dtype(settings.dtype, where)),
+        prompts=tuple(a.prompt_ids for a in addresses),
+        targets=tuple(t.target_ids for t in targets) if targets is not None else (),
+        n_tokens=tuple(a.n_tokens for a in addresses),
+        attn_implementation=settings.attn_implementation,
+        batch_size=settings.batch_size,
+        merged=settings.merged,
+    )
 
 
 def _report(

@@ -21,8 +21,8 @@ from lorasize.corpus.tokens import EncodedPassage, encode_corpus
 from lorasize.errors import CorpusError, InfeasibleCorpusError, ModelError, StalePlanError
 from lorasize.losses.neutral import neutral_text, windows
 from lorasize.models import adapters
-from lorasize.recall.margin import raised
-from lorasize.recall.verdict import decode_and_compare
+from lorasize.recall.margin import next_target_probability
+from lorasize.recall.verdict import DecodeSettings, decode_and_compare
 from lorasize.records import (
     RECIPE,
     Memorization,
@@ -149,11 +149,10 @@ def _update(session: Session, old: BaseAdapter, report: RecallReport, folder: Pa
     came = {p.passage.id: seen.text for p, seen in zip(session.encoded, report.passages, strict=True)}
     still = sum(text_digest(came[p.passage.id]) == held[p.prompt_ids] for p in change.changed)
     if change.removed:
+        how = DecodeSettings(session.options.device, session.plan.model.dtype, merged=report.merged)
         gone = decode_and_compare(
-            folder, session.base.folder, change.removed, None, device=session.options.device,
-            dtype=session.plan.model.dtype, threshold=session.options.threshold, notify=lambda done, total: None,
-            merged=report.merged,
-        )  # fmt: skip
+            folder, session.base.folder, change.removed, None, how, threshold=session.options.threshold
+        )
         still += gone.n_recalled
     return Update(
         adapter=str(old.folder),
@@ -177,7 +176,7 @@ def _proven(session: Session, folder: Path, events: EventLog) -> RecallReport:
     options = session.options
     while True:
         report = _proof(session, folder, events)
-        to = raised(report, options.threshold, options.threshold + session.margin)
+        to = next_target_probability(report, options.threshold, options.threshold + session.margin)
         done = options.margin is not None or session.settled or session.outcome is not Outcome.MEMORIZED
         if done or to is None:
             return report
@@ -189,16 +188,15 @@ def _proof(session: Session, folder: Path, events: EventLog) -> RecallReport:
     """The adapter saved, and its recall from there."""
     adapters.save(session.adapted, folder, session.plan.model.ref)
     adapter_folder.write_addresses([p.address() for p in session.encoded], folder)
+    merged = session.plan.serving is not None and session.plan.serving.serve == "merged"
     return decode_and_compare(
         folder,
         session.base.folder,
         adapter_folder.read_addresses(folder),
         session.encoded,
-        device=session.options.device,
-        dtype=session.plan.model.dtype,
+        DecodeSettings(session.options.device, session.plan.model.dtype, merged=merged),
         threshold=session.options.threshold,
         notify=lambda done, total: events(Decoding(done, total)),
-        merged=session.plan.serving is not None and session.plan.serving.serve == "merged",
     )
 
 

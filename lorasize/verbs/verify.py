@@ -12,7 +12,7 @@ from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import ModelError
 from lorasize.models.fingerprint import check_base
 from lorasize.recall.generation_config import SETTINGS
-from lorasize.recall.verdict import Notify, decode_and_compare
+from lorasize.recall.verdict import DecodeSettings, Notify, decode_and_compare
 from lorasize.records import PassageAddress, RecallReport
 
 
@@ -56,10 +56,10 @@ def verify(
     base = models.resolve(base_ref, revision or (record.plan.model.revision if ref is None else None))
     check_base(record.model_fingerprint, base, base_ref)
     targets = _matched(addresses, encoded) if encoded is not None else None
+    settings = DecodeSettings(device, dtype, batch_size, merged, attn_implementation)
     report = decode_and_compare(
-        folder, base, addresses, targets, device=device, dtype=dtype, batch_size=batch_size, merged=merged,
-        attn_implementation=attn_implementation, threshold=record.threshold, notify=notify,
-    )  # fmt: skip
+        folder, base, addresses, targets, settings, threshold=record.threshold, notify=notify
+    )
     if record.recall.warnings is not None and report.warnings != record.recall.warnings:
         changed = (*changed, f"{SETTINGS} of the base")  # servers read it, though decoding here does not
     return report.model_copy(update={"changed_files": changed})

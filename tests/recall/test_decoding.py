@@ -16,7 +16,7 @@ from lorasize.corpus import read_corpus
 from lorasize.corpus.tokens import encode_corpus
 from lorasize.models import adapters
 from lorasize.recall import decoding, verdict
-from lorasize.recall.margin import raised
+from lorasize.recall.margin import next_target_probability
 from lorasize.records import Decoded, DecodeJob, Memorization, Reading, Site
 from lorasize.report.recall import smallest
 
@@ -175,7 +175,7 @@ def test_the_report_takes_the_worst_passage(
     said = [decoded(one.target_ids, **change) for one, change in zip(targets, changes, strict=True)]
     monkeypatch.setattr(verdict, "decode_afresh", lambda job: said)
     report = verdict.decode_and_compare(
-        memorised, able_llama, addresses, targets, device="cpu", dtype="auto", threshold=0.5, notify=lambda a, b: None
+        memorised, able_llama, addresses, targets, verdict.DecodeSettings(device="cpu"), threshold=0.5
     )
     assert (report.recalled, report.min_logit_margin, report.decoding_gap) == (True, margin, gap)
 
@@ -196,7 +196,7 @@ def test_the_report_takes_the_worst_passage(
 )
 def test_what_to_train_to_next(p: float | None, gap: float | None, trained: float, to: float | None) -> None:
     report = made.recall(min_probability=p, decoding_gap=gap)
-    assert raised(report, 0.5, trained) == (None if to is None else pytest.approx(to, abs=2e-3))
+    assert next_target_probability(report, 0.5, trained) == (None if to is None else pytest.approx(to, abs=2e-3))
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_what_goes_wrong_in_the_fresh_process_is_one_line(
     long = adapter_folder.read_addresses(memorised)[0].model_copy(update={"prompt_ids": (5,) * 200_000})
     with pytest.raises(ModelError, match="^decoding in a fresh process failed: no memory$"):
         verdict.decode_and_compare(
-            memorised, able_llama, [long], None, device="cpu", dtype="auto", threshold=0.5, notify=lambda a, b: None
+            memorised, able_llama, [long], None, verdict.DecodeSettings(device="cpu"), threshold=0.5
         )
 
 
