@@ -131,7 +131,7 @@ def test_every_error_has_its_code_and_hint(
 
 
 def test_every_error_class_has_a_code() -> None:
-    assert {kind for kind, _ in failures._CODES} == {errors.LorasizeError, *errors.LorasizeError.__subclasses__()}
+    assert {kind for kind, _ in failures.EXIT_CODES} == {errors.LorasizeError, *errors.LorasizeError.__subclasses__()}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from lorasize.models import adapters
 from lorasize.recall import decoding, verdict
 from lorasize.recall.margin import raised
 from lorasize.records import Decoded, DecodeJob, Memorization, Reading, Site
-from lorasize.report.recall import smallest
+from lorasize.report.facts.recall import smallest
 
 SITES = {"llama": ("up_proj", "o_proj"), "gpt2": ("mlp.c_fc", "attn.c_proj")}
 PROMPTS = ((5, 9, 40, 41, 300, 7, 7, 12), (17,), (60, 61, 62), (90, 300, 3, 4, 5))

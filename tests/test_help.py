@@ -186,7 +186,7 @@ def test_every_error_class_is_among_these() -> None:
 def test_every_error_is_followed_by_a_step_that_can_be_taken(
     error: errors.LorasizeError, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert failures.failed(error, failures.Invocation(command=verb)) in range(2, 6)
+    assert failures.report_failure(error, failures.Invocation(command=verb)) in range(2, 6)
     first, last = capsys.readouterr().err.splitlines()
     assert first == f"error: {error}"
     assert re.match("hint: .{10}", last)
@@ -197,9 +197,9 @@ def test_every_error_is_followed_by_a_step_that_can_be_taken(
 
 def test_options_that_were_given_are_named_in_the_step(capsys: pytest.CaptureFixture[str]) -> None:
     asked = failures.Invocation(command="plan", arguments=("plan", "a", "--target-modules=x_proj", "--compare", "b"))
-    failures.failed(errors.CalibrationError("no site with x_proj"), asked)
+    failures.report_failure(errors.CalibrationError("no site with x_proj"), asked)
     assert "--target-modules" in capsys.readouterr().err
-    failures.failed(errors.LorasizeError("b: not JSON"), asked)
+    failures.report_failure(errors.LorasizeError("b: not JSON"), asked)
     assert "hint: --compare takes a plan" in capsys.readouterr().err
 
 

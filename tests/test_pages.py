@@ -20,9 +20,9 @@ from lorasize.artifacts.calibrations import read_calibration
 from lorasize.cli import main
 from lorasize.corpus.surprise import Surprise, Token, spelled
 from lorasize.planning import make_plan
-from lorasize.report import Beside
-from lorasize.report.pages.page import HEAT, heat
-from lorasize.report.pages.plan import MAX_TOKENS, _corpus, _here
+from lorasize.report import Companions
+from lorasize.report.formats.html.page import HEAT, heat
+from lorasize.report.formats.html.plan import MAX_TOKENS, _here, coloured_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 NASTY = "</pre><script>alert(1)</script>\"'><img src=http://x onerror=alert(2)> & $\\frac{$ \x1b[31m\x00\u202e ]]>"
@@ -69,11 +69,11 @@ def trained() -> tuple[r.Memorization, list[r.StepReport]]:
 def page_of(kind: str, calibration: r.Calibration) -> str:
     if kind == "plan":
         tokens = tuple(Token(f" word{k}", k % 12, again=k % 7 == 0) for k in range(80))
-        beside = Beside(calibration=calibration, passages=[Surprise("page.md:1", tokens)])
+        beside = Companions(calibration=calibration, passages=[Surprise("page.md:1", tokens)])
         return report.html(planned(calibration), beside)
     if kind == "apply":
         run, steps = trained()
-        return report.html(run, Beside(steps=steps, recall=made.recall()))
+        return report.html(run, Companions(steps=steps, recall=made.recall()))
     return report.html(calibration)
 
 
@@ -112,7 +112,7 @@ def test_every_record_has_a_page(name: str) -> None:
 
 
 def test_text_from_a_corpus_stays_text(calibration: r.Calibration) -> None:
-    beside = Beside(calibration=calibration, passages=[Surprise(NASTY, (Token(NASTY, 3.0), Token("", 1.0)))])
+    beside = Companions(calibration=calibration, passages=[Surprise(NASTY, (Token(NASTY, 3.0), Token("", 1.0)))])
     for page in (
         report.html(planned(calibration, NASTY), beside),
         report.html(made.infeasible(made.issue(NASTY))),
@@ -156,13 +156,13 @@ def test_a_long_corpus_is_cut_after_its_costliest_passages() -> None:
     def passage(n: int, nats: float) -> Surprise:
         return Surprise(str(nats), (Token("x", nats / n),) * n)
 
-    few = _corpus([passage(10, 1.0), passage(10, 5.0)])
+    few = coloured_corpus([passage(10, 1.0), passage(10, 5.0)])
     assert [p.name for p in few.passages] == ["5.0", "1.0"]
     assert few.left_out == 0
-    many = _corpus([passage(MAX_TOKENS // 2, float(k)) for k in range(1, 6)])
+    many = coloured_corpus([passage(MAX_TOKENS // 2, float(k)) for k in range(1, 6)])
     assert [p.name for p in many.passages] == ["5.0", "4.0"]
     assert many.left_out == 3
-    assert len(_corpus([passage(2 * MAX_TOKENS, 9.0)]).passages) == 1
+    assert len(coloured_corpus([passage(2 * MAX_TOKENS, 9.0)]).passages) == 1
 
 
 def test_tokens_that_make_a_character_together() -> None:
@@ -289,7 +289,7 @@ def test_html_without_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from lorasize.errors import LorasizeError
 
-    for name in [n for n in sys.modules if n.startswith("lorasize.report.pages")]:
+    for name in [n for n in sys.modules if n.startswith("lorasize.report.formats.html")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(LorasizeError, match=r"lorasize\[report\]"):

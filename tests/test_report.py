@@ -31,7 +31,7 @@ from lorasize import records as r
 from lorasize import report
 from lorasize.report import progress as progress_module
 from lorasize.report import text
-from lorasize.report.recall import memorization_facts
+from lorasize.report.facts.recall import memorization_facts
 
 ESCAPE = "\x1b[31mred\x1b[0m \x1b]0;title\x07\x9b2J\x08\u202e[bold]markup[/bold] [/] \x00"
 
@@ -119,9 +119,9 @@ def test_recall_has_one_line_a_passage() -> None:
 
 
 def test_probability_below_one_half_never_looks_like_it() -> None:
-    assert text.probability(0.499999) == "0.4999"
-    assert text.probability(0.500001) == "0.5000"
-    assert text.probability(3e-7) == "3.0e-07"
+    assert text.format_probability(0.499999) == "0.4999"
+    assert text.format_probability(0.500001) == "0.5000"
+    assert text.format_probability(3e-7) == "3.0e-07"
 
 
 def test_changed_files_forbid_a_green_verdict() -> None:

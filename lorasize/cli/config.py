@@ -129,14 +129,14 @@ def _check(section: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], pl
             raise click.UsageError(f"{place}: unknown key {key!r:.80}{meant}")
         if not isinstance(value, known[key]) or isinstance(value, bool):
             wanted = " or ".join({str: "text", int: "a whole number", float: "a number"}[kind] for kind in known[key])
-            raise click.UsageError(f"{place}: {key} is {_shown(value)}, not {wanted}")
+            raise click.UsageError(f"{place}: {key} is {_display(value)}, not {wanted}")
         if isinstance(value, int | float) and not -(2**63) <= value < 2**63:  # TOML's own range; NaN is in none
-            raise click.UsageError(f"{place}: {key} is {_shown(value)}, which is out of range")
+            raise click.UsageError(f"{place}: {key} is {_display(value)}, which is out of range")
         if isinstance(value, str) and len(value) > _LONGEST:
             raise click.UsageError(f"{place}: {key} is text of {len(value)} characters, more than {_LONGEST}")
 
 
-def _shown(value: Any) -> str:
+def _display(value: Any) -> str:
     """A value as a message shows it; by its kind where it may be of any length, or a number too long to write."""
     if isinstance(value, int) and value.bit_length() > 64:
         return "a number of more than 64 bits"

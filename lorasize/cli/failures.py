@@ -22,7 +22,7 @@ from lorasize.cli.output import say
 DONE, OVER_BUDGET, USAGE, CALIBRATION, NOT_PROVEN, INFEASIBLE, INTERNAL = 0, 1, 2, 3, 4, 5, 70
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
 
-_CODES: tuple[tuple[type[errors.LorasizeError], int], ...] = (
+EXIT_CODES: tuple[tuple[type[errors.LorasizeError], int], ...] = (
     (errors.CorpusError, USAGE),
     (errors.ModelError, USAGE),
     (errors.CalibrationError, CALIBRATION),
@@ -54,11 +54,11 @@ class Invocation:
         return any(argument.partition("=")[0] == option for argument in self.arguments)
 
 
-def failed(error: BaseException, invocation: Invocation) -> int:
+def report_failure(error: BaseException, invocation: Invocation) -> int:
     """Tell the user what went wrong, and return the exit code."""
     if isinstance(error, errors.LorasizeError):
         _tell(str(error), hint(error, invocation))
-        return next(code for kind, code in _CODES if isinstance(error, kind))
+        return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
     if isinstance(error, click.ClickException):
         return _usage(error, invocation)
     if isinstance(error, KeyboardInterrupt | click.Abort):

@@ -25,14 +25,14 @@ def section() -> str:
 
 
 def _commands(root: click.Context) -> Iterator[str]:
-    yield _folded("lorasize --help", "examples, exit codes, configuration, completion", lorasize.get_help(root))
+    yield _fold("lorasize --help", "examples, exit codes, configuration, completion", lorasize.get_help(root))
     for name, command in lorasize.commands.items():
         context = click.Context(command, info_name=name, parent=root, terminal_width=WIDTH)
         usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-        yield _folded(usage, command.get_short_help_str(limit=2 * WIDTH), command.get_help(context))
+        yield _fold(usage, command.get_short_help_str(limit=2 * WIDTH), command.get_help(context))
 
 
-def _folded(usage: str, sentence: str, text: str) -> str:
+def _fold(usage: str, sentence: str, text: str) -> str:
     summary = f"<code>{html.escape(usage)}</code> {html.escape(sentence)}"
     return f"<details><summary>{summary}</summary>\n\n```\n{text}\n```\n\n</details>"
 

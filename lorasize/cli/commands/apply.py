@@ -71,7 +71,7 @@ def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
         raise click.UsageError("--threshold and --margin together must stay below 1")
     from lorasize.artifacts.plans import read_plan
 
-    read = _elsewhere(read_plan(options.there(plan_file)), chosen["model"], chosen["revision"])
+    read = _with_model(read_plan(options.require_file(plan_file)), chosen["model"], chosen["revision"])
     invocation.model, invocation.corpus = read.model.ref, tuple(file.path for file in read.corpus.files)
     spare_inputs(targets, (plan_file, chosen["retain"], *map(Path, invocation.corpus)))
     if read.status == "over_budget":
@@ -79,13 +79,13 @@ def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
     if read.status == "infeasible":
         _list_issues(read)
     applied = _apply(read, chosen)
-    from lorasize.cli import beside
+    from lorasize.cli import companions
 
-    emit(applied.memorization, targets, lambda: beside.of_apply(applied))
+    emit(applied.memorization, targets, lambda: companions.of_apply(applied))
     return DONE if applied.memorization.proven else NOT_PROVEN
 
 
-def _elsewhere(plan: Plan, ref: str | None, revision: str | None) -> Plan:
+def _with_model(plan: Plan, ref: str | None, revision: str | None) -> Plan:
     """The plan with its model named otherwise on the command line; that it is the same is seen when it is loaded."""
     source = click.get_current_context().get_parameter_source
     told = {"ref": ("model", ref), "revision": ("revision", revision)}
@@ -98,17 +98,17 @@ def _elsewhere(plan: Plan, ref: str | None, revision: str | None) -> Plan:
 
 def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
     from lorasize.report import Progress
-    from lorasize.training import run as session
-    from lorasize.verbs import apply as memorization
+    from lorasize.training.run import ApplyOptions
+    from lorasize.verbs import apply as verb
 
     if chosen["retain"] is not None and chosen["max_drift"] is None:
         chosen["max_drift"] = _MAX_DRIFT
     names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device", "retain")
-    how = session.ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")})
+    how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")})
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.expect(plan.prediction)
         progress.doing("loading the model")
-        applied = memorization.apply(plan, chosen["out"], how, progress.event)
+        applied = verb.apply(plan, chosen["out"], how, progress.event)
         progress.note(f"wrote {applied.folder}")
         if applied.folder != chosen["out"]:
             progress.note(f"{chosen['out']} holds a proven adapter and stays as it is")

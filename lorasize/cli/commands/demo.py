@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from lorasize.records import Calibration, Plan
-    from lorasize.report import Beside, Progress
+    from lorasize.report import Companions, Progress
 
 CORPUS = ("page.md", "table.jsonl")
 
@@ -136,7 +136,7 @@ def _reusable(found: Calibration, device: str) -> bool:
 def _plan(run: _Demo, corpus: list[Path], calibration: Path) -> Plan:
     from lorasize import models
     from lorasize.artifacts.plans import write_plan
-    from lorasize.cli.beside import of_plan
+    from lorasize.cli.companions import of_plan
     from lorasize.report import plan_table
     from lorasize.verbs import plan as verb
 
@@ -151,13 +151,13 @@ def _plan(run: _Demo, corpus: list[Path], calibration: Path) -> Plan:
     return plan
 
 
-def _page(run: _Demo, name: str, record: BaseModel, beside: Callable[[], Beside] | None = None) -> None:
+def _page(run: _Demo, name: str, record: BaseModel, companions: Callable[[], Companions] | None = None) -> None:
     """The record as an HTML page in the working folder, where the libraries for it are installed."""
     from lorasize.errors import LorasizeError
 
     path = run.folder / f"{name}.html"
     try:
-        emit(record, [Target("html", path)], beside)
+        emit(record, [Target("html", path)], companions)
     except LorasizeError as error:
         run.progress.note(str(error))
     else:
@@ -165,7 +165,7 @@ def _page(run: _Demo, name: str, record: BaseModel, beside: Callable[[], Beside]
 
 
 def _prove(run: _Demo, plan: Plan) -> int:
-    from lorasize.cli.beside import of_apply
+    from lorasize.cli.companions import of_apply
     from lorasize.report import memorization_table, recall_table, side_by_side
     from lorasize.training.run import ApplyOptions
     from lorasize.verbs.apply import apply

@@ -45,10 +45,10 @@ def draw(title: str, paint: Callable[[Axes], None], height: float = _HEIGHT) -> 
         FigureCanvasSVG(figure)
         paint(figure.subplots())
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inlined(stream.getvalue(), title)
+    return _inline(stream.getvalue(), title)
 
 
-def _inlined(document: str, title: str) -> str:
+def _inline(document: str, title: str) -> str:
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     root = ElementTree.fromstring(document)
