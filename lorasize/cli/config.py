@@ -46,11 +46,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         click.UsageError: a file is not TOML, or holds an unknown key or a value of the wrong kind.
     """
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for place in read_places(folder):
         for name, value in place.options.items():
-            found[name] = [*found.get(name, ()), *value] if isinstance(value, list) else value
-    return found
+            options[name] = [*options.get(name, ()), *value] if isinstance(value, list) else value
+    return options
 
 
 def read_places(folder: Path) -> tuple[Place, Place]:
@@ -107,7 +107,7 @@ def _options(section: Any, place: str) -> dict[str, Any]:
 
 def _budgets(section: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Budgets as options: `bytes = "4 MB"`, or `bytes = { limit = "4 MB", level = "warn", against = "upper" }`."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     details = {key: value for key, value in section.items() if isinstance(value, Mapping)}
     plain = {key: value for key, value in section.items() if key not in details or key not in BUDGET_KEYS}
     _check(plain, BUDGET_KEYS, place)
@@ -115,11 +115,11 @@ def _budgets(section: Mapping[str, Any], place: str) -> dict[str, Any]:
         detail = details.get(key, {"limit": value})
         _check(detail, {**BUDGET_DETAILS, "limit": BUDGET_KEYS[key]}, f"{place} {key}")
         if "limit" in detail:
-            found[f"max_{key}"] = detail["limit"]
+            options[f"max_{key}"] = detail["limit"]
         for name, option in (("level", "levels"), ("against", "against")):
             if name in detail:
-                found.setdefault(option, []).append(f"{key}={detail[name]}")
-    return found
+                options.setdefault(option, []).append(f"{key}={detail[name]}")
+    return options
 
 
 def _check(section: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], place: str) -> None:

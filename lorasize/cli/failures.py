@@ -81,7 +81,7 @@ def _tell(message: str, advice: str) -> None:
 
 
 def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
-    """The option or command that mends it; empty when there is none to name."""
+    """The option or command that helps; empty when there is none to name."""
     model = f" {shlex.quote(invocation.model)}" if invocation.model else ""
     corpus = " ".join(map(shlex.quote, invocation.corpus)) or "CORPUS"
     if "pip install" in str(error):
@@ -175,8 +175,8 @@ def _internal(error: BaseException, arguments: Sequence[str]) -> int:
 
 
 def _write_traceback(error: BaseException, arguments: Sequence[str]) -> Path | None:
-    made = f"lorasize {__version__}, Python {platform.python_version()}, {sys.platform}"
-    text = f"{made}\narguments: {list(arguments)}\n\n" + "".join(traceback.format_exception(error))
+    versions = f"lorasize {__version__}, Python {platform.python_version()}, {sys.platform}"
+    text = f"{versions}\narguments: {list(arguments)}\n\n" + "".join(traceback.format_exception(error))
     name = f"traceback-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     for folder in (Path(".lorasize"), Path(tempfile.gettempdir())):
         try:

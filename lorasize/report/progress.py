@@ -140,8 +140,8 @@ def _probe_text(spec: ProbeSpec) -> str:
 
 
 def _outcome(seen: Observation) -> str:
-    held = "held every token" if seen.threshold_met else f"{count(seen.n_stubborn, 'stubborn token')} left"
-    return f"{held} after {seen.steps:,} steps, {format_seconds(seen.seconds)}"
+    result = "held every token" if seen.threshold_met else f"{count(seen.n_stubborn, 'stubborn token')} left"
+    return f"{result} after {seen.steps:,} steps, {format_seconds(seen.seconds)}"
 
 
 def _step_text(step: StepReport) -> str:

@@ -55,7 +55,7 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
     folder = out.with_name(f".{out.name}.partial") if single else out
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.doing("loading the model")
-        made, path = verb.calibrate(
+        calibration, path = verb.calibrate(
             invocation.model or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
             dtype=chosen["dtype"], preset=chosen["preset"], corpus=chosen["corpus"], seed=chosen["seed"],
             time_limit=chosen["time_limit"], folder=folder, execute=executor(chosen["executor"], chosen["workers"]),
@@ -64,7 +64,7 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
         if single:
             path = _move(path, out)
         progress.note(f"wrote {path}")
-    emit(made, targets)
+    emit(calibration, targets)
     return DONE
 
 

@@ -84,13 +84,13 @@ def plan(invocation: Invocation, /, corpus: tuple[Path, ...], **chosen: Any) -> 
             corpus, ref=chosen["model"] or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
             dtype=chosen["dtype"], options=_plan_options(chosen),
         )  # fmt: skip
-        made = sized.plan
+        new = sized.plan
         if old is not None:
-            made = made.model_copy(update={"compared": compare(old, made)})
-        write_plan(made, chosen["out"])
+            new = new.model_copy(update={"compared": compare(old, new)})
+        write_plan(new, chosen["out"])
         progress.note(f"wrote {chosen['out']}")
-    emit(made, targets, lambda: companions.of_plan(sized))
-    return {"ok": DONE, "over_budget": OVER_BUDGET, "infeasible": INFEASIBLE}[made.status]
+    emit(new, targets, lambda: companions.of_plan(sized))
+    return {"ok": DONE, "over_budget": OVER_BUDGET, "infeasible": INFEASIBLE}[new.status]
 
 
 def _plan_options(chosen: dict[str, Any]) -> PlanOptions:

@@ -48,19 +48,21 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
         if encoded is None:
             progress.note("the corpus is not at hand: texts are compared by their digests")
         progress.doing("decoding in a fresh process")
-        found = verb.verify(
+        report = verb.verify(
             adapter, encoded, ref=invocation.model, revision=revision, device=chosen["device"],
             dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"],
             merged=record.recall.merged if chosen["merged"] is None else chosen["merged"],
             attn_implementation=chosen["attn"], notify=progress.decoded,
         )  # fmt: skip
-    emit(found, targets)
-    return verdict(found)
+    emit(report, targets)
+    return verdict(report)
 
 
 def verdict(report: RecallReport) -> int:
     """The exit code of a recall report."""
-    return DONE if report.recalled and report.threshold_met and not report.changed_files else NOT_PROVEN
+    from lorasize.report.facts.recall import is_proven
+
+    return DONE if is_proven(report) else NOT_PROVEN
 
 
 def _unless_configured(name: str, value: str | None) -> str | None:

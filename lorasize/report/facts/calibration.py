@@ -54,8 +54,8 @@ def calibration_facts(calibration: Calibration) -> Iterator[Fact]:
         f"{cost.seconds_overhead:.3g} + tokens · ({cost.seconds_per_layer_token:.3g} · layers + "
         f"{cost.seconds_per_head_token:.3g}) ± {cost.relative_spread:.0%}"
     )
-    held = cost.memory_base_bytes + cost.memory_overhead_bytes
-    yield "memory", f"{format_bytes(held)} + {format_bytes(cost.memory_bytes_per_token)} a position of a step"
+    fixed = cost.memory_base_bytes + cost.memory_overhead_bytes
+    yield "memory", f"{format_bytes(fixed)} + {format_bytes(cost.memory_bytes_per_token)} a position of a step"
 
 
 def provenance_facts(calibration: Calibration) -> Iterator[Fact]:

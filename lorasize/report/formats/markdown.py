@@ -35,8 +35,8 @@ def markdown(record: BaseModel) -> str:
     data = text.encode()
     if len(data) <= MAX_SUMMARY_BYTES:
         return text
-    kept = data[:MAX_SUMMARY_BYTES].decode(errors="ignore").rpartition("\n")[0]
-    return f"{kept}\n\n*Cut off here: the whole report is longer.*\n"
+    start = data[:MAX_SUMMARY_BYTES].decode(errors="ignore").rpartition("\n")[0]
+    return f"{start}\n\n*Cut off here: the whole report is longer.*\n"
 
 
 def escape(text: str) -> str:

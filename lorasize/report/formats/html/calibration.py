@@ -110,8 +110,8 @@ def _slacks(seen: Sequence[float]) -> np.ndarray:
 def _plain_ticks(axes: Axes) -> None:
     """Numbers such as 0.5 and 2 on a logarithmic axis, instead of powers of ten."""
     lo, hi = axes.get_xlim()
-    kept = [t for t in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if lo <= t <= hi]
-    axes.set_xticks(kept, [f"{t:g}" for t in kept])
+    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if lo <= t <= hi]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
 
 

@@ -68,12 +68,12 @@ def _inline(document: str, title: str) -> str:
 
 def _presentation(style: str) -> list[tuple[str, str]]:
     """A style attribute as presentation attributes. Of `font`, only the size: the family is the page's."""
-    found = []
+    attributes = []
     for part in style.split(";"):
         name, _, value = (piece.strip() for piece in part.partition(":"))
         if name == "font":
             size = re.search(r"([\d.]+)px", value)
             name, value = "font-size", size.group(1) if size else "11"
         if name and value and name != "font-family":
-            found.append((name, _BACK.get(value, value)))
-    return found
+            attributes.append((name, _BACK.get(value, value)))
+    return attributes
