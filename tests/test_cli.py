@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("calibrate", "plan", "apply", "verify", "check", "show", "base", "demo")
 
 
-# ---------------------------------------------------------------- help and start
+# Help and start.
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "--help"]) == 0
@@ -104,7 +104,7 @@ def test_defaults_are_those_of_the_verbs() -> None:
     assert wanted["passage_tokens"] == r.Reading().passage_tokens
 
 
-# ---------------------------------------------------------------- exit codes
+# Exit codes.
 @pytest.mark.parametrize(
     ("error", "code", "hint"),
     [
@@ -228,7 +228,7 @@ def test_broken_pipe_of_a_child_is_not_taken_for_a_gone_reader(
     assert "internal: BrokenPipeError" in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- configuration
+# Configuration.
 def test_precedence(planned: Callable[..., Recorded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = planned(made.plan())
 

@@ -34,7 +34,7 @@ def run(*command: str, **changes: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# ---------------------------------------------------------------- README
+# README.
 def same_click() -> bool:
     """Whether this is the click that the list in README was made with: how help is laid out is click's."""
     return f"click=={metadata.version('click')}\n" in (ROOT / "constraints.txt").read_text("utf-8")
@@ -90,7 +90,7 @@ def test_without_markers_nothing_is_written(text: str) -> None:
         help_.with_section(text)
 
 
-# ---------------------------------------------------------------- names nearly right
+# Names nearly right.
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -163,7 +163,7 @@ def test_the_nearest_calibrated_module_is_offered(asked: list[str], meant: str) 
     assert str(refused.value).partition("up_proj, v_proj.")[2] == meant
 
 
-# ---------------------------------------------------------------- the next step
+# The next step.
 RAISED = {
     errors.CorpusError("bad byte", file="facts.jsonl", line=3): VERBS,
     errors.CorpusError("there is no such file", file="absent.md"): ("plan", "apply", "verify"),
@@ -233,7 +233,7 @@ def test_input_errors_say_what_was_seen_and_what_to_do(
     assert step in last
 
 
-# ---------------------------------------------------------------- completion
+# Completion.
 @pytest.mark.parametrize(
     ("shell", "line"),
     [
@@ -277,7 +277,7 @@ def test_help_says_how_to_turn_completion_on(capsys: pytest.CaptureFixture[str])
     assert re.findall("_LORASIZE_COMPLETE=([a-z]+)_source lorasize", said) == ["bash", "zsh", "fish"]
 
 
-# ---------------------------------------------------------------- what a start loads
+# What a start loads.
 HEAVY = {"torch", "transformers", "scipy", "peft", "matplotlib", "pandas", "jinja2", "ray", "joblib", "pyarrow"}
 
 

@@ -22,7 +22,7 @@ from lorasize.verbs.plan import Sized
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# ---------------------------------------------------------------- calibrate, verify, show, base
+# Calibrate, verify, show, base.
 
 
 def test_calibrate_passes_its_options_on(calibrated: Recorded, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_base_prints_the_folder_alone(tiny_llama: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == f"{tiny_llama}\n"
 
 
-# ---------------------------------------------------------------- demo
+# Demo.
 @pytest.fixture
 def staged(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, calibrated: Recorded) -> Recorded:
     """The demo with its verbs replaced; `lost` makes verify lose a passage."""

@@ -31,7 +31,7 @@ QUIET = ("--disable-background-networking", "--disable-component-update", "--no-
 FLAGS = ("--no-sandbox", "--disable-gpu", *QUIET)
 
 
-# ---------------------------------------------------------------- pages to look at
+# Pages to look at.
 @pytest.fixture(scope="module")
 def calibration() -> r.Calibration:
     return read_calibration(next((ROOT / "calibrations").glob("*.json")))
@@ -80,7 +80,7 @@ def page_of(kind: str, calibration: r.Calibration) -> str:
 KINDS = ("plan", "apply", "calibration")
 
 
-# ---------------------------------------------------------------- the file
+# The file.
 def assert_inert(page: str) -> None:
     """Nothing in the file runs, loads or escapes its policy."""
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
@@ -145,7 +145,7 @@ def test_a_record_without_a_page() -> None:
         report.html(made.adapter())
 
 
-# ---------------------------------------------------------------- where the bits go
+# Where the bits go.
 def test_colours_follow_nats() -> None:
     assert [heat(Token("", nats)) for nats in (0.0, 0.68, 0.7, 2.5, 5, 7, 12)] == [0, 0, 1, 2, 3, 4, 5]
     assert heat(Token("", 12, again=True)) == 0
@@ -175,7 +175,7 @@ def test_tokens_that_make_a_character_together() -> None:
     assert spelled(0, (5,) * 7, decode)[5] != ""  # bytes that make no character are shown in the end
 
 
-# ---------------------------------------------------------------- in a browser
+# In a browser.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
@@ -273,7 +273,7 @@ def test_the_figures_of_a_page_are_those_of_its_json(browser: Any, calibration: 
     assert len(held) == calibration.transition.n_observations
 
 
-# ---------------------------------------------------------------- the command
+# The command.
 def test_show_writes_a_page(calibration: r.Calibration, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "p.json"
     path.write_text(report.to_json(made.plan()), encoding="utf-8")
