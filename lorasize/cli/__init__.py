@@ -22,7 +22,7 @@ import click
 from lorasize import __version__
 from lorasize.cli.commands import COMMANDS
 from lorasize.cli.config import read_config
-from lorasize.cli.failures import BROKEN_PIPE, DONE, TERMINATED, Invocation, failed
+from lorasize.cli.failures import BROKEN_PIPE, DONE, TERMINATED, Invocation, report_failure
 from lorasize.cli.output import silence_stdout
 
 _EPILOG = """\b
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _reader_is_gone(error):
             silence_stdout()
             return BROKEN_PIPE
-        return failed(error, invocation)
+        return report_failure(error, invocation)
 
 
 def _run(arguments: Sequence[str], invocation: Invocation) -> int:

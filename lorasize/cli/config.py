@@ -46,11 +46,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         click.UsageError: a file is not TOML, or holds an unknown key or a value of the wrong kind.
     """
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for place in read_places(folder):
         for name, value in place.options.items():
-            found[name] = [*found.get(name, ()), *value] if isinstance(value, list) else value
-    return found
+            options[name] = [*options.get(name, ()), *value] if isinstance(value, list) else value
+    return options
 
 
 def read_places(folder: Path) -> tuple[Place, Place]:
@@ -105,7 +105,7 @@ def _options(section: Any, place: str) -> dict[str, Any]:
 
 def _budgets(section: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Budgets as options: `bytes = "4 MB"`, or `bytes = { limit = "4 MB", level = "warn", against = "upper" }`."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     details = {key: value for key, value in section.items() if isinstance(value, Mapping)}
     plain = {key: value for key, value in section.items() if key not in details or key not in BUDGET_KEYS}
     _check(plain, BUDGET_KEYS, place)
@@ -113,11 +113,11 @@ def _budgets(section: Mapping[str, Any], place: str) -> dict[str, Any]:
         detail = details.get(key, {"limit": value})
         _check(detail, {**BUDGET_DETAILS, "limit": BUDGET_KEYS[key]}, f"{place} {key}")
         if "limit" in detail:
-            found[f"max_{key}"] = detail["limit"]
+            options[f"max_{key}"] = detail["limit"]
         for name, option in (("level", "levels"), ("against", "against")):
             if name in detail:
-                found.setdefault(option, []).append(f"{key}={detail[name]}")
-    return found
+                options.setdefault(option, []).append(f"{key}={detail[name]}")
+    return options
 
 
 def _check(section: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], place: str) -> None:
@@ -127,14 +127,14 @@ def _check(section: Mapping[str, Any], known: Mapping[str, tuple[type, ...]], pl
             raise click.UsageError(f"{place}: unknown key {key!r:.80}{meant}")
         if not isinstance(value, known[key]) or isinstance(value, bool):
             wanted = " or ".join({str: "text", int: "a whole number", float: "a number"}[kind] for kind in known[key])
-            raise click.UsageError(f"{place}: {key} is {_shown(value)}, not {wanted}")
+            raise click.UsageError(f"{place}: {key} is {_display(value)}, not {wanted}")
         if isinstance(value, int | float) and not -(2**63) <= value < 2**63:  # TOML's own range; NaN is in none
-            raise click.UsageError(f"{place}: {key} is {_shown(value)}, which is out of range")
+            raise click.UsageError(f"{place}: {key} is {_display(value)}, which is out of range")
         if isinstance(value, str) and len(value) > _LONGEST:
             raise click.UsageError(f"{place}: {key} is text of {len(value)} characters, more than {_LONGEST}")
 
 
-def _shown(value: Any) -> str:
+def _display(value: Any) -> str:
     """A value as a message shows it; by its kind where it may be of any length, or a number too long to write."""
     if isinstance(value, int) and value.bit_length() > 64:
         return "a number of more than 64 bits"

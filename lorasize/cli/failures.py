@@ -22,7 +22,7 @@ from lorasize.cli.output import say
 DONE, OVER_BUDGET, USAGE, CALIBRATION, NOT_PROVEN, INFEASIBLE, INTERNAL = 0, 1, 2, 3, 4, 5, 70
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
 
-_CODES: tuple[tuple[type[errors.LorasizeError], int], ...] = (
+EXIT_CODES: tuple[tuple[type[errors.LorasizeError], int], ...] = (
     (errors.CorpusError, USAGE),
     (errors.ModelError, USAGE),
     (errors.CalibrationError, CALIBRATION),
@@ -54,11 +54,11 @@ class Invocation:
         return any(argument.partition("=")[0] == option for argument in self.arguments)
 
 
-def failed(error: BaseException, invocation: Invocation) -> int:
+def report_failure(error: BaseException, invocation: Invocation) -> int:
     """Tell the user what went wrong, and return the exit code."""
     if isinstance(error, errors.LorasizeError):
         _tell(str(error), hint(error, invocation))
-        return next(code for kind, code in _CODES if isinstance(error, kind))
+        return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
     if isinstance(error, click.ClickException):
         return _usage(error, invocation)
     if isinstance(error, KeyboardInterrupt | click.Abort):
@@ -81,7 +81,7 @@ def _tell(message: str, advice: str) -> None:
 
 
 def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
-    """The option or command that mends it; empty when there is none to name."""
+    """The option or command that helps; empty when there is none to name."""
     model = f" {shlex.quote(invocation.model)}" if invocation.model else ""
     corpus = " ".join(map(shlex.quote, invocation.corpus)) or "CORPUS"
     if "pip install" in str(error):
@@ -175,8 +175,8 @@ def _internal(error: BaseException, arguments: Sequence[str]) -> int:
 
 
 def _write_traceback(error: BaseException, arguments: Sequence[str]) -> Path | None:
-    made = f"lorasize {__version__}, Python {platform.python_version()}, {sys.platform}"
-    text = f"{made}\narguments: {list(arguments)}\n\n" + "".join(traceback.format_exception(error))
+    versions = f"lorasize {__version__}, Python {platform.python_version()}, {sys.platform}"
+    text = f"{versions}\narguments: {list(arguments)}\n\n" + "".join(traceback.format_exception(error))
     name = f"traceback-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     for folder in (Path(".lorasize"), Path(tempfile.gettempdir())):
         try:

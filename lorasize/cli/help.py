@@ -19,8 +19,8 @@ WIDTH = 80
 def section() -> str:
     """The help of every command under a heading of its own, `WIDTH` columns wide wherever it is made."""
     root = click.Context(lorasize, info_name="lorasize", terminal_width=WIDTH, **lorasize.context_settings)
-    made = "`python -m lorasize.cli.help` makes this list."
-    return "\n\n".join([f"Every option is shown by `--help`, and here. {made}", *_commands(root)]) + "\n"
+    how = "`python -m lorasize.cli.help` makes this list."
+    return "\n\n".join([f"Every option is shown by `--help`, and here. {how}", *_commands(root)]) + "\n"
 
 
 def _commands(root: click.Context) -> Iterator[str]:

@@ -13,15 +13,15 @@ import click
 
 def near(name: str, known: Iterable[str]) -> str:
     """A question that offers the nearest known name; empty when none is near."""
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def near_path(path: Path) -> str:
     """The same for a path, among what lies beside it."""
-    beside = {sibling.name: sibling for sibling in path.parent.iterdir()} if path.parent.is_dir() else {}
-    found = difflib.get_close_matches(path.name, beside, n=1)
-    return f"; did you mean {beside[found[0]]}?" if found else ""
+    siblings = {sibling.name: sibling for sibling in path.parent.iterdir()} if path.parent.is_dir() else {}
+    matches = difflib.get_close_matches(path.name, siblings, n=1)
+    return f"; did you mean {siblings[matches[0]]}?" if matches else ""
 
 
 class ExistingPath(click.Path):

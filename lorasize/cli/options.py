@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
-
-if TYPE_CHECKING:
-    pass
-
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
 
 from lorasize.cli.nearest import ExistingPath, near_path
 from lorasize.errors import LorasizeError
@@ -22,6 +17,10 @@ if TYPE_CHECKING:
     from lorasize.planning import Limits
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+PLAN_FILE = "lorasize.plan.json"
+ADAPTER_FOLDER = "adapter"
+MAX_RANK = 4096  # that of `records`, whose import takes longer than the rest of `--help`
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRESETS = ("quick", "standard", "thorough")
@@ -49,15 +48,15 @@ AT_LEAST_ONE = click.IntRange(1, 10**15)
 
 def size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """Bytes meant by a size such as "4 MB"."""
-    return None if value is None else round(_parsed(parse_bytes, value, context, parameter))
+    return None if value is None else round(_parse(parse_bytes, value, context, parameter))
 
 
 def duration(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
     """Seconds meant by a time such as "15 min"."""
-    return None if value is None else _parsed(parse_seconds, value, context, parameter)
+    return None if value is None else _parse(parse_seconds, value, context, parameter)
 
 
-def _parsed(
+def _parse(
     parse: Callable[[str], float], value: str, context: click.Context, parameter: click.Parameter
 ) -> float:
     try:
@@ -75,7 +74,7 @@ def assignments(context: click.Context, parameter: click.Parameter, values: tupl
     return {name: column for name, _, column in pairs}
 
 
-def there(path: Path) -> Path:
+def require_file(path: Path) -> Path:
     """The path.
 
     Raises:
@@ -137,10 +136,10 @@ def out(default: str, what: str) -> Callable[[Command], Command]:
     )
 
 
-def named(
+def pairs_of(
     known: tuple[str, ...], values: tuple[str, ...], what: str
 ) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, str]]:
-    """Reads `name=value` pairs of known names and values."""
+    """A callback that reads `name=value` pairs of known names and values."""
 
     def read(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
         pairs = assignments(context, parameter, given)
@@ -166,12 +165,12 @@ budgets = all_of(
     click.option("--max-seconds", callback=duration, metavar="TIME", help='Budget for training, such as "15 min".'),
     click.option("--max-memory", callback=size, metavar="SIZE", help='Budget for memory, such as "8 GB".'),
     click.option(
-        "--budget-level", "levels", multiple=True, metavar="NAME=LEVEL", callback=named(BUDGETS, LEVELS, "level"),
+        "--budget-level", "levels", multiple=True, metavar="NAME=LEVEL", callback=pairs_of(BUDGETS, LEVELS, "level"),
         help="off, warn or error (the default) for a budget, such as seconds=warn; repeatable.",
     ),
     click.option(
         "--budget-against", "against", multiple=True, metavar="NAME=ESTIMATE",
-        callback=named(BUDGETS, ESTIMATES, "estimate"),
+        callback=pairs_of(BUDGETS, ESTIMATES, "estimate"),
         help="point or upper estimate for a budget, such as rank=upper; repeatable.",
     ),
 )  # fmt: skip
@@ -189,12 +188,6 @@ def split_modules(values: tuple[str, ...]) -> tuple[str, ...] | None:
     """Module names from repeated, comma-separated values; None when none is given."""
     names = [name.strip() for value in values for name in value.split(",")]
     return tuple(dict.fromkeys(name for name in names if name)) or None
-
-
-PLAN_FILE = "lorasize.plan.json"
-
-
-ADAPTER_FOLDER = "adapter"
 
 
 def model_ref(argument: str | None, option: str | None) -> str | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import RenderableType
 
-    from lorasize.report import Beside
+    from lorasize.report import Companions
 
 FORMATS = ("table", "json", "github", "junit", "markdown", "html")
 
@@ -79,10 +79,10 @@ def _target(value: str) -> Target:
     return Target(name, Path(path) if path not in ("", "-") else None)
 
 
-def emit(record: BaseModel, targets: Sequence[Target], beside: Callable[[], Beside] | None = None) -> None:
-    """Write the record in every format asked for; `beside` finds what an HTML page shows beside it."""
+def emit(record: BaseModel, targets: Sequence[Target], companions: Callable[[], Companions] | None = None) -> None:
+    """Write the record in every format asked for; `companions` finds what an HTML page shows beside it."""
     for target in targets:
-        text = _written(record, target, beside)
+        text = _render(record, target, companions)
         if target.path is None:
             click.echo(text.encode() if target.format in ("json", "html") else text, nl=False)
         else:
@@ -102,21 +102,15 @@ def _tell_the_runner(record: BaseModel) -> None:
                 stream.write(text)
 
 
-def _written(record: BaseModel, target: Target, beside: Callable[[], Beside] | None) -> str:
+def _render(record: BaseModel, target: Target, companions: Callable[[], Companions] | None) -> str:
     from lorasize import report
 
+    if target.format == "table":
+        return report.to_text(report.table(record), sys.stdout if target.path is None else None)
     if target.format == "html":
-        return report.html(record, None if beside is None else beside())
-
-    if target.format == "json":
-        return report.to_json(record)
-    if target.format == "github":
-        return report.github(record)
-    if target.format == "junit":
-        return report.junit(record)
-    if target.format == "markdown":
-        return report.markdown(record)
-    return report.to_text(report.table(record), sys.stdout if target.path is None else None)
+        return report.html(record, None if companions is None else companions())
+    formats = {"json": report.to_json, "github": report.github, "junit": report.junit, "markdown": report.markdown}
+    return formats[target.format](record)
 
 
 def show(what: RenderableType) -> None:

@@ -5,27 +5,32 @@ The only door to rich, matplotlib and jinja2; the latter two are loaded when an 
 
 from __future__ import annotations
 
-import os
-
 from pydantic import BaseModel
-from rich.console import RenderableType
 
 from lorasize.errors import LorasizeError
-from lorasize.records import Calibration, Check, Config, Memorization, Plan, RecallReport
-from lorasize.records import to_json as record_json
-from lorasize.report.beside import Beside
-from lorasize.report.calibration import calibration_table, learned_line
-from lorasize.report.config import config_table
-from lorasize.report.junit import junit
-from lorasize.report.markdown import markdown
-from lorasize.report.plan import check_table, issues_list, plan_table
+from lorasize.report.companions import Companions
+from lorasize.report.facts.calibration import learned_line
+from lorasize.report.formats.github import github, outputs
+from lorasize.report.formats.json import to_json
+from lorasize.report.formats.junit import junit
+from lorasize.report.formats.markdown import markdown
+from lorasize.report.formats.table import (
+    calibration_table,
+    check_table,
+    config_table,
+    issues_list,
+    memorization_table,
+    plan_table,
+    recall_table,
+    side_by_side,
+    table,
+)
 from lorasize.report.progress import Progress
-from lorasize.report.recall import memorization_table, recall_table, side_by_side
-from lorasize.report.text import clean, to_text
-from lorasize.report.workflow import github, outputs
+from lorasize.report.terminal import to_text
+from lorasize.report.text import clean
 
 __all__ = [
-    "Beside",
+    "Companions",
     "Progress",
     "calibration_table",
     "check_table",
@@ -48,41 +53,14 @@ __all__ = [
 ]
 
 
-def table(record: BaseModel) -> RenderableType:
-    """The table of any artifact.
-
-    Raises:
-        TypeError: there is no table for this kind of record.
-    """
-    if isinstance(record, Plan):
-        return plan_table(record)
-    if isinstance(record, Calibration):
-        return calibration_table(record)
-    if isinstance(record, Memorization):
-        return memorization_table(record)
-    if isinstance(record, RecallReport):
-        return recall_table(record)
-    if isinstance(record, Check):
-        return check_table(record)
-    if isinstance(record, Config):
-        return config_table(record)
-    raise TypeError(f"no table for {type(record).__name__}")
-
-
-def to_json(record: BaseModel) -> str:
-    """The record's one JSON document; in GitHub Actions written so that no corpus text in it reads as a command."""
-    text = record_json(record)
-    return text.replace("##[", "#\\u0023[") if "GITHUB_ACTIONS" in os.environ else text
-
-
-def html(record: BaseModel, beside: Beside | None = None) -> str:
+def html(record: BaseModel, companions: Companions | None = None) -> str:
     """The record as one self-contained HTML page, with what stands beside it where that is at hand.
 
     Raises:
         LorasizeError: matplotlib or jinja2 is not installed.
     """
     try:
-        from lorasize.report.pages import to_html
+        from lorasize.report.formats.html import to_html
     except ModuleNotFoundError as error:
         raise LorasizeError(f"HTML needs {error.name}: pip install 'lorasize[report]'") from None
-    return to_html(record, beside or Beside())
+    return to_html(record, companions or Companions())

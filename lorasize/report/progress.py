@@ -13,7 +13,8 @@ from rich.status import Status
 
 from lorasize.artifacts.events import Raised
 from lorasize.records import Escalation, Estimate, Prediction, StepReport
-from lorasize.report.text import counted, encodable, guard, label, layers, probability
+from lorasize.report.terminal import label
+from lorasize.report.text import count, encodable, format_probability, guard, layers
 from lorasize.units import format_seconds
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Progress:
         place = f"probe {min(report.done + (report.observation is None), report.total)} of {report.total}"
         what = _probe_text(report.spec)
         if report.observation is not None:
-            self._say(f"{place}: {what}: {_observed(report.observation)}")
+            self._say(f"{place}: {what}: {_outcome(report.observation)}")
         else:
             left = f", about {format_seconds(report.seconds_left)} left" if report.seconds_left else ""
             self._now(f"{place}: {what}{left}")
@@ -75,7 +76,7 @@ class Progress:
 
     def decoded(self, done: int, total: int) -> None:
         """Passages decoded so far."""
-        self._now(f"decoded {done:,} of {counted(total, 'passage')}", last=done == total)
+        self._now(f"decoded {done:,} of {count(total, 'passage')}", last=done == total)
 
     def note(self, message: str, style: str = "") -> None:
         """A line that stays."""
@@ -138,15 +139,15 @@ def _probe_text(spec: ProbeSpec) -> str:
     return f"rank {spec.rank}, {where}, {spec.n_tokens:,} {spec.kind} tokens"
 
 
-def _observed(seen: Observation) -> str:
-    held = "held every token" if seen.threshold_met else f"{counted(seen.n_stubborn, 'stubborn token')} left"
-    return f"{held} after {seen.steps:,} steps, {format_seconds(seen.seconds)}"
+def _outcome(seen: Observation) -> str:
+    result = "held every token" if seen.threshold_met else f"{count(seen.n_stubborn, 'stubborn token')} left"
+    return f"{result} after {seen.steps:,} steps, {format_seconds(seen.seconds)}"
 
 
 def _step_text(step: StepReport) -> str:
     return (
-        f"step {step.step:,}: {step.n_stubborn:,} of {counted(step.n_tokens, 'token')} stubborn, "
-        f"loss {step.loss:.3f}, min p {probability(step.min_probability)}, "
+        f"step {step.step:,}: {step.n_stubborn:,} of {count(step.n_tokens, 'token')} stubborn, "
+        f"loss {step.loss:.3f}, min p {format_probability(step.min_probability)}, "
         + ("" if step.drift is None else f"drift {step.drift:+.3f}, ")
         + format_seconds(step.seconds)
     )

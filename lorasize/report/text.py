@@ -1,25 +1,17 @@
-"""Text made safe and short for a terminal or a build log.
+"""Text made safe and short for whoever reads it: a terminal, a build log, a file.
 
 Whatever comes from a corpus, a model or a file name passes `clean` on its way: escape sequences, control characters and
-bidirectional overrides are dropped, and the result enters rich as `Text`, which knows no markup.
+bidirectional overrides are dropped.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import IO
-
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
-
-WIDTH = 80
-_WIDEST = 110
 
 _SEQUENCES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|\x9b[0-?]*[ -/]*[@-~]")
 _BLANK = re.compile(r"[\t\n\r\v\f\x85\u2028\u2029]")
@@ -41,17 +33,12 @@ def clean_lines(text: str) -> str:
     return _UNSAFE.sub("", unified)
 
 
-def quoted(token: str) -> str:
+def quote(token: str) -> str:
     r"""A token to read: in quotes, a line break as \n."""
     return clean(json.dumps(token, ensure_ascii=False))
 
 
-def label(text: str, style: str = "") -> Text:
-    """Cleaned text as rich shows it literally."""
-    return Text(clean(text), style=style)
-
-
-def counted(n: int, noun: str) -> str:
+def count(n: int, noun: str) -> str:
     """A count and its noun: "1 passage", "1,024 passages"."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
@@ -68,7 +55,7 @@ def layers(numbers: Sequence[int]) -> str:
     return f"layer{'s' * (len(numbers) != 1)} {', '.join(parts)}"
 
 
-def probability(p: float | None) -> str:
+def format_probability(p: float | None) -> str:
     """A token's probability to read, rounded down: 0.49999 must not look like ½. "–" where none was measured."""
     if p is None:
         return "–"
@@ -77,7 +64,7 @@ def probability(p: float | None) -> str:
     return f"{math.floor(p * 1e4) / 1e4:.4f}" if p >= 0.0001 or p == 0 else f"{p:.1e}"
 
 
-def chance(p: float) -> str:
+def format_chance(p: float) -> str:
     """A success probability, never rounded to certainty."""
     return ">0.99" if p > 0.995 else "<0.01" if p < 0.005 else f"{p:.2f}"
 
@@ -85,41 +72,6 @@ def chance(p: float) -> str:
 def exact(value: float) -> str:
     """A number with all its digits before the point: a limit and what is just over it must not look alike."""
     return f"{value:,.1f}".removesuffix(".0") if abs(value) >= 1000 else f"{value:.6g}"
-
-
-def facts(rows: Iterable[tuple[str, str]]) -> Table:
-    """Two columns without lines: a name, and what there is to say. Rows that say nothing are left out."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in rows:
-        if value:
-            grid.add_row(label(name), label(value))
-    return grid
-
-
-def listing(columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]], title: str = "") -> Table:
-    """A table of (column name, whether it holds numbers) and rows; every cell is cleaned."""
-    table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    for name, number in columns:
-        table.add_column(label(name), justify="right" if number else "left", header_style="dim", overflow="fold")
-    for row in rows:
-        table.add_row(*map(label, row))
-    return table
-
-
-def to_text(what: RenderableType, stream: IO[str] | None = None) -> str:
-    """The characters that show this on the stream: its colours and width on a terminal, else 80 plain columns."""
-    terminal = stream is not None and stream.isatty()
-    buffer = io.StringIO()
-    console = Console(file=buffer, force_terminal=terminal, highlight=False, width=None if terminal else WIDTH)
-    if terminal:
-        console.width = min(console.width, _WIDEST)
-    console.print(what)
-    lines = (line.rstrip() for line in buffer.getvalue().splitlines())
-    return guard(encodable("\n".join(lines) + "\n", stream))
 
 
 def encodable(text: str, stream: IO[str] | None) -> str:

@@ -115,7 +115,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# ---------------------------------------------------------------- places
 @pytest.mark.parametrize(
     ("ref", "name"),
     [
@@ -158,7 +157,6 @@ def test_shipped_calibrations_are_found_in_a_checkout(tmp_path: Path, monkeypatc
     assert search_path()[-1].is_dir()
 
 
-# ---------------------------------------------------------------- reading and writing
 def test_a_calibration_comes_back_to_the_last_digit(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "c.json"
     write_calibration(calibration(), path)
@@ -258,7 +256,6 @@ def test_an_unreadable_plan_is_an_input_error_not_a_calibrations_fault(tmp_path:
     assert type(caught.value) is LorasizeError
 
 
-# ---------------------------------------------------------------- finding
 def find(**changes: object) -> tuple[Calibration, Path]:
     """Look for the calibration of org/model on a CPU in float32."""
     wanted = {"fingerprint": FINGERPRINT, "ref": "org/model", "device_type": "cpu", "dtype": "float32"}

@@ -25,7 +25,6 @@ from lorasize.records.inputs import MAX_RANK
 COMMANDS = ("calibrate", "plan", "apply", "verify", "check", "show", "base", "demo")
 
 
-# ---------------------------------------------------------------- help and start
 pytestmark = pytest.mark.usefixtures("_folder")
 
 
@@ -103,7 +102,7 @@ def test_defaults_are_those_of_the_verbs() -> None:
     assert wanted["passage_tokens"] == r.Reading().passage_tokens
 
 
-# ---------------------------------------------------------------- exit codes
+# Exit codes.
 @pytest.mark.parametrize(
     ("error", "code", "hint"),
     [
@@ -130,7 +129,7 @@ def test_every_error_has_its_code_and_hint(
 
 
 def test_every_error_class_has_a_code() -> None:
-    assert {kind for kind, _ in failures._CODES} == {errors.LorasizeError, *errors.LorasizeError.__subclasses__()}
+    assert {kind for kind, _ in failures.EXIT_CODES} == {errors.LorasizeError, *errors.LorasizeError.__subclasses__()}
 
 
 @pytest.mark.parametrize(
@@ -227,7 +226,7 @@ def test_broken_pipe_of_a_child_is_not_taken_for_a_gone_reader(
     assert "internal: BrokenPipeError" in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- configuration
+# Configuration.
 def test_precedence(planned: Callable[..., Recorded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = planned(made.plan())
 

@@ -34,7 +34,7 @@ def start(*arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedPro
     )
 
 
-# ---------------------------------------------------------------- plan
+# Plan.
 @pytest.mark.parametrize(
     ("plan", "code"), [(made.plan(), 0), (made.over_budget(), 1), (made.infeasible(), 5)], ids=["ok", "over", "no"]
 )
@@ -124,7 +124,7 @@ def test_missing_corpus_is_2(tiny_llama: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.startswith("error: absent.md: there is no such file")
 
 
-# ---------------------------------------------------------------- reports
+# Reports.
 @pytest.mark.parametrize(("flags", "learns"), [([], True), (["--no-learn"], False)])
 def test_apply_adds_its_run_to_the_calibration(
     flags: list[str], learns: bool, applied: Callable[..., Recorded], capsys: pytest.CaptureFixture[str]
@@ -191,7 +191,7 @@ def test_foreign_text_cannot_act(
     assert "[bold]" in more.out
 
 
-# ---------------------------------------------------------------- apply
+# Apply.
 @pytest.mark.parametrize(
     ("change", "code"),
     [({}, 0), ({"recalled": False}, 4), ({"threshold_met": False}, 4), ({"outcome": r.Outcome.TIME_LIMIT}, 4)],

@@ -38,7 +38,6 @@ def run(*command: str, **changes: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# ---------------------------------------------------------------- the page of commands
 def same_click() -> bool:
     """Whether this is the click that the page was made with: how help is laid out is click's."""
     return f"click=={metadata.version('click')}\n" in (ROOT / "constraints.txt").read_text("utf-8")
@@ -92,7 +91,7 @@ def test_without_markers_nothing_is_written(text: str) -> None:
         help_.with_section(text)
 
 
-# ---------------------------------------------------------------- names nearly right
+# Names nearly right.
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -165,7 +164,7 @@ def test_the_nearest_calibrated_module_is_offered(asked: list[str], meant: str) 
     assert str(refused.value).partition("up_proj, v_proj.")[2] == meant
 
 
-# ---------------------------------------------------------------- the next step
+# The next step.
 RAISED = {
     errors.CorpusError("bad byte", file="facts.jsonl", line=3): VERBS,
     errors.CorpusError("there is no such file", file="absent.md"): ("plan", "apply", "verify"),
@@ -188,7 +187,7 @@ def test_every_error_class_is_among_these() -> None:
 def test_every_error_is_followed_by_a_step_that_can_be_taken(
     error: errors.LorasizeError, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert failures.failed(error, failures.Invocation(command=verb)) in range(2, 6)
+    assert failures.report_failure(error, failures.Invocation(command=verb)) in range(2, 6)
     first, last = capsys.readouterr().err.splitlines()
     assert first == f"error: {error}"
     assert re.match("hint: .{10}", last)
@@ -199,9 +198,9 @@ def test_every_error_is_followed_by_a_step_that_can_be_taken(
 
 def test_options_that_were_given_are_named_in_the_step(capsys: pytest.CaptureFixture[str]) -> None:
     asked = failures.Invocation(command="plan", arguments=("plan", "a", "--target-modules=x_proj", "--compare", "b"))
-    failures.failed(errors.CalibrationError("no site with x_proj"), asked)
+    failures.report_failure(errors.CalibrationError("no site with x_proj"), asked)
     assert "--target-modules" in capsys.readouterr().err
-    failures.failed(errors.LorasizeError("b: not JSON"), asked)
+    failures.report_failure(errors.LorasizeError("b: not JSON"), asked)
     assert "hint: --compare takes a plan" in capsys.readouterr().err
 
 
@@ -235,7 +234,7 @@ def test_input_errors_say_what_was_seen_and_what_to_do(
     assert step in last
 
 
-# ---------------------------------------------------------------- completion
+# Completion.
 @pytest.mark.parametrize(
     ("shell", "line"),
     [
@@ -279,7 +278,7 @@ def test_help_says_how_to_turn_completion_on(capsys: pytest.CaptureFixture[str])
     assert re.findall("_LORASIZE_COMPLETE=([a-z]+)_source lorasize", said) == ["bash", "zsh", "fish"]
 
 
-# ---------------------------------------------------------------- what a start loads
+# What a start loads.
 HEAVY = {"torch", "transformers", "scipy", "peft", "matplotlib", "pandas", "jinja2", "ray", "joblib", "pyarrow"}
 
 

@@ -18,9 +18,6 @@ from lorasize.artifacts.calibrations import calibration_path, write_calibration
 from lorasize.verbs.apply import Applied
 from lorasize.verbs.plan import Sized
 
-# ---------------------------------------------------------------- calibrate, verify, show, base
-
-
 pytestmark = pytest.mark.usefixtures("_folder")
 
 
@@ -135,7 +132,7 @@ def test_base_prints_the_folder_alone(tiny_llama: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == f"{tiny_llama}\n"
 
 
-# ---------------------------------------------------------------- demo
+# Demo.
 @pytest.fixture
 def staged(monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, calibrated: Recorded) -> Recorded:
     """The demo with its verbs replaced; `lost` makes verify lose a passage."""

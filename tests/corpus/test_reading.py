@@ -27,7 +27,6 @@ def jsonl(*records: object) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-# ---------------------------------------------------------------- text
 def test_blocks_have_exact_text_lines_and_byte_offsets(write: Write) -> None:
     """A two-byte letter before the second block moves its byte offsets, not its line."""
     first, second = read(write("notes.txt", "\n  é one\ntwo  \n \n\nthree\n"))
@@ -109,7 +108,6 @@ def test_format_follows_the_suffix_and_can_be_given(write: Write) -> None:
     assert read(write("BOOK.JSONL", jsonl({"prompt": "a", "completion": "c"})))[0].target == "c"
 
 
-# ---------------------------------------------------------------- files
 def test_undecodable_byte_names_file_line_and_offset(write: Write) -> None:
     """The offset counts the byte order mark."""
     error = refusal(write("latin.txt", b"\xef\xbb\xbfgood\nca\xe9t\n"))
@@ -166,7 +164,6 @@ def test_passages_keep_the_order_of_the_files(write: Write) -> None:
     assert [file.path for file in files] == [str(path) for path in paths] == [p.file for p in passages]
 
 
-# ---------------------------------------------------------------- JSONL
 def test_phone_book_shape(write: Write) -> None:
     """The paper's own files: verbatim prompt and target, no offsets."""
     lines = jsonl(

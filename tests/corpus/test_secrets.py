@@ -51,7 +51,6 @@ def _no_kingfisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     secrets._scanner.cache_clear()
 
 
-# ---------------------------------------------------------------- shapes
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
@@ -109,7 +108,6 @@ def test_time_is_linear_in_the_text(unit: str) -> None:
     assert grows_with_its_input(lambda n: list(secrets._personal(unit * n)), 200_000)
 
 
-# ---------------------------------------------------------------- places
 def found_in(tmp_path: Path, name: str, text: str) -> list[tuple[str, int]]:
     (tmp_path / name).write_text(text, "utf-8", newline="")
     return [(f.kind, f.line) for f in secrets.find(read_corpus([tmp_path / name])[0])]
@@ -137,7 +135,6 @@ def test_one_finding_a_line_and_kind() -> None:
     assert secrets.find([passage(f"{MAIL} {MAIL}"), passage(MAIL)]) == (Finding(kind="email", file="a", line=1),)
 
 
-# ---------------------------------------------------------------- what a plan says
 def phone_book(n: int) -> list[Passage]:
     numbers = ((k, 2_000_000_000 + k * 7_654_321 % 7_999_999_999) for k in range(n))
     return [Passage(id="", file="book.csv", line=k + 2, prompt=f"P{k}:", target=f"{m}") for k, m in numbers]
@@ -184,7 +181,6 @@ def test_our_examples_hold_no_secret(name: str) -> None:
     assert secrets.look(read_corpus([ROOT / "examples" / name])[0], "warn") == ((), ())
 
 
-# ---------------------------------------------------------------- never the value
 @settings(deadline=None, max_examples=25)
 @given(
     digits=st.integers(2_000_000_000, 9_999_999_999),
@@ -210,7 +206,6 @@ def test_a_credential_is_kept_nowhere() -> None:
     assert TOKEN not in finding.model_dump_json() + "".join(notes)
 
 
-# ---------------------------------------------------------------- through the verb and the command
 def test_findings_are_annotations_at_their_lines() -> None:
     findings = tuple(Finding(kind="phone", file="book.csv", line=k) for k in range(1, 15))
     lines = report.github(made.plan(secrets=findings, warnings=())).splitlines()

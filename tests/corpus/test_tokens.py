@@ -55,7 +55,6 @@ def sentencepiece_like() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-# ---------------------------------------------------------------- text: packing and splitting
 @given(text=TEXT, passage_tokens=st.integers(8, 40), crowded=st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_text_is_covered_and_reads_back(
@@ -166,7 +165,6 @@ def test_files_of_one_name_get_addresses_that_differ(tmp_path: Path, tokenizer: 
     assert feasibility(encoded).feasible
 
 
-# ---------------------------------------------------------------- templates
 def test_templates(encode_text: EncodeText) -> None:
     """The three fields are filled in, other braces stay; records use it only when it is given."""
     template = '{"file": "{file}", "n": {number}} {prompt}\n'
@@ -190,7 +188,6 @@ def test_bad_templates_are_refused(encode_text: EncodeText) -> None:
         encode_text("a cat", prompt_template="")
 
 
-# ---------------------------------------------------------------- records
 def test_phone_book(encode_text: EncodeText, tokenizer: PreTrainedTokenizerBase) -> None:
     """Prompt ids are what a user sends; the target's ids follow them in one encoding of both."""
     lines = '{"query": "Jerry Becerra:", "target": "9100672710"}\n{"query": "Agnes Holm:", "target": "0400128875"}\n'
@@ -236,7 +233,6 @@ def test_too_long_or_empty_records_are_refused(encode_text: EncodeText, tokenize
         encode_text(records(("", "b")), "a.jsonl")
 
 
-# ---------------------------------------------------------------- chat
 def test_chat_is_rendered_by_the_models_template(encode_text: EncodeText, tokenizer: PreTrainedTokenizerBase) -> None:
     """Up to where the assistant speaks; the target is the turn's content alone."""
     turns = [("user", "Who?"), ("assistant", "Agnes"), ("user", "Number?"), ("assistant", "0400")]
@@ -273,7 +269,6 @@ def test_bos_is_added_once(sentencepiece_like: PreTrainedTokenizerBase) -> None:
         assert (one.prompt_ids + one.target_ids).count(tokenizer.bos_token_id) == 1
 
 
-# ---------------------------------------------------------------- tokenizers that change text
 def test_sentencepiece_spaces_survive(sentencepiece_like: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """Its decoder drops the first space, so a target is read after its prompt; text is split at words all the same."""
     passage = Passage(id="a", file="a", line=1, prompt="the prompt", target=" is given")
@@ -339,7 +334,6 @@ def test_stop_token(tokenizer: PreTrainedTokenizerBase) -> None:
         stop_token_id(copy_of(tokenizer, eos_token=None))
 
 
-# ---------------------------------------------------------------- the fixtures other tests build on
 @pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2"])
 def test_tiny_models_load_from_their_folders(request: pytest.FixtureRequest, torch: Any, name: str) -> None:
     """Four layers, 32 wide, safetensors and a tokenizer whose ids the embedding holds."""

@@ -78,7 +78,6 @@ def everything(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-# ---------------------------------------------------------------- apply
 def test_apply_survives_kills(
     start: Callable[..., BaseProcess], able_llama: Path, tmp_path: Path, torch: Any, request: pytest.FixtureRequest
 ) -> None:
@@ -130,7 +129,6 @@ def untimed(record: Memorization) -> dict[str, Any]:
     return record.model_dump(exclude={"seconds", "tokens_per_second"})
 
 
-# ---------------------------------------------------------------- calibrate
 def test_calibrate_survives_kills(start: Callable[..., BaseProcess], able_llama: Path, tmp_path: Path) -> None:
     timed(start(work.calibrate_here, str(able_llama), str(tmp_path / "warm")))
     length = timed(start(work.calibrate_here, str(able_llama), str(tmp_path / "whole")))

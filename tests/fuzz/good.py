@@ -70,7 +70,6 @@ def _written(write: Callable[[io.BytesIO], None]) -> bytes:
     return stream.getvalue()
 
 
-# ---------------------------------------------------------------- records
 @cache
 def calibration() -> r.Calibration:
     """The shipped one with three of its observations."""
@@ -173,7 +172,6 @@ def journal() -> bytes:
     return "".join(line + "\n" for line in lines).encode()
 
 
-# ---------------------------------------------------------------- what needs torch
 def models(folder: Path) -> dict[str, Path]:
     """The tiny models of `conftest`, built in a folder: for the command, which has no fixtures."""
     import inspect

@@ -42,7 +42,6 @@ SCHEMAS = (
 ENCODINGS = ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig", "latin-1", "cp1252", "utf-7")
 
 
-# ---------------------------------------------------------------- bytes
 def truncate(random: Random, data: bytes) -> bytes:
     """A beginning, which ends anywhere, or just behind a mark that means something, or inside a character."""
     marks = [k + 1 for k, byte in enumerate(data) if byte in b'"{}[],:\n\\' or byte >= 0x80]
@@ -125,7 +124,6 @@ def nest(random: Random, data: bytes) -> bytes:
     return data[:at] + middle + data[random.choice((at, at + 1, len(data))) :]
 
 
-# ---------------------------------------------------------------- JSON
 def restructure(random: Random, data: bytes) -> bytes:
     """One place of a JSON document changed: another type, a key missing, doubled, renamed or more."""
     try:
@@ -171,7 +169,6 @@ def restructure_line(random: Random, data: bytes) -> bytes:
     return random.choice((b"\n", b"\n", b"\n", b"\r\n", b"\r", b"")).join(lines)
 
 
-# ---------------------------------------------------------------- tables, TOML, sums
 def quote(random: Random, data: bytes) -> bytes:
     """Quotes, delimiters and line breaks where they hurt in a table."""
     lines = data.split(b"\n")
@@ -216,7 +213,6 @@ def relist(random: Random, data: bytes) -> bytes:
     return b"\n".join(lines)
 
 
-# ---------------------------------------------------------------- safetensors, GGUF
 def reheader(random: Random, data: bytes) -> bytes:
     """A safetensors file whose header is wrong: its length, offsets, shapes, types, or any of its JSON."""
     try:
@@ -280,7 +276,6 @@ def recount(random: Random, data: bytes) -> bytes:
     return data[:at] + packed + data[at + len(packed) :]
 
 
-# ---------------------------------------------------------------- together
 ANY: tuple[Mutation, ...] = (truncate, truncate, flip, flip, insert, insert, delete, repeat, swap)
 TEXT: tuple[Mutation, ...] = (*ANY, renumber, recode)
 RARE: tuple[Mutation, ...] = (blank, lengthen, nest)

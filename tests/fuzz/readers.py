@@ -67,7 +67,6 @@ class Reader:
     longest: int = 10**9
 
 
-# ---------------------------------------------------------------- without torch
 def _corpus(path: Path, **reading: Any) -> object:
     return read_corpus([path], Reading(**reading))
 
@@ -103,7 +102,6 @@ def _config(path: Path) -> object:
     return read_config(path.parent)
 
 
-# ---------------------------------------------------------------- with torch
 def heavy(llama: Path, gpt2: Path, folder: Path) -> tuple[Reader, ...]:
     """The readers of adapter folders and base models, for tiny models; `folder` is for what is made on the way."""
     from lorasize import models
@@ -155,7 +153,6 @@ def heavy(llama: Path, gpt2: Path, folder: Path) -> tuple[Reader, ...]:
     )
 
 
-# ---------------------------------------------------------------- places that are no files
 def _pipe(path: Path) -> None:
     os.mkfifo(path)
 
@@ -206,7 +203,6 @@ def prepared(reader: Reader, work: Path) -> Path:
     return folder / reader.file
 
 
-# ---------------------------------------------------------------- the judge
 class Hang(BaseException):
     """The time was up."""
 

@@ -63,7 +63,6 @@ def wrongs(reader: Reader, n: int, work: Path) -> list[str]:
     return tally.wrong
 
 
-# ---------------------------------------------------------------- the slice
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_readers_succeed_or_say_one_line(name: str, tmp_path: Path) -> None:
     assert wrongs(LIGHT[name], JUST, tmp_path) == []
@@ -99,7 +98,6 @@ def test_the_slice_meets_both_ends(tmp_path: Path) -> None:
         assert refused > 0 or reader.name in ("corpus-text", "corpus-markdown", "events", "journal"), reader.name
 
 
-# ---------------------------------------------------------------- the judge can find fault
 def _says(message: str) -> Callable[[Path], object]:
     def read(path: Path) -> object:
         raise CorpusError(message)
@@ -173,7 +171,6 @@ def test_a_command_that_ends_otherwise_is_wrong(tmp_path: Path, monkeypatch: pyt
         commands.run(tmp_path, "show", "x")
 
 
-# ---------------------------------------------------------------- size
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["corpus-text", "corpus-markdown", "corpus-jsonl", "corpus-csv"])
 @pytest.mark.parametrize("many", [False, True])
@@ -220,7 +217,6 @@ def test_what_is_no_file_is_named(place: str, tmp_path: Path) -> None:
         Journal(tmp_path / "j.journal", good.KEY)
 
 
-# ---------------------------------------------------------------- models and adapters
 def _spoiled(base: Path, folder: Path, change: Callable[[dict[str, Any]], None], scale: float = 1.0) -> Path:
     """A copy of a model whose weights went through `change`, the first value of each times `scale`."""
     from safetensors.torch import load_file, save_file
@@ -273,7 +269,6 @@ def test_a_gguf_that_lacks_weights_leaves_nothing_behind(torch: Any, tiny_llama:
     assert all(torch.equal(converted[name], original[name]) for name in kept)
 
 
-# ---------------------------------------------------------------- any text at all
 TEXT = st.text(st.one_of(st.characters(), st.sampled_from('{}[]",:\\\n\r\t`~#=0')), max_size=200)
 BYTES = st.binary(max_size=200) | TEXT.map(lambda text: text.encode("utf-8", "surrogatepass"))
 ONE = st.none() | st.booleans() | st.integers() | st.floats() | TEXT

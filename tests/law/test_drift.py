@@ -10,8 +10,8 @@ from support.calibration import observation
 
 from lorasize import records as r
 from lorasize.law.drift import predicted_drift
-from lorasize.report.plan import plan_facts
-from lorasize.report.recall import memorization_facts
+from lorasize.report.facts.plan import plan_facts
+from lorasize.report.facts.recall import memorization_facts
 
 
 def drifted(*drifts: float | None, final: float = 0.2) -> list[r.Observation]:

@@ -57,7 +57,6 @@ def plain_logits(torch: Any, head: Head, hidden: Any) -> Any:
     return raw if head.softcap is None else head.softcap * torch.tanh(raw / head.softcap)
 
 
-# ---------------------------------------------------------------- losses and gradients
 @pytest.mark.usefixtures("_room")
 @pytest.mark.parametrize("name", HEADS)
 def test_token_losses_are_cross_entropies(torch: Any, case: Any, name: str) -> None:
@@ -185,7 +184,6 @@ def test_a_model_without_a_head_is_refused() -> None:
         head_of(Headless())
 
 
-# ---------------------------------------------------------------- objectives
 P = (0.10, 0.49, 0.50, 0.51, 0.81, 0.83, 0.99)
 
 

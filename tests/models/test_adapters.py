@@ -65,7 +65,6 @@ def learn(torch: Any, adapted: Any, seed: int = 1) -> None:
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
-# ---------------------------------------------------------------- counting and attaching
 @pytest.mark.parametrize(("name", "site"), CASES)
 @pytest.mark.parametrize("rank", [1, 5])
 def test_parameters_are_counted_as_peft_counts(bases: dict[str, BaseModel], name: str, site: Site, rank: int) -> None:
@@ -119,7 +118,6 @@ def test_an_adapter_is_float32_on_a_bfloat16_base(torch: Any, tiny_llama: Path) 
     assert base.model.dtype == torch.bfloat16
 
 
-# ---------------------------------------------------------------- detaching
 @pytest.mark.parametrize(("name", "site"), CASES)
 def test_detach_leaves_the_base_as_it_was(torch: Any, bases: dict[str, BaseModel], name: str, site: Site) -> None:
     base = bases[name]
@@ -138,7 +136,6 @@ def test_detach_leaves_the_base_as_it_was(torch: Any, bases: dict[str, BaseModel
     assert not hasattr(base.model, "peft_config")
 
 
-# ---------------------------------------------------------------- growing
 @pytest.mark.parametrize(
     ("name", "site", "larger"),
     [
@@ -193,7 +190,6 @@ def test_ranks_that_differ_are_refused(torch: Any, tiny_llama: Path) -> None:
         adapters.realised_rank(adapted)
 
 
-# ---------------------------------------------------------------- on disk
 @pytest.mark.parametrize(("name", "site"), CASES)
 def test_what_is_saved_is_plain_and_comes_back(
     torch: Any, bases: dict[str, BaseModel], name: str, site: Site, tmp_path: Path

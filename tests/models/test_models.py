@@ -61,7 +61,6 @@ def copied(tiny_llama: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
 
 
-# ---------------------------------------------------------------- finding
 def test_a_local_folder_is_itself(tiny_llama: Path) -> None:
     assert models.resolve(str(tiny_llama)) == tiny_llama.resolve()
 
@@ -108,7 +107,6 @@ def test_a_hub_id_offline_is_refused_in_one_line() -> None:
     assert "\n" not in str(refused.value)
 
 
-# ---------------------------------------------------------------- fingerprint
 def change_byte(path: Path, at: int = -1) -> None:
     """Flip the lowest bit of one byte of a file."""
     data = bytearray(path.read_bytes())
@@ -159,7 +157,6 @@ def test_a_damaged_config_is_refused(copied: Path, text: str) -> None:
         models.fingerprint(copied)
 
 
-# ---------------------------------------------------------------- loading
 def test_a_loaded_model_is_frozen_and_in_eval_mode(torch: Any, tiny_gpt2: Path) -> None:
     base = models.load(str(tiny_gpt2), device="cpu")
     assert (base.n_layers, base.max_positions, base.dtype) == (4, 256, torch.float32)
@@ -214,7 +211,6 @@ def test_an_encoder_decoder_is_refused(torch: Any, tmp_path: Path) -> None:
         models.load_weights(tmp_path, torch.device("cpu"), torch.float32)
 
 
-# ---------------------------------------------------------------- shapes
 @pytest.mark.parametrize(
     ("name", "shapes"),
     [
@@ -267,7 +263,6 @@ def test_parameters_per_rank_is_both_widths() -> None:
     assert LinearShape(3, 4).parameters_per_rank == 7
 
 
-# ---------------------------------------------------------------- device and dtype
 def test_devices(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.pick_device("cpu") == torch.device("cpu")
     for present, expected in (((False, False), "cpu"), ((False, True), "mps"), ((True, True), "cuda")):
@@ -292,7 +287,6 @@ def test_dtypes(torch: Any) -> None:
         models.pick_dtype("int8", cpu)
 
 
-# ---------------------------------------------------------------- GGUF
 @pytest.fixture
 def fake_gguf(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that transformers reads as if it were the tiny Llama in GGUF."""

@@ -40,7 +40,6 @@ def choose(
     return cheapest(assess_all(held, demand, n), confidence, minimize)
 
 
-# ---------------------------------------------------------------- arithmetic against hand-worked values
 def test_slack_is_predicted_over_required() -> None:
     demand = demand_of(14.0 * 192)
     assert equivalent_tokens(CALIBRATION.law, demand) == pytest.approx(192.0)
@@ -99,7 +98,6 @@ def test_memory_is_that_of_one_step_and_of_the_states_kept() -> None:
     assert 0 < tight.prediction.final_loss < 3.3
 
 
-# ---------------------------------------------------------------- minimality and monotonicity
 nats = st.floats(50.0, 60_000.0)
 confidences = st.floats(0.55, 0.99)
 

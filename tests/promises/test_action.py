@@ -33,7 +33,6 @@ def errors(run: Run) -> list[str]:
     return re.findall(r"^::error title=lorasize,(.*?::\S*)", run.log, flags=re.MULTILINE)
 
 
-# ---------------------------------------------------------------- the four cases
 def test_as_committed_it_is_0(act: Act, workspace: Path) -> None:
     plan = read_plan(workspace / "lorasize.plan.json")
     assert plan.adapter is not None
@@ -81,7 +80,6 @@ def test_a_missing_plan_is_2_and_leaves_no_report(act: Act) -> None:
     assert (run.uploads, run.gh) == ([], [])
 
 
-# ---------------------------------------------------------------- reports
 @pytest.mark.parametrize("grown", [False, True])
 def test_reports_are_uploaded_whatever_the_verdict(grown: bool, act: Act, workspace: Path) -> None:
     if grown:
@@ -169,7 +167,6 @@ def test_annotations_are_relative_to_the_checkout(act: Act, workspace: Path) -> 
     assert errors(act(working_directory="texts"))[0] == "file=texts/stations.jsonl,line=7::parameters:"
 
 
-# ---------------------------------------------------------------- hostile inputs
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_file_name_runs_nothing(name: str, act: Act, workspace: Path, tmp_path: Path) -> None:
     (workspace / "lorasize.plan.json").rename(workspace / name)

@@ -28,7 +28,6 @@ pytestmark = [
 ]  # fmt: skip
 
 
-# ---------------------------------------------------------------- what is installed
 def test_the_action_installs_itself_and_only_what_check_needs(act: Act) -> None:
     packages, itself = act().pip
     assert packages[packages.index("--constraint") + 1] == str(ROOT / "constraints.txt")
@@ -90,7 +89,6 @@ def test_every_package_has_an_exact_version() -> None:
     assert installed("CHECK_PACKAGES", "HTML_PACKAGES") - pinned == set()
 
 
-# ---------------------------------------------------------------- the files themselves
 def test_no_expression_stands_in_a_script() -> None:
     scripts = {step["id"]: step["run"] for step in STEPS if "run" in step}
     assert len(scripts) >= 4

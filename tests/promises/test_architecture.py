@@ -149,6 +149,15 @@ def test_each_dependency_has_one_door() -> None:
     assert [f"{i.place}: {i.importer} imports {i.target}" for i in IMPORTS if wrong_door(i)] == []
 
 
+def test_facts_know_no_format() -> None:
+    places = tuple(str(Path("lorasize", "report", name)) for name in ("facts", "text.py"))
+    formats = {"rich", "matplotlib", "jinja2"} | {f"lorasize.report.{name}" for name in ("formats", "terminal")}
+    below = [i for i in IMPORTS if i.place.startswith(places)]
+    assert below
+    wrong = [i for i in below if formats & {i.target.partition(".")[0], ".".join(i.target.split(".")[:3])}]
+    assert [f"{i.place} imports {i.target}" for i in wrong] == []
+
+
 def test_cli_loads_torch_only_inside_commands() -> None:
     heavy = {"torch", "transformers", "peft", "scipy"}
     early = [i for i in IMPORTS if i.importer in {"cli", *ENTRY} and i.at_load]
@@ -218,8 +227,6 @@ def test_no_class_has_more_attributes_than_contributing_says() -> None:
     assert many == {}
 
 
-
-# ---------------------------------------------------------------- the walker itself can fail
 @pytest.mark.parametrize(
     ("file", "source", "level", "door"),
     [
@@ -253,7 +260,6 @@ def test_walker_judges(tmp_path: Path, file: str, source: str, level: bool, door
     assert any(wrong_door(i) for i in found) is door
 
 
-# ---------------------------------------------------------------- and in a fresh process
 def loaded_by(modules: list[str]) -> set[str]:
     """Top-level packages in sys.modules after importing some modules in a fresh interpreter."""
     code = f"import sys, {', '.join(modules)}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"

@@ -59,7 +59,6 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(gaps, "-", word) for word in words}
 
 
-# ---------------------------------------------------------------- links
 def broken(page: Path, link: str) -> bool:
     """Whether a relative link leads nowhere."""
     path, _, anchor = link.partition("#")
@@ -89,7 +88,6 @@ def test_a_broken_link_is_seen(link: str, wrong: bool) -> None:
     assert broken(DOCS / "index.md", link) is wrong
 
 
-# ---------------------------------------------------------------- README
 PICTURE = re.compile(r"!\[[^\]\n]+\]\(([^)\s]+)\)")
 FILE = re.compile(r"^\d\. \[`([^`\n]+)`\]\(([^)\s]+)\): .+$", re.MULTILINE)
 
@@ -137,7 +135,6 @@ def test_readme_s_results_are_those_of_the_benchmark() -> None:
     assert f"For {smallest} of these" in readme()
 
 
-# ---------------------------------------------------------------- commands
 def commands(text: str) -> Iterator[list[str]]:
     """The arguments of every `lorasize …` in a block of code, also inside other commands."""
     lines = text.replace("\\\n", " ").splitlines()
@@ -218,7 +215,6 @@ def test_a_wrong_command_is_seen(line: str, wrong: bool) -> None:
     assert any(complaint(words) for words in found) is wrong
 
 
-# ---------------------------------------------------------------- configuration
 CONFIGURATIONS = [
     pytest.param(text, id=f"{name(page)}-{number}")
     for page in PAGES
@@ -234,7 +230,6 @@ def test_configurations_are_read(text: str, tmp_path: Path) -> None:
     assert read_config(tmp_path)
 
 
-# ---------------------------------------------------------------- pages that list what is elsewhere
 def text_of(page: str) -> str:
     return (DOCS / page).read_text("utf-8")
 
@@ -260,7 +255,6 @@ def test_the_page_on_ci_knows_the_action_and_the_hook() -> None:
     assert re.findall(r"- id: (.+)", text_of("guide/ci.md")) == [hook["id"] for hook in hooks]
 
 
-# ---------------------------------------------------------------- navigation and site
 def entries(nav: Any) -> Iterator[str]:
     """Every page of a navigation."""
     for child in nav if isinstance(nav, list) else nav.values():

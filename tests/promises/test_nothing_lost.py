@@ -40,7 +40,6 @@ def plan(able_llama: Path) -> Plan:
     return plan_by_hand(able_llama, write_records(Path("corpus.jsonl"), RECORDS), MLP, 4)
 
 
-# ---------------------------------------------------------------- folders
 @pytest.mark.parametrize("name", ["important.txt", "corpus.jsonl", "calibrations"])
 def test_a_folder_with_anything_else_in_it_is_not_replaced(tmp_path: Path, name: str) -> None:
     """A report written as lorasize.json makes no project an adapter folder."""
@@ -89,7 +88,6 @@ def test_a_run_that_proves_nothing_leaves_a_proven_adapter_alone(
     assert apply(plan, Path("new"), ApplyOptions(device="cpu", max_steps=1)).folder == Path("new")  # nothing to keep
 
 
-# ---------------------------------------------------------------- unfinished runs
 @pytest.mark.slow
 @pytest.mark.usefixtures("_same_process", "_eager")
 def test_a_refused_command_leaves_another_run_s_checkpoint_alone(plan: Plan, able_llama: Path) -> None:
@@ -121,7 +119,6 @@ def test_a_limit_that_allows_for_more_lets_a_finished_training_go_on(
     assert record.steps == steps[-1]
 
 
-# ---------------------------------------------------------------- files
 @pytest.mark.parametrize("option", ["--out", "--report"])
 def test_a_plan_is_not_written_over_its_corpus(
     planned: Callable[..., Recorded], capsys: pytest.CaptureFixture[str], option: str
@@ -164,7 +161,6 @@ def test_a_pipe_is_no_place_for_a_file_and_a_link_stays_one(tmp_path: Path) -> N
     assert (tmp_path / "file").read_bytes() == b"x"
 
 
-# ---------------------------------------------------------------- edited plans, strange values
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -239,7 +235,6 @@ def test_what_is_retained_is_a_file(plan: Plan, kind: str) -> None:
         apply(plan, Path("out"), ApplyOptions(device="cpu", retain=retain))
 
 
-# ---------------------------------------------------------------- a base model that is not what it seems
 def test_an_index_that_leads_out_of_the_folder_is_refused(able_llama: Path, tmp_path: Path) -> None:
     """The fingerprint is of the weights in the folder: others must not be loaded."""
     import json

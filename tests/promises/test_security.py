@@ -71,7 +71,6 @@ def test_the_bomb_works(marker: Path) -> None:
     assert marker.exists()
 
 
-# ---------------------------------------------------------------- a model
 def plant(folder: Path, marker: Path) -> None:
     """Give a model folder code of its own, in the way in which the hub's models bring theirs."""
     code = f"import os\nos.mkdir({str(marker)!r})\nConfig = Model = Tokenizer = dict\n"
@@ -144,7 +143,6 @@ def test_the_builtin_model_is_the_one_whose_digest_stands_in_the_source() -> Non
     assert file_sha256(finding._builtin_gguf()) == finding._BUILTIN_SHA256
 
 
-# ---------------------------------------------------------------- an adapter
 def test_a_pickled_adapter_is_refused_and_never_unpickled(adapter: Path, tiny_llama: Path, marker: Path) -> None:
     (adapter / adapter_folder.WEIGHTS).unlink()
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(marker), protocol=2))
@@ -233,7 +231,6 @@ def test_the_fresh_process_takes_no_module_from_the_folder_one_is_in(
     assert not marker.exists()
 
 
-# ---------------------------------------------------------------- our own code
 NEVER = {"pickle", "marshal", "shelve", "dill", "eval", "exec", "compile", "os.system", "os.popen", "torch.load"}
 
 

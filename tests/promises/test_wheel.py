@@ -51,6 +51,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_carries_data(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {"lorasize/examples/page.md", "lorasize/examples/table.jsonl", "lorasize/py.typed"} <= set(names)
+    assert {f"lorasize/report/formats/html/{name}" for name in ("page.html.jinja", "style.css")} <= set(names)
     assert [n for n in names if n.startswith("lorasize/calibrations/") and n.endswith(".json")]
 
 

@@ -18,7 +18,7 @@ from lorasize.models import adapters
 from lorasize.recall import decoding, verdict
 from lorasize.recall.margin import next_target_probability
 from lorasize.records import Decoded, DecodeJob, Memorization, Reading, Site
-from lorasize.report.recall import smallest
+from lorasize.report.facts.recall import smallest
 
 SITES = {"llama": ("up_proj", "o_proj"), "gpt2": ("mlp.c_fc", "attn.c_proj")}
 PROMPTS = ((5, 9, 40, 41, 300, 7, 7, 12), (17,), (60, 61, 62), (90, 300, 3, 4, 5))
@@ -150,7 +150,6 @@ def test_the_gap_ends_where_decoding_leaves_the_target(torch: Any) -> None:
     assert float(decoding._gap(one_pass, stepwise, (4, 5, 6), (7, 5, 6))) == 0
 
 
-# ---------------------------------------------------------------- the margin that a gap asks for
 def decoded(ids: tuple[int, ...], **changes: Any) -> Decoded:
     """What the fresh process might say."""
     known = {"probabilities": (0.9,) * len(ids), "attn_implementation": "sdpa", "logit_margin": 1.0}

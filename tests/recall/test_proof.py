@@ -76,7 +76,6 @@ def test_what_was_proven_is_proven_again(memorised: Path, verify: Verify) -> Non
     assert 0 < report.decoding_gap < 1e-4
 
 
-# ---------------------------------------------------------------- the adapter
 def flip(folder: Path, bit: int) -> None:
     """Turn over one bit of the first weight of a B, bit 0 being its least significant."""
     data = bytearray((folder / adapter_folder.WEIGHTS).read_bytes())
@@ -121,7 +120,6 @@ def test_weights_that_overflow_are_a_loss(folder: Path, verify: Verify) -> None:
     assert (report.min_logit_margin, report.decoding_gap) == (None, None)
 
 
-# ---------------------------------------------------------------- the verdict and the corpus
 def test_an_edited_verdict_is_named(folder: Path, verify: Verify) -> None:
     record = adapter_folder.read_record(folder)
     (folder / adapter_folder.RECORD).write_text(to_json(record.model_copy(update={"threshold": 0.1})), "utf-8")
@@ -150,7 +148,6 @@ def test_an_edited_length_is_refused(folder: Path, verify: Verify) -> None:
     assert "is not in this corpus as it was memorised" in said
 
 
-# ---------------------------------------------------------------- the base
 def test_another_base_is_named(memorised: Path, tiny_llama: Path, verify: Verify) -> None:
     code, said = verify(memorised, "--model", tiny_llama)
     assert code == 2
@@ -199,7 +196,6 @@ def test_a_chat_is_another_prompt_under_another_template(memorised: Path, base: 
     assert [one.prompt_ids == was.prompt_ids for one, was in zip(encoded, stored, strict=True)] == [True, True, False]
 
 
-# ---------------------------------------------------------------- generation_config.json
 def test_a_penalty_for_repetition_is_said(torch: Any, memorised: Path, base: Path, verify: Verify) -> None:
     """Stock generate reads it, and loses the bell when it is large; verify does not, and says that it changed."""
     (base / "generation_config.json").write_text('{"repetition_penalty": 1.3}', "utf-8")
@@ -283,7 +279,6 @@ def test_settings_that_cannot_be_read_are_said(tmp_path: Path, text: str) -> Non
     assert "cannot be read" in warning
 
 
-# ---------------------------------------------------------------- another arithmetic, another verdict
 @pytest.fixture
 def on_edge(torch: Any, folder: Path, base: Path) -> Path:
     """An adapter that recalls in float32 with a token whose logit margin bfloat16 cannot hold.

@@ -79,7 +79,6 @@ def _no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verdict, "decode_afresh", lambda job: pytest.fail("decoded"))
 
 
-# ---------------------------------------------------------------- what is held
 @pytest.mark.slow
 def test_a_fresh_process_recalls_and_leaves_nothing_behind(
     memorised: Path, corpus: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -150,7 +149,6 @@ def test_addresses_come_back_as_they_were_written(memorised: Path, corpus: Path,
     assert [one.line for one in stored] == [1, 2, 3]
 
 
-# ---------------------------------------------------------------- negative controls
 @pytest.mark.usefixtures("_same_process")
 def test_a_fresh_adapter_does_not_recall(
     torch: Any, folder: Path, able_llama: Path, corpus: Path, tokenizer: Any
@@ -242,7 +240,6 @@ def test_the_right_text_without_its_stop_is_not_recalled(tokenizer: Any, corpus:
     assert not verdict._compare(tokenizer, one.address(), None, decoded(longer))[0].recalled
 
 
-# ---------------------------------------------------------------- damage
 def truncate(name: str, keep: Callable[[bytes], int]) -> Callable[[Path], None]:
     """Cut a file of the folder short."""
 
@@ -290,7 +287,6 @@ def test_a_sum_may_not_name_a_file_elsewhere(folder: Path) -> None:
         verify(folder, device="cpu")
 
 
-# ---------------------------------------------------------------- another base, another corpus, other settings
 @pytest.mark.usefixtures("_no_decoding")
 @pytest.mark.parametrize(
     ("file", "part"),

@@ -243,7 +243,6 @@ def test_infeasible_plan_has_no_adapter() -> None:
     assert Plan.model_validate_json(to_json(plan)).adapter is None
 
 
-# ---------------------------------------------------------------- digests
 @artifacts
 def test_digest_survives_the_file(cls: type[BaseModel], data: dict[str, Any]) -> None:
     record = cls.model_validate(data)

@@ -12,7 +12,7 @@ from support import records as made
 from lorasize import records as r
 from lorasize import report
 from lorasize.cli import main
-from lorasize.report.markdown import MAX_BYTES, escaped
+from lorasize.report.formats.markdown import MAX_SUMMARY_BYTES, escape
 
 NASTY = "x|y `<script>alert(1)</script>` & [a](http://b) @team #1 ::error::z \x1b[31m\x00 **bold** ]]>"
 
@@ -77,7 +77,7 @@ def test_text_from_a_corpus_stays_text_in_markdown() -> None:
     assert "&lt;script" in said
     for acting in ("](http", " @team", "\n::error", "`<", "**bold**", "\x1b"):
         assert acting not in said
-    assert escaped("a|b") == "a\\|b"
+    assert escape("a|b") == "a\\|b"
 
 
 @pytest.mark.parametrize("name", made.RECORDS)
@@ -95,7 +95,7 @@ def test_markdown_fits_a_job_summary() -> None:
     said = report.markdown(many)
     assert len(said.encode()) < 2**20
     assert said.endswith("*Cut off here: the whole report is longer.*\n")
-    assert MAX_BYTES < 2**20
+    assert MAX_SUMMARY_BYTES < 2**20
 
 
 def test_the_runner_gets_a_summary_and_outputs(

@@ -22,9 +22,9 @@ from lorasize.artifacts.calibrations import read_calibration
 from lorasize.cli import main
 from lorasize.corpus.surprise import Surprise, Token, spelled
 from lorasize.planning import make_plan
-from lorasize.report import Beside
-from lorasize.report.pages.page import HEAT, heat
-from lorasize.report.pages.plan import MAX_TOKENS, _corpus, _here
+from lorasize.report import Companions
+from lorasize.report.formats.html.page import HEAT, heat
+from lorasize.report.formats.html.plan import MAX_TOKENS, _here, coloured_corpus
 
 NASTY = "</pre><script>alert(1)</script>\"'><img src=http://x onerror=alert(2)> & $\\frac{$ \x1b[31m\x00\u202e ]]>"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -32,7 +32,7 @@ QUIET = ("--disable-background-networking", "--disable-component-update", "--no-
 FLAGS = ("--no-sandbox", "--disable-gpu", *QUIET)
 
 
-# ---------------------------------------------------------------- pages to look at
+# Pages to look at.
 @pytest.fixture(scope="module")
 def calibration() -> r.Calibration:
     return read_calibration(next((ROOT / "calibrations").glob("*.json")))
@@ -70,18 +70,18 @@ def trained() -> tuple[r.Memorization, list[r.StepReport]]:
 def page_of(kind: str, calibration: r.Calibration) -> str:
     if kind == "plan":
         tokens = tuple(Token(f" word{k}", k % 12, again=k % 7 == 0) for k in range(80))
-        beside = Beside(calibration=calibration, passages=[Surprise("page.md:1", tokens)])
+        beside = Companions(calibration=calibration, passages=[Surprise("page.md:1", tokens)])
         return report.html(planned(calibration), beside)
     if kind == "apply":
         run, steps = trained()
-        return report.html(run, Beside(steps=steps, recall=made.recall()))
+        return report.html(run, Companions(steps=steps, recall=made.recall()))
     return report.html(calibration)
 
 
 KINDS = ("plan", "apply", "calibration")
 
 
-# ---------------------------------------------------------------- the file
+# The file.
 def assert_inert(page: str) -> None:
     """Nothing in the file runs, loads or escapes its policy."""
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
@@ -113,7 +113,7 @@ def test_every_record_has_a_page(name: str) -> None:
 
 
 def test_text_from_a_corpus_stays_text(calibration: r.Calibration) -> None:
-    beside = Beside(calibration=calibration, passages=[Surprise(NASTY, (Token(NASTY, 3.0), Token("", 1.0)))])
+    beside = Companions(calibration=calibration, passages=[Surprise(NASTY, (Token(NASTY, 3.0), Token("", 1.0)))])
     for page in (
         report.html(planned(calibration, NASTY), beside),
         report.html(made.infeasible(made.issue(NASTY))),
@@ -146,7 +146,7 @@ def test_a_record_without_a_page() -> None:
         report.html(made.adapter())
 
 
-# ---------------------------------------------------------------- where the bits go
+# Where the bits go.
 def test_colours_follow_nats() -> None:
     assert [heat(Token("", nats)) for nats in (0.0, 0.68, 0.7, 2.5, 5, 7, 12)] == [0, 0, 1, 2, 3, 4, 5]
     assert heat(Token("", 12, again=True)) == 0
@@ -157,13 +157,13 @@ def test_a_long_corpus_is_cut_after_its_costliest_passages() -> None:
     def passage(n: int, nats: float) -> Surprise:
         return Surprise(str(nats), (Token("x", nats / n),) * n)
 
-    few = _corpus([passage(10, 1.0), passage(10, 5.0)])
+    few = coloured_corpus([passage(10, 1.0), passage(10, 5.0)])
     assert [p.name for p in few.passages] == ["5.0", "1.0"]
     assert few.left_out == 0
-    many = _corpus([passage(MAX_TOKENS // 2, float(k)) for k in range(1, 6)])
+    many = coloured_corpus([passage(MAX_TOKENS // 2, float(k)) for k in range(1, 6)])
     assert [p.name for p in many.passages] == ["5.0", "4.0"]
     assert many.left_out == 3
-    assert len(_corpus([passage(2 * MAX_TOKENS, 9.0)]).passages) == 1
+    assert len(coloured_corpus([passage(2 * MAX_TOKENS, 9.0)]).passages) == 1
 
 
 def test_tokens_that_make_a_character_together() -> None:
@@ -176,7 +176,7 @@ def test_tokens_that_make_a_character_together() -> None:
     assert spelled(0, (5,) * 7, decode)[5] != ""  # bytes that make no character are shown in the end
 
 
-# ---------------------------------------------------------------- in a browser
+# In a browser.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
@@ -275,7 +275,7 @@ def test_the_figures_of_a_page_are_those_of_its_json(browser: Any, calibration: 
     assert len(held) == calibration.transition.n_observations
 
 
-# ---------------------------------------------------------------- the command
+# The command.
 def test_show_writes_a_page(calibration: r.Calibration, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "p.json"
     path.write_text(report.to_json(made.plan()), encoding="utf-8")
@@ -291,7 +291,7 @@ def test_html_without_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from lorasize.errors import LorasizeError
 
-    for name in [n for n in sys.modules if n.startswith("lorasize.report.pages")]:
+    for name in [n for n in sys.modules if n.startswith("lorasize.report.formats.html")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(LorasizeError, match=r"lorasize\[report\]"):

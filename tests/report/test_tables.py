@@ -32,12 +32,12 @@ from lorasize import records as r
 from lorasize import report
 from lorasize.report import progress as progress_module
 from lorasize.report import text
-from lorasize.report.recall import memorization_facts
+from lorasize.report.facts.recall import memorization_facts
 
 ESCAPE = "\x1b[31mred\x1b[0m \x1b]0;title\x07\x9b2J\x08\u202e[bold]markup[/bold] [/] \x00"
 
 
-# ---------------------------------------------------------------- tables
+# Tables.
 @pytest.mark.parametrize("name", RECORDS)
 def test_tables_fit_80_columns(name: str) -> None:
     assert max(map(len, shown(RECORDS[name]).splitlines())) <= 80
@@ -120,9 +120,9 @@ def test_recall_has_one_line_a_passage() -> None:
 
 
 def test_probability_below_one_half_never_looks_like_it() -> None:
-    assert text.probability(0.499999) == "0.4999"
-    assert text.probability(0.500001) == "0.5000"
-    assert text.probability(3e-7) == "3.0e-07"
+    assert text.format_probability(0.499999) == "0.4999"
+    assert text.format_probability(0.500001) == "0.5000"
+    assert text.format_probability(3e-7) == "3.0e-07"
 
 
 def test_changed_files_forbid_a_green_verdict() -> None:
@@ -166,7 +166,7 @@ def test_a_margin_and_a_warning_are_said() -> None:
     assert "warning" not in dict(memorization_facts(memorization()))
 
 
-# ---------------------------------------------------------------- text that cannot act
+# Text that cannot act.
 def test_clean_drops_sequences_and_controls() -> None:
     assert text.clean(ESCAPE) == "red [bold]markup[/bold] [/] "
     assert text.clean("a\r\nb\tc\u2028d\ud800") == "a  b c d"
@@ -208,7 +208,7 @@ def test_json_in_github_holds_the_same_without_a_command(monkeypatch: pytest.Mon
     assert json.loads(report.to_json(record)) == plainly
 
 
-# ---------------------------------------------------------------- JSON and annotations
+# JSON and annotations.
 @pytest.mark.parametrize("name", RECORDS)
 def test_json_reads_back(name: str) -> None:
     record = RECORDS[name]
@@ -238,7 +238,7 @@ def test_table_of_something_else_is_refused() -> None:
         report.table(r.Site(target_modules=("a",), layers_to_transform=(1,)))
 
 
-# ---------------------------------------------------------------- progress
+# Progress.
 
 
 @pytest.fixture

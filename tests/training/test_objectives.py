@@ -17,7 +17,6 @@ from lorasize.records import StepReport
 from lorasize.training import Trainer, TrainingOptions
 
 
-# ---------------------------------------------------------------- resting
 def watch(trainer: Trainer) -> list[tuple[int, tuple[int, ...]]]:
     """Grows as the trainer looks at passages: (epoch, passages looked at), full looks left out."""
     looks: list[tuple[int, tuple[int, ...]]] = []
@@ -72,7 +71,6 @@ def test_a_passage_that_slipped_is_trained_again(torch: Any, bases: dict[str, Ba
     assert len(again) > 1
 
 
-# ---------------------------------------------------------------- every method ends
 @pytest.mark.slow
 @pytest.mark.parametrize("n_passages", [2, 10])
 @pytest.mark.parametrize("method", ["sft", "memft", "memft-ot", "memft-sw"])
@@ -124,7 +122,6 @@ def test_the_curriculum_trains_a_growing_share(torch: Any, bases: dict[str, Base
     assert sizes.count(2) == 5
 
 
-# ---------------------------------------------------------------- MemFT-OT's fall-back
 def test_the_published_fall_back_is_for_a_whole_step(torch: Any, bases: dict[str, BaseModel]) -> None:
     """Where anything in a step is stubborn, mastered tokens have no weight, whatever batch they are in."""
     base = bases["able"]

@@ -46,7 +46,6 @@ def _heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-# ---------------------------------------------------------------- the trainer
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["memft", "memft-sw", "sft"])
 def test_a_restored_trainer_takes_the_same_steps(
@@ -82,7 +81,6 @@ def test_a_restored_trainer_takes_the_same_steps(
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
-# ---------------------------------------------------------------- apply
 @pytest.mark.slow
 @pytest.mark.usefixtures("_eager")
 @pytest.mark.parametrize(("records", "site", "rank"), [(FEW, MLP, 2), (MANY, MLP, 3), (FEW, UP, 1)])
@@ -167,7 +165,6 @@ def test_the_first_signal_loses_nothing(able_llama: Path, tmp_path: Path, number
     assert steps[:4] == [1, 2, 3, 4]
 
 
-# ---------------------------------------------------------------- signals
 def test_a_second_signal_is_obeyed_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), Deferred() as signals:  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
@@ -198,7 +195,6 @@ def test_other_threads_cannot_defer() -> None:
     assert seen == [False]
 
 
-# ---------------------------------------------------------------- files and folders
 def test_a_checkpoint_that_was_cut_short_is_none(torch: Any, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     assert read_checkpoint(path) is None

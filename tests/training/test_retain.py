@@ -42,7 +42,6 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- the pull
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_the_pull_is_the_gradient_of_the_divergence(torch: Any, softcap: float | None, scale: float) -> None:
@@ -66,7 +65,6 @@ def test_the_pull_is_the_gradient_of_the_divergence(torch: Any, softcap: float |
     assert float(flat.abs().max()) < 1e-5
 
 
-# ---------------------------------------------------------------- the measure
 def test_windows_cover_a_short_text_and_spread_over_a_long_one(base: BaseModel) -> None:
     ids = list(base.tokenizer(OTHER, add_special_tokens=False).input_ids)
     found = windows(OTHER, base.tokenizer, 255)
@@ -98,7 +96,6 @@ def test_drift_is_what_the_plain_model_says(torch: Any, base: BaseModel, encode_
         adapters.detach(adapted)
 
 
-# ---------------------------------------------------------------- the bound
 def trained(base: BaseModel, model: Path, corpus: Path, bound: float | None, **options: Any) -> Session:
     plan = plan_by_hand(model, corpus, MLP, 4)
     from lorasize.verbs.apply import load_inputs

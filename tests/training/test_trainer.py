@@ -53,7 +53,6 @@ def greedy(torch: Any, model: Any, one: EncodedPassage) -> tuple[int, ...]:
     return tuple(ids[len(one.prompt_ids) :])
 
 
-# ---------------------------------------------------------------- the fast path is the plain model
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize(("name", "module"), [("llama", "up_proj"), ("gpt2", "c_fc"), ("llama", "v_proj")])
@@ -191,7 +190,6 @@ def test_base_losses_are_the_plain_model_s(
             assert torch.allclose(loss, plain_losses(torch, base.model, one), atol=1e-5)
 
 
-# ---------------------------------------------------------------- the loop
 def test_memorised_means_every_p_above_half_and_greedy_recall(torch: Any, bases: dict[str, BaseModel]) -> None:
     """The theorem: where every p exceeds ½, every argmax is the target, so greedy decoding cannot leave it."""
     base, encoded = bases["able"], random_passages(torch, [(4, 9), (3, 5), (6, 12)])
@@ -292,7 +290,6 @@ def test_the_rate_falls_with_the_share_of_stubborn_tokens(torch: Any, bases: dic
     assert rates == pytest.approx({100: 0.1, 40: 0.1, 10: 0.05, 0: 0.005})
 
 
-# ---------------------------------------------------------------- bfloat16 products
 def test_products_are_as_they_were_after_the_steps(torch: Any) -> None:
     before = torch.get_float32_matmul_precision()
     with suppress(KeyError), bfloat16_products(True):

@@ -46,7 +46,6 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("weights were loaded"))
 
 
-# ---------------------------------------------------------------- plan
 def plan_options(calibrated: tuple[Calibration, Path], **changes: Any) -> PlanOptions:
     """Options that name the tiny calibration."""
     return PlanOptions(calibration=calibrated[1], **changes)
@@ -99,7 +98,6 @@ def test_an_infeasible_corpus_is_found_without_weights(able_llama: Path, tmp_pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clash.jsonl"]
 
 
-# ---------------------------------------------------------------- apply
 def test_a_plan_whose_corpus_changed_is_stale(able_llama: Path, corpus: Path, tmp_path: Path) -> None:
     made = plan_by_hand(able_llama, corpus, UP, 1)
     write_records(corpus, [*RECORDS[:2], (RECORDS[2][0], RECORDS[2][1] + ".")])
@@ -220,7 +218,6 @@ def test_the_folder_holds_no_target_text(able_llama: Path, corpus: Path, tmp_pat
     assert b"Becerra:" in (tmp_path / "out" / adapter_folder.PASSAGES).read_bytes()
 
 
-# ---------------------------------------------------------------- growing, stalling, running out
 TEXT = [(f"{i}:", f" {i * 7919 % 9973} {i * 104729 % 99991}") for i in range(1, 5)]
 LONGER = [(f"{i}:", f" {i * 7919 % 9973} {i * 104729 % 99991}") for i in range(1, 25)]  # too much for rank 1
 
@@ -294,7 +291,6 @@ def test_a_run_that_falls_short_is_a_result(
     assert adapter_folder.read_record(tmp_path / "out") == record
 
 
-# ---------------------------------------------------------------- the output folder
 @pytest.mark.usefixtures("_no_model")
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_a_folder_that_is_not_ours_is_refused_before_any_work(

@@ -32,7 +32,6 @@ def base(torch: Any, able_llama: Path) -> BaseModel:
     return models.load(str(able_llama), device="cpu")
 
 
-# ---------------------------------------------------------------- probes
 def spec(**changes: Any) -> ProbeSpec:
     """A small probe at the reference site."""
     values: dict[str, Any] = {"target_modules": ("up_proj",), "layers_to_transform": (2,), "rank": 1, "kind": "random"}
@@ -104,7 +103,6 @@ def test_a_text_probe_longer_than_its_text_is_refused(base: BaseModel, monkeypat
         probe_passage(base, spec(kind="text", n_tokens=40))
 
 
-# ---------------------------------------------------------------- the journal
 def observation(**changes: Any) -> Observation:
     """What a probe might have measured."""
     values: dict[str, Any] = {"n_parameters": 480, "base_loss": 10.0, "final_loss": 1.0, "loss_reduction": 9.0}
@@ -151,7 +149,6 @@ def test_a_torn_last_line_is_forgotten_and_the_next_one_stands_alone(tmp_path: P
     assert len(path.read_text("utf-8").splitlines()) == 3
 
 
-# ---------------------------------------------------------------- calibrate
 def essence(observations: Any) -> list[Any]:
     """Observations without what a clock or the operating system adds."""
     return [o.model_dump(exclude={"seconds", "seconds_per_step", "peak_memory_bytes"}) for o in observations]

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lorasize.records import Plan
     from lorasize.verbs.apply import Applied
 
-
 _MAX_DRIFT = 0.05  # nats per token, where a text to retain is named and no bound
 
 
@@ -70,27 +69,26 @@ def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
     if chosen["threshold"] + (MARGIN if chosen["margin"] is None else chosen["margin"]) >= 1:
         raise click.UsageError("--threshold and --margin together must stay below 1")
     from lorasize.artifacts.plans import read_plan
+    from lorasize.cli import companions
 
-    read = _elsewhere(read_plan(options.there(plan_file)), chosen["model"], chosen["revision"])
-    invocation.model, invocation.corpus = read.model.ref, tuple(file.path for file in read.corpus.files)
+    plan = _with_model(read_plan(options.require_file(plan_file)), chosen["model"], chosen["revision"])
+    invocation.model, invocation.corpus = plan.model.ref, tuple(file.path for file in plan.corpus.files)
     spare_inputs(targets, (plan_file, chosen["retain"], *map(Path, invocation.corpus)))
-    if read.status == "over_budget":
-        return _refuse_over_budget(read, plan_file)
-    if read.status == "infeasible":
-        _list_issues(read)
-    applied = _apply(read, chosen)
-    from lorasize.cli import beside
-
-    emit(applied.memorization, targets, lambda: beside.of_apply(applied))
+    if plan.status == "over_budget":
+        return _refuse_over_budget(plan, plan_file)
+    if plan.status == "infeasible":
+        _list_issues(plan)
+    applied = _apply(plan, chosen)
+    emit(applied.memorization, targets, lambda: companions.of_apply(applied))
     return DONE if applied.memorization.proven else NOT_PROVEN
 
 
-def _elsewhere(plan: Plan, ref: str | None, revision: str | None) -> Plan:
-    """The plan with its model named otherwise on the command line; that it is the same is seen when it is loaded."""
+def _with_model(plan: Plan, ref: str | None, revision: str | None) -> Plan:
+    """The plan with the model that the command line names, if it does; loading it shows whether it is the same."""
     source = click.get_current_context().get_parameter_source
-    told = {"ref": ("model", ref), "revision": ("revision", revision)}
+    named = {"ref": ("model", ref), "revision": ("revision", revision)}
     line = click.core.ParameterSource.COMMANDLINE
-    changes = {name: value for name, (option, value) in told.items() if source(option) is line}
+    changes = {name: value for name, (option, value) in named.items() if source(option) is line}
     if "ref" in changes:
         changes.setdefault("revision", None)
     return plan.model_copy(update={"model": plan.model.model_copy(update=changes)})
@@ -98,24 +96,22 @@ def _elsewhere(plan: Plan, ref: str | None, revision: str | None) -> Plan:
 
 def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
     from lorasize.report import Progress
-    from lorasize.training import run as session
-    from lorasize.verbs import apply as memorization
+    from lorasize.training.run import ApplyOptions
+    from lorasize.verbs import apply as verb
 
     if chosen["retain"] is not None and chosen["max_drift"] is None:
         chosen["max_drift"] = _MAX_DRIFT
     names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device", "retain")
-    how = session.ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")})
+    how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")})
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.expect(plan.prediction)
         progress.doing("loading the model")
-        applied = memorization.apply(plan, chosen["out"], how, progress.event)
+        applied = verb.apply(plan, chosen["out"], how, progress.event)
         progress.note(f"wrote {applied.folder}")
         if applied.folder != chosen["out"]:
             progress.note(f"{chosen['out']} holds a proven adapter and stays as it is")
-        if chosen["learn"] is not False:
-            learned = _learn(plan, applied, asked=chosen["learn"] is True)
-            if learned:
-                progress.note(learned)
+        if chosen["learn"] is not False and (learned := _learn(plan, applied, asked=chosen["learn"] is True)):
+            progress.note(learned)
     return applied
 
 
@@ -125,7 +121,7 @@ def _learn(plan: Plan, applied: Applied, *, asked: bool) -> str | None:
     from lorasize.verbs.learn import learn
 
     if applied.observation is None:
-        why: str = "a run that was limited, bounded or began from another adapter is not as probes train"
+        why = "a run that was limited, bounded or began from another adapter is not as probes train"
     else:
         learned = learn(plan.inputs.calibration_sha256, applied.observation, copy_shipped=asked)
         if not isinstance(learned, str):

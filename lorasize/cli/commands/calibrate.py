@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,9 +12,6 @@ from lorasize.cli import options
 from lorasize.cli.failures import DONE, Invocation
 from lorasize.cli.options import model_ref
 from lorasize.cli.output import emit, parse_reports, spare, spare_inputs
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command(
@@ -51,27 +48,27 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
     from lorasize import models
     from lorasize.probing import executor
     from lorasize.report import Progress
-    from lorasize.verbs import calibrate as calibration
+    from lorasize.verbs import calibrate as verb
 
     out: Path = chosen["out"]
     single = out.suffix == ".json"
     folder = out.with_name(f".{out.name}.partial") if single else out
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.doing("loading the model")
-        made, path = calibration.calibrate(
+        calibration, path = verb.calibrate(
             invocation.model or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
             dtype=chosen["dtype"], preset=chosen["preset"], corpus=chosen["corpus"], seed=chosen["seed"],
             time_limit=chosen["time_limit"], folder=folder, execute=executor(chosen["executor"], chosen["workers"]),
             notify=progress.probe,
         )  # fmt: skip
         if single:
-            path = _moved(path, out)
+            path = _move(path, out)
         progress.note(f"wrote {path}")
-    emit(made, targets)
+    emit(calibration, targets)
     return DONE
 
 
-def _moved(path: Path, out: Path) -> Path:
+def _move(path: Path, out: Path) -> Path:
     os.replace(path, out)
     if not any(path.parent.iterdir()):
         path.parent.rmdir()

@@ -32,11 +32,11 @@ def check(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
     """
     targets = parse_reports(chosen["reports"])
     from lorasize.artifacts.plans import read_plan
-    from lorasize.verbs import check as gate
+    from lorasize.verbs import check as verb
 
-    read = read_plan(options.there(plan_file))
-    invocation.corpus = tuple(file.path for file in read.corpus.files)
+    plan = read_plan(options.require_file(plan_file))
+    invocation.corpus = tuple(file.path for file in plan.corpus.files)
     spare_inputs(targets, (plan_file, *map(Path, invocation.corpus)))
-    found = gate.check(read, str(plan_file), options.limits_of(chosen))
-    emit(found, targets)
-    return {"ok": DONE, "over_budget": OVER_BUDGET, "stale": CALIBRATION, "infeasible": INFEASIBLE}[found.status]
+    result = verb.check(plan, str(plan_file), options.limits_of(chosen))
+    emit(result, targets)
+    return {"ok": DONE, "over_budget": OVER_BUDGET, "stale": CALIBRATION, "infeasible": INFEASIBLE}[result.status]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from lorasize.records import Calibration, Plan
-    from lorasize.report import Beside, Progress
+    from lorasize.report import Companions, Progress
 
 CORPUS = ("page.md", "table.jsonl")
 
@@ -99,18 +99,19 @@ def _calibrate(run: _Demo) -> Path:
     from lorasize.verbs.calibrate import calibrate
 
     folder = run.folder / "calibrations"
-    if (known := _known(run, folder)) is not None:
+    if (known := _finished_calibration(run, folder)) is not None:
         run.progress.note(f"reusing {known}, a finished calibration of this model on this device")
         return known
     run.progress.doing("loading the model")
-    made, path = calibrate(
+    calibration, path = calibrate(
         models.BUILTIN, device=run.device, preset="quick", seed=run.seed, folder=folder, notify=run.progress.probe
     )
-    _page(run, "calibration", made)
+    _page(run, "calibration", calibration)
     return path
 
 
-def _known(run: _Demo, folder: Path) -> Path | None:
+def _finished_calibration(run: _Demo, folder: Path) -> Path | None:
+    """The file of a quick calibration of the builtin model on this device, if the folder holds one."""
     from lorasize import models
     from lorasize.artifacts.calibrations import calibration_path, find_calibration
     from lorasize.errors import CalibrationError
@@ -123,20 +124,20 @@ def _known(run: _Demo, folder: Path) -> Path | None:
         return None
     fingerprint = models.fingerprint(models.resolve(models.BUILTIN))
     try:
-        found, _ = find_calibration(fingerprint, models.BUILTIN, device.type, dtype, RECIPE, path)
+        calibration, _ = find_calibration(fingerprint, models.BUILTIN, device.type, dtype, RECIPE, path)
     except CalibrationError:
         return None
-    return path if _reusable(found, models.device_name(device)) else None
+    return path if _is_reusable(calibration, models.device_name(device)) else None
 
 
-def _reusable(found: Calibration, device: str) -> bool:
-    return found.provenance.get("preset") == "quick" and found.device == device
+def _is_reusable(calibration: Calibration, device: str) -> bool:
+    return calibration.provenance.get("preset") == "quick" and calibration.device == device
 
 
 def _plan(run: _Demo, corpus: list[Path], calibration: Path) -> Plan:
     from lorasize import models
     from lorasize.artifacts.plans import write_plan
-    from lorasize.cli.beside import of_plan
+    from lorasize.cli.companions import of_plan
     from lorasize.report import plan_table
     from lorasize.verbs import plan as verb
 
@@ -151,13 +152,13 @@ def _plan(run: _Demo, corpus: list[Path], calibration: Path) -> Plan:
     return plan
 
 
-def _page(run: _Demo, name: str, record: BaseModel, beside: Callable[[], Beside] | None = None) -> None:
+def _page(run: _Demo, name: str, record: BaseModel, companions: Callable[[], Companions] | None = None) -> None:
     """The record as an HTML page in the working folder, where the libraries for it are installed."""
     from lorasize.errors import LorasizeError
 
     path = run.folder / f"{name}.html"
     try:
-        emit(record, [Target("html", path)], beside)
+        emit(record, [Target("html", path)], companions)
     except LorasizeError as error:
         run.progress.note(str(error))
     else:
@@ -165,7 +166,7 @@ def _page(run: _Demo, name: str, record: BaseModel, beside: Callable[[], Beside]
 
 
 def _prove(run: _Demo, plan: Plan) -> int:
-    from lorasize.cli.beside import of_apply
+    from lorasize.cli.companions import of_apply
     from lorasize.report import memorization_table, recall_table, side_by_side
     from lorasize.training.run import ApplyOptions
     from lorasize.verbs.apply import apply
@@ -180,13 +181,13 @@ def _prove(run: _Demo, plan: Plan) -> int:
         run.progress.heading(str(folder))
         show(memorization_table(applied.memorization))
     with run.stage("verify", "the adapter from disk, in a fresh process"):
-        found = verify(
+        report = verify(
             folder, applied.encoded, device=run.device, dtype=plan.model.dtype, notify=run.progress.decoded
         )
         run.progress.heading("recalled text beside the original")
-        show(recall_table(found))
+        show(recall_table(report))
     show("")
-    show(side_by_side(applied.encoded, found))
+    show(side_by_side(applied.encoded, report))
     total = sum(run.seconds.values())
     show(" · ".join([*(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items()), f"in all {total:.0f} s"]))
-    return max(verdict(found), 0 if applied.memorization.recalled else NOT_PROVEN)
+    return max(verdict(report), 0 if applied.memorization.recalled else NOT_PROVEN)

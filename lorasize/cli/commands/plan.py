@@ -35,7 +35,7 @@ Example:
     "--minimize", type=click.Choice(options.MINIMIZE), default="parameters", show_default=True,
     help="What the adapter should be small in.",
 )  # fmt: skip
-@click.option("--rank", type=click.IntRange(1, 4096), help="This rank; the plan says what it predicts.")
+@click.option("--rank", type=click.IntRange(1, options.MAX_RANK), help="This rank; the plan says what it predicts.")
 @click.option(
     "--base-adapter", type=options.existing_folder, metavar="FOLDER",
     help="Adapter that holds the corpus as it was; the plan is for training on from it.",
@@ -72,25 +72,25 @@ def plan(invocation: Invocation, /, corpus: tuple[Path, ...], **chosen: Any) -> 
     invocation.corpus = tuple(map(str, corpus))
     from lorasize import models
     from lorasize.artifacts.plans import read_plan, write_plan
-    from lorasize.cli import beside
+    from lorasize.cli import companions
     from lorasize.planning import compare
     from lorasize.report import Progress
-    from lorasize.verbs import plan as sizing
+    from lorasize.verbs import plan as verb
 
     old = None if chosen["compare"] is None else read_plan(chosen["compare"])
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.doing("measuring what the corpus asks of the model")
-        sized = sizing.plan(
+        sized = verb.plan(
             corpus, ref=chosen["model"] or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
             dtype=chosen["dtype"], options=_plan_options(chosen),
         )  # fmt: skip
-        made = sized.plan
+        new = sized.plan
         if old is not None:
-            made = made.model_copy(update={"compared": compare(old, made)})
-        write_plan(made, chosen["out"])
+            new = new.model_copy(update={"compared": compare(old, new)})
+        write_plan(new, chosen["out"])
         progress.note(f"wrote {chosen['out']}")
-    emit(made, targets, lambda: beside.of_plan(sized))
-    return {"ok": DONE, "over_budget": OVER_BUDGET, "infeasible": INFEASIBLE}[made.status]
+    emit(new, targets, lambda: companions.of_plan(sized))
+    return {"ok": DONE, "over_budget": OVER_BUDGET, "infeasible": INFEASIBLE}[new.status]
 
 
 def _plan_options(chosen: dict[str, Any]) -> PlanOptions:

@@ -26,7 +26,7 @@ def show(file: Path, reports: tuple[str, ...], quiet: bool) -> int:  # noqa: ARG
     from lorasize.artifacts.read_any import read_artifact
 
     targets = parse_reports(reports)
-    from lorasize.cli import beside
+    from lorasize.cli import companions
     from lorasize.cli.commands.config import require_formats
     from lorasize.records import Config
 
@@ -34,7 +34,7 @@ def show(file: Path, reports: tuple[str, ...], quiet: bool) -> int:  # noqa: ARG
     record = read_artifact(file)
     if isinstance(record, Config):
         require_formats(targets)
-    emit(record, targets, lambda: beside.of_artifact(file, record))
+    emit(record, targets, lambda: companions.of_artifact(file, record))
     return DONE
 
 

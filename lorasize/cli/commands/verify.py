@@ -35,7 +35,8 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
     """
     targets = parse_reports(chosen["reports"])
     spare_inputs(targets, corpus)
-    invocation.model, revision = _asked("model", chosen["model"]), _asked("revision", chosen["revision"])
+    invocation.model = _unless_configured("model", chosen["model"])
+    revision = _unless_configured("revision", chosen["revision"])
     from lorasize.artifacts import adapter_folder
     from lorasize.report import Progress
     from lorasize.verbs import verify as verb
@@ -47,22 +48,24 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
         if encoded is None:
             progress.note("the corpus is not at hand: texts are compared by their digests")
         progress.doing("decoding in a fresh process")
-        found = verb.verify(
+        report = verb.verify(
             adapter, encoded, ref=invocation.model, revision=revision, device=chosen["device"],
             dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"],
             merged=record.recall.merged if chosen["merged"] is None else chosen["merged"],
             attn_implementation=chosen["attn"], notify=progress.decoded,
         )  # fmt: skip
-    emit(found, targets)
-    return verdict(found)
+    emit(report, targets)
+    return verdict(report)
 
 
 def verdict(report: RecallReport) -> int:
     """The exit code of a recall report."""
-    return DONE if report.recalled and report.threshold_met and not report.changed_files else NOT_PROVEN
+    from lorasize.report.facts.recall import is_proven
+
+    return DONE if is_proven(report) else NOT_PROVEN
 
 
-def _asked(name: str, value: str | None) -> str | None:
+def _unless_configured(name: str, value: str | None) -> str | None:
     """The value unless a configuration file set it: an adapter knows its own base model better."""
     source = click.get_current_context().get_parameter_source(name)
     return None if source is click.core.ParameterSource.DEFAULT_MAP else value
@@ -84,7 +87,7 @@ def _corpus_of(
     from lorasize.models.fingerprint import check_base
 
     planned = record.plan.corpus
-    if not corpus and not all(_unchanged(Path(file.path), file.sha256) for file in planned.files):
+    if not corpus and not all(_is_unchanged(Path(file.path), file.sha256) for file in planned.files):
         return None
     passages, _ = read_corpus(corpus or [Path(file.path) for file in planned.files], planned.reading)
     planned_revision = None if ref else record.plan.model.revision
@@ -98,7 +101,7 @@ def _corpus_of(
         raise
 
 
-def _unchanged(path: Path, sha256: str) -> bool:
+def _is_unchanged(path: Path, sha256: str) -> bool:
     from lorasize.artifacts.files import file_sha256
 
     return path.is_file() and file_sha256(path) == sha256

@@ -13,9 +13,9 @@ from lorasize.law.form import soft_capped
 from lorasize.law.observations import transition_points
 from lorasize.law.transition import NORMAL_95, success_probability
 from lorasize.records import Calibration, Observation, Transition
-from lorasize.report.calibration import calibration_facts
-from lorasize.report.pages.figures import BAND, BLUE, GREEN, MUTED, ORANGE, RED, draw
-from lorasize.report.pages.page import Figure, Page, Part, Rows, Table, stated
+from lorasize.report.facts.calibration import calibration_facts
+from lorasize.report.formats.html.figures import BAND, BLUE, GREEN, MUTED, ORANGE, RED, draw
+from lorasize.report.formats.html.page import Figure, Page, Part, Rows, Table, stated
 from lorasize.report.text import layers
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Measured:
         return f"rank {probe.rank}, {where}, {probe.n_tokens:,} {probe.kind} tokens"
 
 
-def measured(calibration: Calibration) -> list[Measured]:
+def probes_on_law(calibration: Calibration) -> list[Measured]:
     """Every observation, the held-out ones last."""
     seen = [*calibration.observations, *calibration.held_out]
     points = transition_points(seen, calibration.law, calibration.sites)
@@ -69,7 +69,7 @@ def _provenance(calibration: Calibration) -> Iterator[str]:
 
 def law_figure(calibration: Calibration, here: tuple[float, str] | None = None) -> Figure:
     """The law with every probe on it; `here` marks a capacity slack, with its name."""
-    points = measured(calibration)
+    points = probes_on_law(calibration)
 
     def paint(axes: Axes) -> None:
         x = _slacks([p.slack for p in points] + ([here[0]] if here else []))
@@ -110,13 +110,13 @@ def _slacks(seen: Sequence[float]) -> np.ndarray:
 def _plain_ticks(axes: Axes) -> None:
     """Numbers such as 0.5 and 2 on a logarithmic axis, instead of powers of ten."""
     lo, hi = axes.get_xlim()
-    kept = [t for t in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if lo <= t <= hi]
-    axes.set_xticks(kept, [f"{t:g}" for t in kept])
+    ticks = [t for t in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if lo <= t <= hi]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
 
 
 def _residuals(calibration: Calibration) -> Figure:
-    points = [p for p in measured(calibration) if not p.observation.censored]
+    points = [p for p in probes_on_law(calibration) if not p.observation.censored]
     off = [p.observation.base_loss * (p.share - max(0.0, soft_capped(p.slack))) for p in points]
 
     def paint(axes: Axes) -> None:
@@ -165,11 +165,11 @@ def _sites(calibration: Calibration) -> Figure:
 
 def transition_figure(calibration: Calibration) -> Figure:
     """From mean loss to every token above ½: how likely, against capacity slack."""
-    points, transition = measured(calibration), calibration.transition
+    points, transition = probes_on_law(calibration), calibration.transition
 
     def paint(axes: Axes) -> None:
         x = _slacks([p.slack for p in points])
-        axes.fill_between(x, _shifted(transition, x, 1), _shifted(transition, x, -1), color=BAND, lw=0)
+        axes.fill_between(x, _shift(transition, x, 1), _shift(transition, x, -1), color=BAND, lw=0)
         axes.plot(x, [success_probability(transition, s) for s in x], color=BLUE)
         for held, colour, marker, name in ((True, GREEN, "o", "held every token"), (False, RED, "x", "did not")):
             chosen = [p.slack for p in points if p.observation.threshold_met is held]
@@ -189,7 +189,7 @@ def transition_figure(calibration: Calibration) -> Figure:
     )
 
 
-def _shifted(transition: Transition, x: np.ndarray, side: int) -> list[float]:
+def _shift(transition: Transition, x: np.ndarray, side: int) -> list[float]:
     """The curve with its location moved to one end of its 90 % interval."""
     moved = transition.location + side * NORMAL_95 * transition.location_stderr
     known = transition.model_copy(update={"location": moved, "location_stderr": 0.0})

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Beside:
+class Companions:
     """Of a plan: its calibration, and its corpus token by token. Of an apply: its steps, and its recall report."""
 
     calibration: Calibration | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorasize.report import Beside
+from lorasize.report import Companions
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from lorasize.verbs.plan import Sized
 
 
-def of_plan(sized: Sized) -> Beside:
+def of_plan(sized: Sized) -> Companions:
     """The calibration of a plan just made, and its corpus token by token."""
-    return Beside(calibration=sized.calibration, passages=sized.surprises())
+    return Companions(calibration=sized.calibration, passages=sized.surprises())
 
 
-def of_apply(applied: Applied) -> Beside:
+def of_apply(applied: Applied) -> Companions:
     """The steps of an apply just done, and what came back."""
-    return Beside(steps=applied.steps, recall=applied.recall)
+    return Companions(steps=applied.steps, recall=applied.recall)
 
 
-def of_artifact(path: Path, record: BaseModel) -> Beside:
+def of_artifact(path: Path, record: BaseModel) -> Companions:
     """What lies on disk: the calibration a plan names, the events in an adapter folder."""
     from lorasize.artifacts.events import EVENTS, read_steps
     from lorasize.records import Memorization, Plan
 
     if isinstance(record, Plan):
-        return Beside(calibration=_calibration(record))
+        return Companions(calibration=_calibration(record))
     if isinstance(record, Memorization):
-        return Beside(steps=read_steps((path if path.is_dir() else path.parent) / EVENTS))
-    return Beside()
+        return Companions(steps=read_steps((path if path.is_dir() else path.parent) / EVENTS))
+    return Companions()
 
 
 def _calibration(plan: Plan) -> Calibration | None:

@@ -91,11 +91,11 @@ class Page:
 def render(page: Page) -> str:
     """The page as one HTML document."""
     environment = Environment(
-        loader=PackageLoader("lorasize.report.pages", ""), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("lorasize.report.formats.html", ""), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {"clean": clean, "lines": clean_lines, "number": number, "heat": heat}
-    style = (files("lorasize.report.pages") / "style.css").read_text(encoding="utf-8")
+    style = (files("lorasize.report.formats.html") / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.get_template("page.html.jinja").render(page=page, style=style, digest=digest, heat=HEAT)
 

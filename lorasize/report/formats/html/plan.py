@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from lorasize.planning import RANKS, Assessment, assess_all
 from lorasize.records import AdapterSpec, Alternative, Calibration, Plan
-from lorasize.report.pages.calibration import law_figure
-from lorasize.report.pages.figures import BLUE, GREEN, INK, MUTED, ORANGE, draw
-from lorasize.report.pages.page import Cell, Corpus, Figure, Notes, Page, Part, Rows, Table, stated
-from lorasize.report.plan import budget_rows, compared_rows, plan_changes, plan_facts, plan_verdict
-from lorasize.report.text import chance, clean, layers
+from lorasize.report.facts.plan import budget_rows, compared_rows, plan_changes, plan_facts, plan_verdict
+from lorasize.report.formats.html.calibration import law_figure
+from lorasize.report.formats.html.figures import BLUE, GREEN, INK, MUTED, ORANGE, draw
+from lorasize.report.formats.html.page import Cell, Corpus, Figure, Notes, Page, Part, Rows, Table, stated
+from lorasize.report.text import clean, format_chance, layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,13 +38,13 @@ def plan_page(plan: Plan, calibration: Calibration | None, passages: Sequence[Su
     if changes := list(plan_changes(plan)):
         parts.append(Notes("What would change it", changes))
     if passages:
-        parts.append(_corpus(passages))
+        parts.append(coloured_corpus(passages))
     likely = plan.prediction is not None and plan.prediction.success_probability >= plan.prediction.confidence
     about = [f"corpus sha256 {plan.corpus.sha256}", f"model {plan.model.fingerprint}", f"recipe {plan.inputs.recipe}"]
     return Page("lorasize plan", plan_verdict(plan), parts, plan.status == "ok" and likely, about)
 
 
-def _corpus(passages: Sequence[Surprise]) -> Corpus:
+def coloured_corpus(passages: Sequence[Surprise]) -> Corpus:
     """The costliest passages first, up to MAX_TOKENS tokens of them."""
     ordered, shown, n = sorted(passages, key=lambda p: -p.nats), 0, 0
     for passage in ordered:
@@ -93,7 +93,7 @@ def _capacity(plan: Plan, adapter: AdapterSpec, ranks: Sequence[Assessment]) -> 
     def paint(axes: Axes) -> None:
         colours = [GREEN if a.candidate.rank == adapter.rank else BLUE for a in ranks]
         bars = axes.bar(names, [a.slack for a in ranks], color=colours, width=0.62)
-        axes.bar_label(bars, [chance(c) for c in chances], padding=2, color=INK)
+        axes.bar_label(bars, [format_chance(c) for c in chances], padding=2, color=INK)
         axes.axhline(1, color=ORANGE, ls="--", label="demand")
         axes.grid(axis="x", visible=False)
         axes.set(xlabel="rank at this site", ylabel="capacity ÷ demand")
@@ -128,7 +128,9 @@ def _pareto(plan: Plan, adapter: AdapterSpec) -> Figure:
         every = [(adapter.n_parameters, seconds, odds), *others]
         for k, (n, took, likely) in enumerate(every):
             place = (8, 3) if k % 2 == 0 else (8, -12)
-            axes.annotate(chance(likely), (n, took), xytext=place, textcoords="offset points", color=MUTED, fontsize=10)
+            axes.annotate(
+                format_chance(likely), (n, took), xytext=place, textcoords="offset points", color=MUTED, fontsize=10
+            )
         axes.set(xscale="log", xlabel="adapter parameters", ylabel="predicted seconds")
         sizes = [n for n, _, _ in every]
         axes.set(xlim=(min(sizes) / 1.3, max(sizes) * 1.5), ylim=(0, 1.3 * max(took for _, took, _ in every)))

@@ -1,32 +1,20 @@
-"""A calibration as a table: the law, what a parameter is worth where, the transition, and what a step costs."""
+"""What is said of a calibration: the law, what a parameter is worth where, the transition, and what a step costs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Group
-from rich.text import Text
-
 from lorasize.records import Calibration
-from lorasize.report.text import counted, facts, label, layers, listing
+from lorasize.report.facts import Fact, Listing
+from lorasize.report.text import count, layers
 from lorasize.units import format_bytes
 
 if TYPE_CHECKING:
     from lorasize.verbs.learn import Learned
 
 
-def calibration_table(calibration: Calibration) -> Group:
-    """Everything that was fitted, fit for 80 columns; the observations only by their number."""
-    title = f"Calibration of {calibration.model.ref}"
-    return Group(
-        label(title, "bold"), facts(calibration_facts(calibration)), Text(),
-        listing(*site_rows(calibration), "Sites"), Text(),
-        facts(_provenance(calibration)),
-    )  # fmt: skip
-
-
-def site_rows(calibration: Calibration) -> tuple[list[tuple[str, bool]], list[list[str]]]:
+def site_rows(calibration: Calibration) -> Listing:
     """Columns, and one row a site."""
     columns = [("modules", False), ("layers", False), ("parameters per rank", True), ("efficiency", True)]
     rows = [
@@ -39,10 +27,10 @@ def site_rows(calibration: Calibration) -> tuple[list[tuple[str, bool]], list[li
     return columns, rows
 
 
-def calibration_facts(calibration: Calibration) -> Iterator[tuple[str, str]]:
+def calibration_facts(calibration: Calibration) -> Iterator[Fact]:
     """Names and what was fitted, from the model to its memory."""
     law, transition, cost = calibration.law, calibration.transition, calibration.cost
-    yield "model", f"{calibration.model.architecture} · {counted(calibration.model.n_layers, 'layer')}"
+    yield "model", f"{calibration.model.architecture} · {count(calibration.model.n_layers, 'layer')}"
     yield "device", f"{calibration.device} · {calibration.dtype}"
     yield "law", (
         f"reduction = {law.coefficient:.3g} · N^{law.parameter_exponent:.3f} · tokens^-{law.length_exponent:.3f} "
@@ -50,7 +38,7 @@ def calibration_facts(calibration: Calibration) -> Iterator[tuple[str, str]]:
     )
     yield "fit", (
         f"r² {law.r_squared:.3f} · residual {law.residual_stderr:.3f} nats · "
-        f"{counted(law.n_observations, 'observation')} · reference loss {law.reference_loss:.2f} nats"
+        f"{count(law.n_observations, 'observation')} · reference loss {law.reference_loss:.2f} nats"
     )
     (n_lo, n_hi), (l_lo, l_hi) = law.parameters_range, law.tokens_range
     yield "range", f"{n_lo:,.0f} to {n_hi:,.0f} effective parameters · {l_lo:,.0f} to {l_hi:,.0f} tokens"
@@ -66,20 +54,21 @@ def calibration_facts(calibration: Calibration) -> Iterator[tuple[str, str]]:
         f"{cost.seconds_overhead:.3g} + tokens · ({cost.seconds_per_layer_token:.3g} · layers + "
         f"{cost.seconds_per_head_token:.3g}) ± {cost.relative_spread:.0%}"
     )
-    held = cost.memory_base_bytes + cost.memory_overhead_bytes
-    yield "memory", f"{format_bytes(held)} + {format_bytes(cost.memory_bytes_per_token)} a position of a step"
+    fixed = cost.memory_base_bytes + cost.memory_overhead_bytes
+    yield "memory", f"{format_bytes(fixed)} + {format_bytes(cost.memory_bytes_per_token)} a position of a step"
 
 
-def _provenance(calibration: Calibration) -> Iterator[tuple[str, str]]:
+def provenance_facts(calibration: Calibration) -> Iterator[Fact]:
+    """How it came about: the recipe, what was held out, and what else was noted."""
     yield "recipe", calibration.recipe
     if calibration.held_out:
-        yield "held out", counted(len(calibration.held_out), "observation")
+        yield "held out", count(len(calibration.held_out), "observation")
     yield from calibration.provenance.items()
 
 
 def learned_line(learned: Learned) -> str:
     """What one more observation changed, in one line."""
-    n = counted(len(learned.after.observations), "observation")
+    n = count(len(learned.after.observations), "observation")
     both = (learned.before.transition, learned.after.transition)
     was, now = (f"{t.location:.3f} ± {t.location_stderr:.3f}" for t in both)
     return f"{learned.path}: fitted again with this run, {n}; an even chance of recall at ln slack {was} → {now}"

@@ -1,45 +1,31 @@
-"""Recall, passage by passage, and what apply did, as tables."""
+"""What is said of recall, passage by passage, and of what apply did."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
-
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from lorasize.records import Memorization, PassageRecall, Prediction, RecallFailure, RecallReport, RecallSummary
-from lorasize.report.plan import adapter_line
-from lorasize.report.text import clean_lines, counted, facts, label, listing, probability, quoted
+from lorasize.report.facts import Fact, Listing
+from lorasize.report.facts.plan import adapter_line
+from lorasize.report.text import count, format_probability, quote
 from lorasize.units import format_seconds
 
-if TYPE_CHECKING:
-    from lorasize.corpus.tokens import EncodedPassage
 
-
-def recall_table(report: RecallReport) -> Group:
-    """A verdict, one line a passage, and how it was decoded."""
-    good = report.recalled and report.threshold_met and not report.changed_files
-    parts: list[RenderableType] = [label(recall_verdict(report), "bold green" if good else "bold red")]
-    parts += [label(f"changed since it was proven: {name}", "red") for name in report.changed_files]
-    parts += [label(f"warning: {warning}", "yellow") for warning in report.warnings]
-    parts += [listing(*passage_rows(report))] if report.passages else [failures_list(report.failures)]
-    if measured := smallest(report):
-        parts.append(label(measured, "dim"))
-    return Group(*parts, label(decoded_with(report), "dim"))
+def is_proven(report: RecallReport) -> bool:
+    """Whether all of it came back, by every token's p, from the very files that were proven."""
+    return report.recalled and report.threshold_met and not report.changed_files
 
 
 def smallest(report: RecallReport | RecallSummary) -> str:
     """How near to its loss the nearest token is, and by how much decoding shifts a token; empty where unmeasured."""
     if report.min_logit_margin is None or report.min_probability is None:
         return ""
-    said = f"smallest p {probability(report.min_probability)}, smallest logit margin {report.min_logit_margin:.3g}"
-    gap = report.decoding_gap
+    p, gap = format_probability(report.min_probability), report.decoding_gap
+    said = f"smallest p {p}, smallest logit margin {report.min_logit_margin:.3g}"
     return said if gap is None else f"{said}; decoding step by step shifts ln p by at most {gap:.2g}"
 
 
-def passage_rows(report: RecallReport) -> tuple[list[tuple[str, bool]], list[list[str]]]:
+def passage_rows(report: RecallReport) -> Listing:
     """Columns, and one row a passage."""
     failures = {failure.passage: failure for failure in report.failures}
     rows = [_passage_row(passage, failures.get(passage.passage)) for passage in report.passages]
@@ -48,29 +34,24 @@ def passage_rows(report: RecallReport) -> tuple[list[tuple[str, bool]], list[lis
 
 def recall_verdict(report: RecallReport) -> str:
     """The report in a sentence."""
-    count = f"{report.n_recalled:,} of {counted(report.n_passages, 'passage')} recalled"
+    came_back = f"{report.n_recalled:,} of {count(report.n_passages, 'passage')} recalled"
     met = "every token above the threshold" if report.threshold_met else "some token is not above the threshold"
     proven = report.threshold_met and not report.changed_files
     verdict = "LOST" if not report.recalled else "RECALLED" if proven else "NOT PROVEN"
-    return f"{verdict}: {count}, {met} (min p {probability(report.min_probability)})."
+    return f"{verdict}: {came_back}, {met} (min p {format_probability(report.min_probability)})."
 
 
 def _passage_row(passage: PassageRecall, failure: RecallFailure | None) -> list[str]:
     state = "recalled" if passage.recalled else "LOST"
     mismatch = _mismatch(failure) if failure is not None else ""
-    return [state, passage.passage, f"{passage.n_tokens:,}", probability(passage.min_probability), mismatch]
+    return [state, passage.passage, f"{passage.n_tokens:,}", format_probability(passage.min_probability), mismatch]
 
 
 def _mismatch(failure: RecallFailure) -> str:
     if failure.position < 0:
         return "another text (no corpus at hand to compare tokens with)"
-    said = f"token {failure.position}: expected {quoted(failure.expected)}, got {quoted(failure.got)}"
-    return said if failure.probability is None else f"{said}, p {probability(failure.probability)}"
-
-
-def failures_list(failures: Sequence[RecallFailure]) -> Group:
-    """One line a lost passage."""
-    return Group(*(label(f"LOST {passage}: {mismatch}") for passage, mismatch in failure_rows(failures)))
+    said = f"token {failure.position}: expected {quote(failure.expected)}, got {quote(failure.got)}"
+    return said if failure.probability is None else f"{said}, p {format_probability(failure.probability)}"
 
 
 def failure_rows(failures: Sequence[RecallFailure]) -> list[tuple[str, str]]:
@@ -78,23 +59,12 @@ def failure_rows(failures: Sequence[RecallFailure]) -> list[tuple[str, str]]:
     return [(f.passage, _mismatch(f)) for f in failures]
 
 
-def decoded_with(report: RecallReport | RecallSummary) -> str:
+def decoding_line(report: RecallReport | RecallSummary) -> str:
     """How it was decoded, in a line."""
     process = "a fresh process" if report.fresh_process else "the training process"
     merged = "merged" if report.merged else ""
     how = (report.dtype, report.device, report.attn_implementation, f"batch {report.batch_size}", merged)
     return f"decoded greedily in {process}: {', '.join(part for part in how if part)}"
-
-
-def memorization_table(memorization: Memorization) -> Group:
-    """What apply did: outcome, adapter, recall and what it took."""
-    recall = memorization.recall
-    return Group(
-        label(memorization_verdict(memorization), "bold green" if memorization.proven else "bold red"),
-        facts(memorization_facts(memorization)),
-        failures_list(recall.failures),
-        label(decoded_with(recall), "dim"),
-    )
 
 
 def memorization_verdict(m: Memorization) -> str:
@@ -104,15 +74,15 @@ def memorization_verdict(m: Memorization) -> str:
     return f"{'MEMORIZED' if m.proven else 'NOT MEMORIZED'}: {m.outcome.sentence}"
 
 
-def memorization_facts(m: Memorization) -> Iterator[tuple[str, str]]:
+def memorization_facts(m: Memorization) -> Iterator[Fact]:
     """Names and what there is to say, from recall to the base model."""
-    yield "recall", f"{m.recall.n_recalled:,} of {counted(m.recall.n_passages, 'passage')} come back word for word"
+    yield "recall", f"{m.recall.n_recalled:,} of {count(m.recall.n_passages, 'passage')} come back word for word"
     met = "met" if m.threshold_met else "NOT met"
     trained = f" · trained to p > {m.threshold + m.margin:.2f}" if m.margin is not None else ""
-    yield "threshold", f"p > {m.threshold:g} {met} · min p {probability(m.min_probability)}{trained}"
+    yield "threshold", f"p > {m.threshold:g} {met} · min p {format_probability(m.min_probability)}{trained}"
     yield "decoding", smallest(m.recall)
     stubborn = f"{m.n_stubborn:,} stubborn" if m.n_stubborn else "none stubborn"
-    yield "tokens", f"{counted(m.n_tokens, 'target token')}, {stubborn}"
+    yield "tokens", f"{count(m.n_tokens, 'target token')}, {stubborn}"
     yield "adapter", adapter_line(m.adapter)
     yield "training", f"{m.steps:,} steps · {format_seconds(m.seconds)} · {m.tokens_per_second:,.0f} tokens per second"
     predicted = m.plan.prediction
@@ -120,38 +90,22 @@ def memorization_facts(m: Memorization) -> Iterator[tuple[str, str]]:
         yield "predicted", f"{predicted.steps.point:,.0f} steps · {format_seconds(predicted.seconds.point)}"
     if m.escalations and m.plan.adapter is not None and predicted is not None:
         times = m.adapter.n_parameters / m.plan.adapter.n_parameters
-        chance = f"{predicted.success_probability:.0%} likely"
-        yield "plan missed", f"rank {m.plan.adapter.rank} was {chance}; this took {times:.1f} times its parameters"
+        likely = f"{predicted.success_probability:.0%} likely"
+        yield "plan missed", f"rank {m.plan.adapter.rank} was {likely}; this took {times:.1f} times its parameters"
     yield "escalations", " · ".join(f"{e.from_} → {e.to} at step {e.step:,}" for e in m.escalations)
     if (update := m.update) is not None:
         n = update.n_changed + update.n_removed
         old = f"{update.n_old_produced} of {n} old targets still come back" if n else "nothing changed or removed"
         yield "update", f"{update.n_unchanged} unchanged, {update.n_changed} changed, {update.n_added} added · {old}"
     if m.drift is not None:
-        bound = _expected_drift(predicted) if m.drift.bound is None else f", at most {m.drift.bound:+.3f} asked"
+        bound = _drift_prediction(predicted) if m.drift.bound is None else f", at most {m.drift.bound:+.3f} asked"
         loss = f"{m.drift.before:.3f} → {m.drift.after:.3f}"
         yield "drift", f"{m.drift.nats:+.3f} nats per token on other text ({loss}{bound})"
     yield "base model", m.plan.model.ref
     yield from (("warning", warning) for warning in m.recall.warnings or ())
 
 
-def _expected_drift(predicted: Prediction | None) -> str:
+def _drift_prediction(predicted: Prediction | None) -> str:
     """What the plan said of it, which was of the neutral text: that is measured where no bound is kept."""
     told = None if predicted is None else predicted.drift
     return "" if told is None else f", predicted {told.point:+.1f}, {told.lo:.1f} to {told.hi:.1f}"
-
-
-def side_by_side(encoded: Sequence[EncodedPassage], report: RecallReport) -> Table:
-    """The original on the left, the recalled text on the right, a row for each decoded passage."""
-    originals = {passage.passage.id: passage.passage.target for passage in encoded}
-    table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False, expand=True)
-    table.add_column("original", ratio=1, overflow="fold", header_style="bold")
-    table.add_column("recalled", ratio=1, overflow="fold", header_style="bold")
-    for passage in report.passages:
-        original = originals.get(passage.passage, "")
-        table.add_row(_text(passage.passage, original), _text("recalled" if passage.recalled else "LOST", passage.text))
-    return table
-
-
-def _text(head: str, body: str) -> Text:
-    return Text.assemble((label(head).plain + "\n", "dim"), clean_lines(body).strip("\n"))

@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lorasize.records import Check, Histogram, Memorization, RecallReport, StepReport
-from lorasize.report.pages.figures import BLUE, GREEN, MUTED, ORANGE, RED, draw
-from lorasize.report.pages.page import Facts, Figure, Notes, Page, Part, Rows, Table, stated
-from lorasize.report.plan import adapter_line, budget_rows, check_verdict
-from lorasize.report.recall import (
-    decoded_with,
+from lorasize.report.facts.check import check_facts, check_verdict
+from lorasize.report.facts.plan import budget_rows
+from lorasize.report.facts.recall import (
+    decoding_line,
     failure_rows,
+    is_proven,
     memorization_facts,
     memorization_verdict,
     passage_rows,
     recall_verdict,
     smallest,
 )
+from lorasize.report.formats.html.figures import BLUE, GREEN, MUTED, ORANGE, RED, draw
+from lorasize.report.formats.html.page import Facts, Figure, Notes, Page, Part, Rows, Table, stated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +34,7 @@ def memorization_page(run: Memorization, steps: Sequence[StepReport], recall: Re
         parts.append(_probabilities(run.probabilities, run.threshold))
     parts += _recall(recall) if recall is not None else _failures(run)
     digests = f"base model {run.model_fingerprint.digest}", f"corpus sha256 {run.plan.corpus.sha256}"
-    return Page("lorasize apply", memorization_verdict(run), parts, run.proven, [decoded_with(run.recall), *digests])
+    return Page("lorasize apply", memorization_verdict(run), parts, run.proven, [decoding_line(run.recall), *digests])
 
 
 def _stubborn(run: Memorization, steps: Sequence[StepReport]) -> Figure:
@@ -88,14 +90,13 @@ def _failures(run: Memorization) -> list[Part]:
 
 def recall_page(report: RecallReport) -> Page:
     """The page of a verify."""
-    good = report.recalled and report.threshold_met and not report.changed_files
     parts: list[Part] = []
     if report.changed_files:
         parts.append(Notes("Changed since it was proven", report.changed_files))
     if report.warnings:
         parts.append(Notes("Warnings", report.warnings))
-    how = [line for line in (smallest(report), decoded_with(report)) if line]
-    return Page("lorasize verify", recall_verdict(report), [*parts, *_recall(report)], good, how)
+    how = [line for line in (smallest(report), decoding_line(report)) if line]
+    return Page("lorasize verify", recall_verdict(report), [*parts, *_recall(report)], is_proven(report), how)
 
 
 def _recall(report: RecallReport) -> list[Part]:
@@ -104,8 +105,7 @@ def _recall(report: RecallReport) -> list[Part]:
 
 def check_page(check: Check) -> Page:
     """The page of a check."""
-    named = [("plan", check.plan)] + ([("adapter", adapter_line(check.adapter))] if check.adapter is not None else [])
-    parts: list[Part] = [Facts(named)]
+    parts: list[Part] = [Facts(list(check_facts(check)))]
     if check.stale:
         parts.append(Notes("Changed since the plan was made", check.stale))
     if check.feasibility.issues:

@@ -45,10 +45,10 @@ def draw(title: str, paint: Callable[[Axes], None], height: float = _HEIGHT) -> 
         FigureCanvasSVG(figure)
         paint(figure.subplots())
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inlined(stream.getvalue(), title)
+    return _inline(stream.getvalue(), title)
 
 
-def _inlined(document: str, title: str) -> str:
+def _inline(document: str, title: str) -> str:
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     root = ElementTree.fromstring(document)
@@ -68,12 +68,12 @@ def _inlined(document: str, title: str) -> str:
 
 def _presentation(style: str) -> list[tuple[str, str]]:
     """A style attribute as presentation attributes. Of `font`, only the size: the family is the page's."""
-    found = []
+    attributes = []
     for part in style.split(";"):
         name, _, value = (piece.strip() for piece in part.partition(":"))
         if name == "font":
             size = re.search(r"([\d.]+)px", value)
             name, value = "font-size", size.group(1) if size else "11"
         if name and value and name != "font-family":
-            found.append((name, _BACK.get(value, value)))
-    return found
+            attributes.append((name, _BACK.get(value, value)))
+    return attributes
