@@ -96,8 +96,7 @@ def _contradictions(plan: Plan, calibration: Calibration | None, *, over: bool) 
     if adapter is None:
         return
     sites = () if calibration is None else calibration.sites
-    per_rank = [s.parameters_per_rank for s in sites if s.target_modules == adapter.target_modules
-                and s.layers_to_transform == adapter.layers_to_transform]  # fmt: skip
+    per_rank = [s.parameters_per_rank for s in sites if s.site == adapter.site]
     wrong = bool(per_rank) and adapter.n_parameters != adapter.rank * per_rank[0]
     if wrong or adapter.bytes != BYTES_PER_PARAMETER * adapter.n_parameters:
         yield "its adapter's size is not that of its rank and site"
