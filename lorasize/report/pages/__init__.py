@@ -27,7 +27,7 @@ def to_html(record: BaseModel, beside: Beside) -> str:
 
 def _page(record: BaseModel, beside: Beside) -> Page:
     if isinstance(record, Plan):
-        return plan_page(record, beside.calibration, beside.passages)
+        return plan_page(record, beside.calibration, beside.ladder, beside.passages)
     if isinstance(record, Calibration):
         return calibration_page(record)
     if isinstance(record, Memorization):
