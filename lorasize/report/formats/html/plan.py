@@ -10,7 +10,7 @@ from lorasize.records import AdapterSpec, Alternative, Calibration, Plan
 from lorasize.report.facts.plan import budget_rows, compared_rows, plan_changes, plan_facts, plan_verdict
 from lorasize.report.formats.html.calibration import law_figure
 from lorasize.report.formats.html.figures import BLUE, GREEN, INK, MUTED, ORANGE, draw
-from lorasize.report.formats.html.page import Cell, Corpus, Figure, Notes, Page, Part, Rows, Table, stated
+from lorasize.report.formats.html.page import Cell, Corpus, Figure, Notes, Page, Part, Rows, Table, facts_part
 from lorasize.report.text import clean, format_chance, layers
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def plan_page(
     plan: Plan, calibration: Calibration | None, ladder: Sequence[Assessment], passages: Sequence[Surprise]
 ) -> Page:
     """The page of a plan. Without its calibration or its ladder a figure is missing, without its corpus the text is."""
-    parts: list[Part] = [stated(plan_facts(plan))]
+    parts: list[Part] = [facts_part(plan_facts(plan))]
     if plan.feasibility.issues:
         rows: Rows = [[i.file, i.line, i.message] for i in plan.feasibility.issues]
         parts.append(Table([("file", False), ("line", True), ("conflict", False)], rows, "What no rank can hold"))
