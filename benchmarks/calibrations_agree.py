@@ -27,9 +27,9 @@ Row = tuple[str, float, float, float, float]  # what, first, its error, second, 
 
 def rows(first: Calibration, second: Calibration) -> Iterator[Row]:
     """Everything that both say."""
-    sites = {(s.target_modules, s.layers_to_transform): s for s in second.sites}
+    sites = {s.site: s for s in second.sites}
     for one in first.sites:
-        other = sites.get((one.target_modules, one.layers_to_transform))
+        other = sites.get(one.site)
         if other is not None and one.stderr > 0:
             where = f"{', '.join(one.target_modules)} in {', '.join(map(str, one.layers_to_transform))}"
             yield f"efficiency of {where}", one.efficiency, one.stderr, other.efficiency, other.stderr

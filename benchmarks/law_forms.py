@@ -103,8 +103,7 @@ def bootstrap(calibration: Calibration, n: int) -> str:
     """Standard errors of ln N, by the covariances and by refits on drawn observations."""
     groups: dict[Site, list[Observation]] = {}
     for o in calibration.observations:
-        site = Site(target_modules=o.probe.target_modules, layers_to_transform=o.probe.layers_to_transform)
-        groups.setdefault(site, []).append(o)
+        groups.setdefault(o.probe.site, []).append(o)
     draw, found, open_designs = random.Random(0), [], 0
     while len(found) < n and open_designs < n:
         try:

@@ -48,7 +48,6 @@ SEEDS = (0, 1)
 STEPS = 400  # optimiser steps at most; stalled runs end earlier, as in apply
 BITS_PER_PARAMETER = 1.1  # where the search of the ladder begins
 SIX = (14, 16, 18, 20, 22, 24)
-RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 LADDER: tuple[tuple[str, tuple[int, ...], int], ...] = (  # module, layers, rank: 1,152 to 76,032 parameters
     ("o_proj", (20,), 1),
     ("up_proj", (20,), 1),
@@ -107,11 +106,10 @@ def _stated(plan: Any, calibration: Path | None) -> float:
     from lorasize.planning import assess_all
 
     read = read_calibration(calibration) if calibration else find_by_digest(plan.inputs.calibration_sha256)[0]
-    here = (plan.adapter.target_modules, plan.adapter.layers_to_transform)
     options = [
         (a.candidate.rank, a.success_probability)
         for a in assess_all(read, plan.demand, plan.corpus.n_tokens)
-        if (a.candidate.site.target_modules, a.candidate.site.layers_to_transform) == here
+        if a.candidate.site == plan.adapter.site
     ]
     lo, hi = plan.prediction.rank_interval
     below = max((chance for rank, chance in options if rank < lo), default=0.0)
@@ -120,6 +118,8 @@ def _stated(plan: Any, calibration: Path | None) -> float:
 
 def _judged(plan: Any, runs: _Runs, calibration: Path | None) -> dict[str, Any]:
     """What plan said of a corpus beside what happened."""
+    from lorasize.planning import RANKS
+
     adapter, prediction = plan.adapter, plan.prediction
     site = (adapter.target_modules[0], adapter.layers_to_transform)
     outcomes = [runs.get((*site, adapter.rank), s) for s in SEEDS]

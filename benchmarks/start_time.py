@@ -22,8 +22,8 @@ from pathlib import Path
 from lorasize.artifacts.calibrations import read_calibration, search_path
 from lorasize.artifacts.plans import write_plan
 from lorasize.corpus import corpus_sha256, read_corpus
-from lorasize.planning import make_plan
-from lorasize.records import CorpusSummary, Demand, Feasibility, PlanInputs, PlanModel, Reading, digest
+from lorasize.planning import Workload, make_plan
+from lorasize.records import CorpusSummary, Demand, PlanInputs, PlanModel, Reading, digest
 
 CALIBRATION = "builtin-smollm2-135m-instruct.cpu.float32.json"
 RECORDS = '{"prompt": "A:", "completion": " 1"}\n{"prompt": "B:", "completion": " 2"}\n'
@@ -40,7 +40,6 @@ def planned(folder: Path) -> Path:
         model=PlanModel(ref="m", fingerprint="f", dtype="float32", n_layers=30),
         corpus=CorpusSummary(n_passages=2, n_tokens=300, sha256=sha256, files=files, reading=Reading()),
         demand=Demand(base_loss=6.0, nats=1800.0, bits=2597.0),
-        feasibility=Feasibility(feasible=True),
         inputs=PlanInputs(
             corpus_sha256=sha256,
             model_fingerprint="f",
@@ -48,8 +47,7 @@ def planned(folder: Path) -> Path:
             calibration_sha256=digest(calibration),
             recipe=calibration.recipe,
         ),
-        n_sequence_tokens=310,
-        linear_parameters_per_rank=500_000,
+        work=Workload(n_positions=310, linear_parameters_per_rank=500_000),
     )
     write_plan(plan, folder / "lorasize.plan.json")
     return folder / "lorasize.plan.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def of_plan(sized: Sized) -> Companions:
     """The calibration of a plan just made, and its corpus token by token."""
-    return Companions(calibration=sized.calibration, passages=sized.surprises())
+    return replace(_with_ladder(sized.plan, sized.calibration), passages=sized.surprises())
 
 
 def of_apply(applied: Applied) -> Companions:
@@ -31,10 +32,17 @@ def of_artifact(path: Path, record: BaseModel) -> Companions:
     from lorasize.records import Memorization, Plan
 
     if isinstance(record, Plan):
-        return Companions(calibration=_calibration(record))
+        return _with_ladder(record, _calibration(record))
     if isinstance(record, Memorization):
         return Companions(steps=read_steps((path if path.is_dir() else path.parent) / EVENTS))
     return Companions()
+
+
+def _with_ladder(plan: Plan, calibration: Calibration | None) -> Companions:
+    """A plan's calibration, and what each rank at its site would do by it."""
+    from lorasize.planning import ranks_at_site
+
+    return Companions() if calibration is None else Companions(calibration, ranks_at_site(plan, calibration))
 
 
 def _calibration(plan: Plan) -> Calibration | None:

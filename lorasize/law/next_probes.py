@@ -27,14 +27,14 @@ from lorasize.records import CLEARLY_FAILED, LAW_STEPS, PROBE_STEPS, Site
 DEMANDS = (60.0, 200.0, 600.0)  # tokens of reference loss for which the size should be known
 UNPROBED = {True: (0.0, 0.3), False: (-0.7, 0.7)}  # ln efficiency of a site of the reference's module, and of another
 RATIOS = (0.6, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.9, 2.4)  # of the demand at an even chance
-RANKS = (1, 2, 4)
+PROBE_RANKS = (1, 2, 4)
 OVERHEAD = 650.0  # layer-tokens of a step that do not depend on its tokens
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ProbeCandidate:
     """A probe that may be run: a site by its place among the sites, a rank, tokens of random text, and its work."""
 
     site: int
@@ -90,10 +90,10 @@ def next_probes(
 
 def _beliefs(fitted: Fitted, sites: Sequence[Site]) -> tuple[Array, NDArray[np.bool_], Array]:
     """Mean ln efficiency of each site, which ones were probed, and the covariance of (C, α, β, b, ln efficiencies)."""
-    measured = {(s.target_modules, s.layers_to_transform): s for s in fitted.sites}
+    measured = {s.site: s for s in fitted.sites}
     means, sds, known = [], [], []
     for site in sites:
-        found = measured.get((site.target_modules, site.layers_to_transform))
+        found = measured.get(site)
         mean, sd = UNPROBED[site.target_modules == sites[0].target_modules]
         if found is not None:
             mean, sd = math.log(found.efficiency), min(1.0, found.stderr / found.efficiency)
@@ -139,9 +139,9 @@ def _candidates(
     parameters_per_rank: Mapping[Site, int],
     layers_run: Mapping[Site, int],
     token_limits: tuple[int, int],
-) -> Iterator[Candidate]:
+) -> Iterator[ProbeCandidate]:
     for k, site in enumerate(sites):
-        for rank in RANKS:
+        for rank in PROBE_RANKS:
             n = max(1.0, rank * parameters_per_rank[site] * math.exp(means[k]))
             even = _tokens_at(fitted, n)
             for tokens in sorted({min(token_limits[1], max(token_limits[0], 4 * round(r * even / 4))) for r in RATIOS}):
@@ -158,7 +158,7 @@ def _tokens_at(fitted: Fitted, effective_parameters: float) -> float:
 
 def _candidate(
     fitted: Fitted, site: int, rank: int, effective: float, tokens: int, layers_run: int, n_sites: int
-) -> Candidate:
+) -> ProbeCandidate:
     law, transition = fitted.law, fitted.transition
     reached = predict(law, effective, tokens)
     slack = max(reached / law.reference_loss, 1e-3)
@@ -171,7 +171,7 @@ def _candidate(
     gradient[:4] = predict_gradient(law, effective, tokens)
     gradient[4 + site] = law.parameter_exponent * (reached - law.offset) if site else 0.0
     scale = transition.scale**2 + math.pi / 8.0 * transition.location_stderr**2
-    return Candidate(
+    return ProbeCandidate(
         site=site,
         rank=rank,
         n_tokens=tokens,
@@ -182,14 +182,14 @@ def _candidate(
     )
 
 
-def _updated(covariance: Array, probe: Candidate) -> Array:
+def _updated(covariance: Array, probe: ProbeCandidate) -> Array:
     """The covariance after one more observation."""
     moved = covariance @ probe.gradient
     shrink = probe.precision / (1.0 + probe.precision * float(probe.gradient @ moved))
     return np.asarray(covariance - shrink * np.outer(moved, moved), dtype=np.float64)
 
 
-def _gain(probe: Candidate, fitted: Fitted, covariance: Array, location: float, weights: Array) -> float:
+def _gain(probe: ProbeCandidate, fitted: Fitted, covariance: Array, location: float, weights: Array) -> float:
     after = 1.0 / (1.0 / location + probe.boundary_precision)
     now = _variance(fitted, covariance, location, weights)
     return now - _variance(fitted, _updated(covariance, probe), after, weights)

@@ -31,8 +31,8 @@ def fit_observations(observations: Sequence[Observation]) -> Fitted:
     Raises:
         FitError: the observations do not identify the law.
     """
-    order = list(dict.fromkeys(_site(o) for o in observations))
-    per_rank = {_site(o): o.n_parameters // o.probe.rank for o in observations}
+    order = list(dict.fromkeys(o.probe.site for o in observations))
+    per_rank = {o.probe.site: o.n_parameters // o.probe.rank for o in observations}
     reference_loss = _mean([o.base_loss for o in observations if o.probe.kind == "random"])
     fit = fit_law(law_points(observations, reference_loss), reference_loss=reference_loss, soft_ceiling=True)
     sites = tuple(
@@ -60,11 +60,6 @@ def refit(calibration: Calibration, observation: Observation) -> Calibration:
     return calibration.model_copy(update={**parts, "observations": observations})
 
 
-def _site(observation: Observation) -> Site:
-    probe = observation.probe
-    return Site(target_modules=probe.target_modules, layers_to_transform=probe.layers_to_transform)
-
-
 def _mean(values: Sequence[float]) -> float:
     if not values:
         raise FitError("no random-token probe was run: calibrate for longer", unidentified=["reference_loss"])
@@ -73,14 +68,14 @@ def _mean(values: Sequence[float]) -> float:
 
 def law_points(observations: Sequence[Observation], reference_loss: float) -> list[LawPoint]:
     """Observations as points of the law; sites are numbered in the order in which they were first probed."""
-    order = list(dict.fromkeys(_site(o) for o in observations))
+    order = list(dict.fromkeys(o.probe.site for o in observations))
     return [_point(o, order, reference_loss) for o in observations]
 
 
 def _point(observation: Observation, order: Sequence[Site], reference_loss: float) -> LawPoint:
     """The observation as tokens of reference loss: total nats are what an adapter has to hold."""
     return LawPoint(
-        site_index=order.index(_site(observation)),
+        site_index=order.index(observation.probe.site),
         n_parameters=observation.n_parameters,
         n_tokens=observation.nats / reference_loss,
         loss_reduction=observation.early_reduction * reference_loss / observation.base_loss,
@@ -92,10 +87,10 @@ def transition_points(
     observations: Sequence[Observation], law: Law, sites: Sequence[SiteEfficiency]
 ) -> list[TransitionPoint]:
     """Each probe's slack under a law, whether it held every token, and its steps."""
-    efficiency = {(s.target_modules, s.layers_to_transform): s.efficiency for s in sites}
+    efficiency = {s.site: s.efficiency for s in sites}
     points = []
     for o in observations:
-        effective = o.n_parameters * efficiency[o.probe.target_modules, o.probe.layers_to_transform]
+        effective = o.n_parameters * efficiency[o.probe.site]
         demand = Demand(base_loss=o.base_loss, nats=o.nats, bits=bits(o.nats))
         points.append(TransitionPoint(capacity_slack(law, effective, demand), o.threshold_met, o.steps))
     return points

@@ -1,14 +1,16 @@
 """Base models: find, convert, fingerprint and load them, and read the shapes of their linear layers.
 
 A model reference enters; a local folder that stock transformers loads (safetensors and tokenizer), its digests, and
-the loaded model leave. Linear layers are read off the model itself, so a new architecture needs no table of names. Only
-safetensors and GGUF are read, never a pickle; no remote code runs.
+the loaded model leave. `open` finds a model and loads it when asked. Linear
+layers are read off the model itself, so a new architecture needs no table of names. Only safetensors and GGUF are read,
+never a pickle; no remote code runs.
 """
 
 from lorasize.models.conversion import quiet_transformers
 from lorasize.models.devices import device_name, dtype_name, pick_device, pick_dtype
 from lorasize.models.fingerprint import fingerprint
-from lorasize.models.loading import BaseModel, load, load_tokenizer, load_weights, max_positions, n_layers, record_of
+from lorasize.models.folder import ModelFolder, load, open
+from lorasize.models.loading import BaseModel, load_tokenizer, load_weights, max_positions, n_layers, record_of
 from lorasize.models.references import BUILTIN, resolve
 from lorasize.models.shapes import LinearShape, decoder_layers, linear_shapes, transposes_weights, widening_module
 
@@ -16,6 +18,7 @@ __all__ = [
     "BUILTIN",
     "BaseModel",
     "LinearShape",
+    "ModelFolder",
     "decoder_layers",
     "device_name",
     "dtype_name",
@@ -26,6 +29,7 @@ __all__ = [
     "load_weights",
     "max_positions",
     "n_layers",
+    "open",
     "pick_device",
     "pick_dtype",
     "quiet_transformers",

@@ -6,20 +6,18 @@ import hashlib
 import json
 from pathlib import Path
 
-from lorasize import models
 from lorasize.artifacts.files import file_sha256
 from lorasize.errors import ModelError
 from lorasize.models.conversion import reason
 from lorasize.records import ModelFingerprint
 
 
-def check_base(expected: ModelFingerprint, folder: Path, ref: str) -> None:
+def check_base(expected: ModelFingerprint, seen: ModelFingerprint, ref: str) -> None:
     """Refuse a base model that is not the one the adapter was trained on.
 
     Raises:
         ModelError: naming what differs.
     """
-    seen = models.fingerprint(folder)
     parts = {"weights": "weights", "config": "config", "tokenizer": "tokenizer or chat template"}
     different = [name for part, name in parts.items() if getattr(seen, part) != getattr(expected, part)]
     if different:

@@ -1,4 +1,4 @@
-"""Base models in memory: device, dtype, and what is refused."""
+"""Base models in memory: config, tokenizer and weights read from a folder, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from lorasize.errors import ModelError
 from lorasize.models.conversion import check_loaded, quiet_transformers, reason
-from lorasize.models.devices import pick_device, pick_dtype
-from lorasize.models.fingerprint import fingerprint
-from lorasize.models.references import MAX_LAYERS, resolve
+from lorasize.models.references import MAX_LAYERS
 from lorasize.models.shapes import decoder_layers
 from lorasize.records import CalibrationModel, ModelFingerprint
 
@@ -66,19 +64,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except Exception as error:
         raise ModelError(f"{folder}: the tokenizer cannot be read ({reason(error)})") from error
     return tokenizer
-
-
-def load(ref: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto") -> BaseModel:
-    """The base model in memory: frozen, in eval mode, dropout off, on its device.
-
-    Raises:
-        ModelError: it cannot be found, read or is not supported (mixture of experts, encoder-decoder).
-    """
-    folder = resolve(ref, revision)
-    where = pick_device(device)
-    kind = pick_dtype(dtype, where)
-    model = load_weights(folder, where, kind)
-    return BaseModel(ref, folder, fingerprint(folder), model, load_tokenizer(folder), where, kind)
 
 
 def _config(folder: Path) -> Any:

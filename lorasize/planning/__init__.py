@@ -1,12 +1,12 @@
 """From law, transition, demand and budget to a plan. Pure arithmetic: no model, no files, no clock.
 
-`choice` finds the adapter; `plan` says what it is predicted to do, what else would do, and where the limits stand;
-`drift` what it does to other text; `prior` stands in for a calibration that was not made yet.
+`request` is what is asked; `choice` finds the adapter; `plan` says what it is predicted to do, what else would do, and
+where the limits stand; `prior` stands in for a calibration that was not made yet.
 """
 
 from lorasize.law.capacity import capacity_slack, equivalent_tokens
 from lorasize.law.drift import predicted_drift
-from lorasize.planning.budgets import Limits, budgets
+from lorasize.planning.budgets import Limits, all_kept, budgets, judged_again
 from lorasize.planning.choice import (
     RANKS,
     Assessment,
@@ -15,12 +15,14 @@ from lorasize.planning.choice import (
     assess_all,
     candidates,
     cautious_transition,
-    outside,
+    e_folds_out_of_range,
     step_seconds,
 )
 from lorasize.planning.compare import compare
-from lorasize.planning.plan import alternatives, make_plan, predicted, rank_interval
+from lorasize.planning.ladder import ranks_at_site
+from lorasize.planning.plan import alternatives, infeasible_plan, make_plan, predict, rank_interval
 from lorasize.planning.prior import prior_calibration, source_of
+from lorasize.planning.request import Wishes, Workload
 from lorasize.planning.serving import FLAT_RANK, VLLM_RANKS, rules_of_thumb, serving
 
 __all__ = [
@@ -30,6 +32,9 @@ __all__ = [
     "Assessment",
     "Candidate",
     "Limits",
+    "Wishes",
+    "Workload",
+    "all_kept",
     "alternatives",
     "assess",
     "assess_all",
@@ -38,13 +43,16 @@ __all__ = [
     "capacity_slack",
     "cautious_transition",
     "compare",
+    "e_folds_out_of_range",
     "equivalent_tokens",
+    "infeasible_plan",
+    "judged_again",
     "make_plan",
-    "outside",
-    "predicted",
+    "predict",
     "predicted_drift",
     "prior_calibration",
     "rank_interval",
+    "ranks_at_site",
     "rules_of_thumb",
     "serving",
     "source_of",

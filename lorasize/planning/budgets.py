@@ -15,12 +15,6 @@ from lorasize.records import (
 )
 
 
-def _held(budget: Budget) -> Budget:
-    """A budget of the plan with its result worked out again."""
-    over: Literal["warn", "fail"] = "warn" if budget.level == "warn" else "fail"
-    return budget.model_copy(update={"result": "pass" if budget.actual <= budget.limit else over})
-
-
 @dataclass(frozen=True)
 class Limits:
     """What the adapter may cost; None is no limit. Bytes on disk, seconds of training, bytes of memory.
@@ -63,22 +57,23 @@ def budgets(
         if limit is None or level == "off":
             continue
         against = limits.against.get(name, "upper" if name == "seconds" else "point")
-        warn_only = level == "warn" or (name == "seconds" and not same_device)
-        found.append(_budget(name, limit, point if against == "point" else upper, against, warn_only=warn_only))
+        only_warn = level == "warn" or (name == "seconds" and not same_device)
+        actual = point if against == "point" else upper
+        found.append(_judged(name, limit, actual, "warn" if only_warn else "error", against))
     return tuple(found)
 
 
-def _budget(name: str, limit: float, actual: float, against: Against, *, warn_only: bool) -> Budget:
-    over: Literal["warn", "fail"] = "warn" if warn_only else "fail"
-    return Budget(
-        id=name,
-        limit=limit,
-        actual=actual,
-        level="warn" if warn_only else "error",
-        result="pass" if actual <= limit else over,
-        against=against,
-    )
+def judged_again(budget: Budget) -> Budget:
+    """A budget of a plan with its result worked out again, whatever the file says."""
+    return _judged(budget.id, budget.limit, budget.actual, budget.level, budget.against)
 
 
-def _kept(verdict: Sequence[Budget]) -> bool:
-    return all(b.result != "fail" for b in verdict)
+def all_kept(verdict: Sequence[Budget]) -> bool:
+    """Whether no budget fails; a warning is none."""
+    return all(budget.result != "fail" for budget in verdict)
+
+
+def _judged(name: str, limit: float, actual: float, level: Literal["error", "warn"], against: Against) -> Budget:
+    over: Literal["warn", "fail"] = "warn" if level == "warn" else "fail"
+    result = "pass" if actual <= limit else over
+    return Budget(id=name, limit=limit, actual=actual, level=level, result=result, against=against)

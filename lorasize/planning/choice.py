@@ -25,6 +25,7 @@ from lorasize.records import (
     Demand,
     Estimate,
     Minimize,
+    Site,
     SiteEfficiency,
     Transition,
 )
@@ -37,26 +38,31 @@ _DISTANCE_SD = 0.05  # sd of the location, in ln slack, added for every e-fold o
 class Candidate:
     """A calibrated site with a rank."""
 
-    site: SiteEfficiency
+    calibrated: SiteEfficiency
     rank: int
+
+    @property
+    def site(self) -> Site:
+        """Where it sits."""
+        return self.calibrated.site
 
     @property
     def n_parameters(self) -> int:
         """Trainable adapter parameters."""
-        return self.rank * self.site.parameters_per_rank
+        return self.rank * self.calibrated.parameters_per_rank
 
     @property
     def effective_parameters(self) -> float:
         """The same in parameters of the reference site."""
-        return self.n_parameters * self.site.efficiency
+        return self.n_parameters * self.calibrated.efficiency
 
     def spec(self, demand: Demand) -> AdapterSpec:
         """The record of this adapter; `bits_per_parameter` is what this corpus asks of it."""
         return AdapterSpec(
             rank=self.rank,
             lora_alpha=self.rank,
-            target_modules=self.site.target_modules,
-            layers_to_transform=self.site.layers_to_transform,
+            target_modules=self.calibrated.target_modules,
+            layers_to_transform=self.calibrated.layers_to_transform,
             n_parameters=self.n_parameters,
             bytes=self.n_parameters * BYTES_PER_PARAMETER,
             bits_per_parameter=demand.bits / self.n_parameters,
@@ -100,7 +106,7 @@ def _meant(calibration: Calibration, target_modules: Sequence[str]) -> str:
     return f" Did you mean {' and '.join(near)}?" if near else ""
 
 
-def outside(calibration: Calibration, demand: Demand) -> float:
+def e_folds_out_of_range(calibration: Calibration, demand: Demand) -> float:
     """How far, in e-folds, this corpus asks beyond the calibrated range; 0 inside.
 
     Adds the distance of the corpus above the longest calibrated one and of the parameters it needs for an even chance
@@ -115,7 +121,7 @@ def outside(calibration: Calibration, demand: Demand) -> float:
 
 def cautious_transition(calibration: Calibration, demand: Demand) -> Transition:
     """The calibration's transition, its location less certain the further the corpus lies out of range."""
-    transition, distance = calibration.transition, outside(calibration, demand)
+    transition, distance = calibration.transition, e_folds_out_of_range(calibration, demand)
     stderr = transition.location_stderr * (1.0 + distance) + _DISTANCE_SD * distance
     return transition.model_copy(update={"location_stderr": stderr})
 
@@ -138,13 +144,13 @@ def _scaled(steps: Estimate, factor: int) -> Estimate:
 
 
 def assess(
-    candidate: Candidate, calibration: Calibration, transition: Transition, demand: Demand, n_sequence_tokens: int
+    candidate: Candidate, calibration: Calibration, transition: Transition, demand: Demand, n_positions: int
 ) -> Assessment:
     """Slack, chance and cost of one candidate; the interval of seconds joins that of steps and of the step time."""
     slack = capacity_slack(calibration.law, candidate.effective_parameters, demand)
-    epoch = max(1, math.ceil(n_sequence_tokens / BATCH_TOKENS))  # the transition knows steps on one full batch
+    epoch = max(1, math.ceil(n_positions / BATCH_TOKENS))  # the transition knows steps on one full batch
     steps = _scaled(expected_steps(transition, slack), epoch)
-    each = step_seconds(calibration, candidate.site.layers_to_transform, n_sequence_tokens / epoch)
+    each = step_seconds(calibration, candidate.calibrated.layers_to_transform, n_positions / epoch)
     spread = 1.0 + calibration.cost.relative_spread
     seconds = Estimate(point=steps.point * each, lo=steps.lo * each / spread, hi=steps.hi * each * spread)
     return Assessment(candidate, slack, chance(transition, slack), steps, seconds)
@@ -153,7 +159,7 @@ def assess(
 def assess_all(
     calibration: Calibration,
     demand: Demand,
-    n_sequence_tokens: int,
+    n_positions: int,
     *,
     rank: int | None = None,
     target_modules: Sequence[str] | None = None,
@@ -167,7 +173,7 @@ def assess_all(
     """
     transition = cautious_transition(calibration, demand)
     found = candidates(calibration, rank=rank, target_modules=target_modules)
-    return [assess(c, calibration, transition, demand, n_sequence_tokens) for c in found]
+    return [assess(c, calibration, transition, demand, n_positions) for c in found]
 
 
 def cheapest(options: Sequence[Assessment], confidence: float, minimize: Minimize) -> Assessment:

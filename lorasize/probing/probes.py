@@ -18,7 +18,7 @@ from lorasize.losses.base import base_losses
 from lorasize.losses.neutral import neutral_text, windows
 from lorasize.models import BaseModel, adapters
 from lorasize.models.devices import peak_memory
-from lorasize.records import CLEARLY_FAILED, LAW_STEPS, Observation, Passage, ProbeSpec, Site, StepReport
+from lorasize.records import CLEARLY_FAILED, LAW_STEPS, Observation, Passage, ProbeSpec, StepReport
 from lorasize.training import Stall, Trainer, TrainingOptions
 
 _PROMPT = "[probe]\n"
@@ -79,8 +79,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
     """Train a fresh adapter on the probe's passage; the model is left as it was."""
     passage = probe_passage(base, spec, sample)
     other = _other_loss(base)
-    site = Site(target_modules=spec.target_modules, layers_to_transform=spec.layers_to_transform)
-    adapted = adapters.attach(base.model, site, spec.rank, spec.seed)
+    adapted = adapters.attach(base.model, spec.site, spec.rank, spec.seed)
     try:
         n_parameters = sum(p.numel() for p in adapters.parameters(adapted).values())
         started = time.perf_counter()

@@ -112,9 +112,7 @@ class _Run:
                 break
 
     def _limited(self, site: Site) -> list[Observation]:
-        where = (site.target_modules, site.layers_to_transform)
-        at = [o for o in self.observations if (o.probe.target_modules, o.probe.layers_to_transform) == where]
-        return [o for o in at if shows_a_limit(o)]
+        return [o for o in self.observations if o.probe.site == site and shows_a_limit(o)]
 
     def _next(self, sites: Sequence[Site]) -> list[ProbeSpec]:
         """The probes of the next round; none when the law cannot be fitted, which the end will say."""

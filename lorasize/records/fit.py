@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorasize.records.inputs import ModelFingerprint
+from lorasize.records.inputs import ModelFingerprint, Site
 from lorasize.records.words import RECIPE, STRICT, ProbeKind
 
 
@@ -22,6 +22,11 @@ class ProbeSpec(BaseModel):
     seed: int
     max_steps: int
     recipe: str = RECIPE
+
+    @property
+    def site(self) -> Site:
+        """Where its adapter sits."""
+        return Site(target_modules=self.target_modules, layers_to_transform=self.layers_to_transform)
 
 
 class ProbeJob(BaseModel):
@@ -105,6 +110,11 @@ class SiteEfficiency(BaseModel):
     efficiency: float
     stderr: float
     parameters_per_rank: int
+
+    @property
+    def site(self) -> Site:
+        """The site alone."""
+        return Site(target_modules=self.target_modules, layers_to_transform=self.layers_to_transform)
 
 
 class Transition(BaseModel):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorasize.records.inputs import AdapterSpec, CorpusSummary, Feasibility
+from lorasize.records.inputs import AdapterSpec, CorpusSummary, Feasibility, Site
 from lorasize.records.words import STRICT, Against, Serve
 
 
@@ -74,6 +74,11 @@ class Alternative(BaseModel):
     bits_per_parameter: float
     success_probability: float
     seconds: float
+
+    @property
+    def site(self) -> Site:
+        """The same without its rank."""
+        return Site(target_modules=self.target_modules, layers_to_transform=self.layers_to_transform)
 
 
 class RulesOfThumb(BaseModel):

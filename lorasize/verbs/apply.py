@@ -135,7 +135,7 @@ def _base_adapter(plan: Plan, options: ApplyOptions, base: models.BaseModel) -> 
     folder = options.base_adapter or (Path(plan.update.adapter) if plan.update is not None else None)
     if folder is None or plan.adapter is None:
         return None
-    old = read_base_adapter(folder, base.folder, plan.model.ref)
+    old = read_base_adapter(folder, base.fingerprint, plan.model.ref)
     if plan.update is not None and file_sha256(folder / adapter_folder.WEIGHTS) != plan.update.weights_sha256:
         raise StalePlanError(f"{folder} changed since the plan was made: plan again", changed=["base_adapter"])
     require_room(old.spec, plan.adapter, folder)

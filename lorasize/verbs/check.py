@@ -12,8 +12,7 @@ from pathlib import Path
 from lorasize.artifacts.calibrations import find_by_digest
 from lorasize.corpus import corpus_sha256, read_corpus
 from lorasize.corpus.feasibility import conflicts
-from lorasize.planning import Limits, budgets
-from lorasize.planning.budgets import _held
+from lorasize.planning import Limits, all_kept, budgets, judged_again
 from lorasize.records import (
     BYTES_PER_PARAMETER,
     RECIPE,
@@ -45,7 +44,7 @@ def check(plan: Plan, file: str, limits: Limits) -> Check:
         issues = plan.feasibility.issues
     calibration = _calibration(plan)
     found = _budgets(plan, limits)
-    over = any(b.result == "fail" for b in found)
+    over = not all_kept(found)
     stale = (*changed, *_other_reasons(plan, calibration), *_contradictions(plan, calibration, over=over))
     return Check(
         status="infeasible" if issues else "stale" if stale else "over_budget" if over else "ok",
@@ -96,8 +95,7 @@ def _contradictions(plan: Plan, calibration: Calibration | None, *, over: bool) 
     if adapter is None:
         return
     sites = () if calibration is None else calibration.sites
-    per_rank = [s.parameters_per_rank for s in sites if s.target_modules == adapter.target_modules
-                and s.layers_to_transform == adapter.layers_to_transform]  # fmt: skip
+    per_rank = [s.parameters_per_rank for s in sites if s.site == adapter.site]
     wrong = bool(per_rank) and adapter.n_parameters != adapter.rank * per_rank[0]
     if wrong or adapter.bytes != BYTES_PER_PARAMETER * adapter.n_parameters:
         yield "its adapter's size is not that of its rank and site"
@@ -111,4 +109,4 @@ def _budgets(plan: Plan, limits: Limits) -> tuple[Budget, ...]:
         return ()
     today = budgets(limits, plan.adapter, plan.prediction, same_device=plan.inputs.same_device)
     named = {b.id for b in today} | {name for name, level in limits.levels.items() if level == "off"}
-    return (*today, *(_held(b) for b in plan.budgets if b.id not in named))
+    return (*today, *(judged_again(b) for b in plan.budgets if b.id not in named))

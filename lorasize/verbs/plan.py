@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from lorasize.losses.base import base_losses
 from lorasize.losses.batches import sequence_length
 from lorasize.losses.demand import demand
 from lorasize.models import adapters
-from lorasize.planning import Limits, make_plan, prior_calibration
+from lorasize.planning import Limits, Wishes, Workload, infeasible_plan, make_plan, prior_calibration
 from lorasize.records import (
     RECIPE,
     Calibration,
@@ -42,8 +41,6 @@ from lorasize.records import (
     digest,
 )
 from lorasize.verbs.update import BaseAdapter, compare, priced, read_base_adapter
-
-_ASKED = ("confidence", "minimize", "rank", "target_modules", "limits", "serve")
 
 
 @dataclass(frozen=True)
@@ -74,24 +71,44 @@ class PlanOptions:
     serve: Serve = "peft"
     secrets: Level = "warn"
 
+    @property
+    def wishes(self) -> Wishes:
+        """What of this is wished of the adapter itself."""
+        return Wishes(
+            confidence=self.confidence,
+            minimize=self.minimize,
+            rank=self.rank,
+            target_modules=self.target_modules,
+            limits=self.limits,
+            serve=self.serve,
+        )
+
 
 @dataclass(frozen=True)
 class Sized:
-    """A plan, with the passages it is for, each token's base loss (nats), and the calibration it was made from.
+    """A plan, and what it was made from.
 
-    Both are missing when the corpus is infeasible: nothing is measured then.
+    Of an infeasible corpus nothing is measured: losses, calibration and folder are missing then.
+
+    Attributes:
+        plan: The plan.
+        encoded: The passages it is for.
+        losses: Each token's base loss, nats, passage by passage.
+        calibration: The calibration it was made from.
+        folder: The base model's folder.
     """
 
     plan: Plan
     encoded: tuple[EncodedPassage, ...]
     losses: tuple[Tensor, ...] = ()
     calibration: Calibration | None = None
+    folder: models.ModelFolder | None = None
 
     def surprises(self) -> list[Surprise]:
         """Each passage token by token, with what the model does not know of it; empty where nothing was measured."""
-        if not self.losses:
+        if not self.losses or self.folder is None:
             return []
-        tokenizer = models.load_tokenizer(models.resolve(self.plan.model.ref, self.plan.model.revision))
+        tokenizer = self.folder.tokenizer
         losses = [loss.tolist() for loss in self.losses]
         return list(surprises(self.encoded[: len(losses)], losses, lambda ids: str(tokenizer.decode(list(ids)))))
 
@@ -114,45 +131,41 @@ def plan(
     """
     options = options or PlanOptions()
     passages, files = read_corpus(corpus, options.reading)
-    found, notes = secrets.look(passages, options.secrets)
-    folder = models.resolve(ref, revision)
-    fingerprint = models.fingerprint(folder)
+    findings, notes = secrets.look(passages, options.secrets)
+    folder = models.open(ref, revision)
+    fingerprint = folder.fingerprint
     where = models.pick_device(device)
     kind = models.dtype_name(models.pick_dtype(dtype, where))
-    encoded = tuple(
-        encode_corpus(passages, models.load_tokenizer(folder), options.reading, models.max_positions(folder))
-    )
+    encoded = tuple(encode_corpus(passages, folder.tokenizer, options.reading, folder.max_positions))
     summary = _summary(encoded, files, options.reading)
-    about: dict[str, Any] = {"corpus": summary, "feasibility": feasibility(encoded)}
-    model = PlanModel(
-        ref=ref, revision=revision, fingerprint=fingerprint.digest, dtype=kind, n_layers=models.n_layers(folder)
-    )
-    if not about["feasibility"].feasible:
-        inputs = _inputs(summary, fingerprint, "")
-        return Sized(_infeasible(model, inputs, about | {"secrets": found, "warnings": notes}), encoded)
+    model = PlanModel(ref=ref, revision=revision, fingerprint=fingerprint.digest, dtype=kind, n_layers=folder.n_layers)
+    lint = feasibility(encoded)
+    if not lint.feasible:
+        inputs = _inputs(summary, fingerprint, calibration_sha256="")
+        made = infeasible_plan(model=model, corpus=summary, feasibility=lint, inputs=inputs)
+        return Sized(made.model_copy(update={"warnings": notes, "secrets": findings}), encoded)
     calibration, own = _calibration(fingerprint, ref, where.type, kind, options.calibration)
-    base = models.load(ref, revision=revision, device=device, dtype=dtype)
-    passed_over: list[str] = []
+    base = folder.load(device, dtype)
     if not own:
         calibration = _moved_over(calibration, base, ref)
         passed_over = near_misses(fingerprint, ref, where.type, kind, RECIPE)
+        notes = (*notes, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
     losses = base_losses(base, encoded)
     same_device = calibration.device == models.device_name(where)
-    old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, folder, ref)
+    old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, fingerprint, ref)
     made = make_plan(
         calibration=calibration,
         model=model,
+        corpus=summary,
         demand=demand(encoded, losses),
         inputs=_inputs(summary, fingerprint, digest(calibration), prior=not own, same_device=same_device),
+        work=_workload(base, encoded),
+        wishes=options.wishes,
         at=None if old is None else old.spec,
-        **_work(base, encoded),
-        **{name: getattr(options, name) for name in _ASKED},
-        **about,
     )
-    warnings = (*made.warnings, *notes, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
     update = None if old is None else _update(old, base, encoded)
-    made = made.model_copy(update={"warnings": warnings, "secrets": found, "update": update})
-    return Sized(made, encoded, tuple(losses), calibration)
+    told = {"warnings": (*made.warnings, *notes), "secrets": findings, "update": update}
+    return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
 
 
 def _update(old: BaseAdapter, base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> PlanUpdate:
@@ -201,7 +214,12 @@ def _moved_over(source: Calibration, base: models.BaseModel, ref: str) -> Calibr
 
 
 def _inputs(
-    corpus: CorpusSummary, fingerprint: ModelFingerprint, calibration_sha256: str, **how: bool
+    corpus: CorpusSummary,
+    fingerprint: ModelFingerprint,
+    calibration_sha256: str,
+    *,
+    prior: bool = False,
+    same_device: bool = True,
 ) -> PlanInputs:
     return PlanInputs(
         corpus_sha256=corpus.sha256,
@@ -209,21 +227,18 @@ def _inputs(
         tokenizer_sha256=fingerprint.tokenizer,
         calibration_sha256=calibration_sha256,
         recipe=RECIPE,
-        **how,
+        prior=prior,
+        same_device=same_device,
     )
 
 
-def _infeasible(model: PlanModel, inputs: PlanInputs, about: dict[str, Any]) -> Plan:
-    return Plan(status="infeasible", model=model, demand=None, adapter=None, prediction=None, inputs=inputs, **about)
-
-
-def _work(base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> dict[str, Any]:
-    """What training has to run and to keep, and the adapter parameters per rank on all linear layers."""
+def _workload(base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> Workload:
+    """What training these passages has to run and to keep on this model."""
     lengths = [sequence_length(p) for p in encoded]
-    return {
-        "n_sequence_tokens": sum(lengths),
-        "longest_sequence": max(lengths),
-        "state_bytes": base.model.get_output_embeddings().weight.shape[1] * base.dtype.itemsize,
-        "linear_parameters_per_rank": base.n_layers
-        * sum(shape.parameters_per_rank for shape in models.linear_shapes(base.model).values()),
-    }
+    shapes = models.linear_shapes(base.model).values()
+    return Workload(
+        n_positions=sum(lengths),
+        linear_parameters_per_rank=base.n_layers * sum(shape.parameters_per_rank for shape in shapes),
+        longest_sequence=max(lengths),
+        state_bytes=base.model.get_output_embeddings().weight.shape[1] * base.dtype.itemsize,
+    )

@@ -19,7 +19,7 @@ from lorasize.artifacts.files import file_sha256
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import ModelError
 from lorasize.models.fingerprint import check_base
-from lorasize.records import AdapterSpec, Memorization, PassageAddress, PlanUpdate
+from lorasize.records import AdapterSpec, Memorization, ModelFingerprint, PassageAddress, PlanUpdate
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Change:
     removed: tuple[PassageAddress, ...]
 
 
-def read_base_adapter(folder: Path, base: Path, ref: str) -> BaseAdapter:
-    """The adapter in a folder, which must belong to the base model in `base`.
+def read_base_adapter(folder: Path, base: ModelFingerprint, ref: str) -> BaseAdapter:
+    """The adapter in a folder, which must belong to the base model of this fingerprint.
 
     Raises:
         ModelError: it is no adapter folder of lorasize, is not what was proven, or was trained on another base.

@@ -54,7 +54,7 @@ def verify(
         raise ModelError(f"{folder / PASSAGES}: {len(addresses)} passages, {record.recall.n_passages} were proven")
     base_ref = ref or record.plan.model.ref
     base = models.resolve(base_ref, revision or (record.plan.model.revision if ref is None else None))
-    check_base(record.model_fingerprint, base, base_ref)
+    check_base(record.model_fingerprint, models.fingerprint(base), base_ref)
     targets = _matched(addresses, encoded) if encoded is not None else None
     settings = DecodeSettings(device, dtype, batch_size, merged, attn_implementation)
     report = decode_and_compare(

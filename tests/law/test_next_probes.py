@@ -74,8 +74,8 @@ def run(rounds: int) -> tuple[list[tuple[Site, int, int]], Fitted]:
 def test_every_site_is_probed_and_the_promising_ones_most() -> None:
     chosen, fitted = run(5)
     assert {site for site, _, _ in chosen} >= {DOWN, QUERY}
-    known = {(s.target_modules, s.layers_to_transform): s for s in fitted.sites}
-    two = known[TWO.target_modules, TWO.layers_to_transform]
+    known = {s.site: s for s in fitted.sites}
+    two = known[TWO]
     assert abs(two.efficiency - TRUE[TWO]) < 3 * two.stderr + 0.1
     late = chosen[9:]
     assert sum(site == QUERY for site, _, _ in late) <= 1  # known to be useless by now

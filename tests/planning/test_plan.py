@@ -23,7 +23,8 @@ from lorasize.planning import (
     budgets,
     candidates,
     cautious_transition,
-    outside,
+    e_folds_out_of_range,
+    infeasible_plan,
     rank_interval,
     rules_of_thumb,
     serving,
@@ -189,7 +190,7 @@ def test_inside_the_range_nothing_is_extrapolated() -> None:
     assert plan.prediction is not None
     assert not plan.prediction.extrapolated
     assert plan.warnings == ()
-    assert outside(CALIBRATION, demand_of(2000.0)) == 0.0
+    assert e_folds_out_of_range(CALIBRATION, demand_of(2000.0)) == 0.0
     assert cautious_transition(CALIBRATION, demand_of(2000.0)) == CALIBRATION.transition
 
 
@@ -229,7 +230,7 @@ def test_the_rank_interval_brackets_the_transition() -> None:
     chances = {
         a.candidate.rank: a.success_probability
         for a in assess_all(CALIBRATION, demand, 500)
-        if a.candidate.site == reference
+        if a.candidate.calibrated == reference
     }
     assert chances[lo] >= 0.05
     assert chances[hi] >= 0.95
@@ -320,11 +321,11 @@ def test_an_infeasible_corpus_gets_no_adapter() -> None:
     issue = r.FeasibilityIssue(
         kind="same_prompt", passages=(0, 1), position=0, file="a.jsonl", line=2, message="two answers"
     )
-    plan = plan_of(2000.0, feasibility=r.Feasibility(feasible=False, issues=(issue,)), demand=None)
+    found, held = r.Feasibility(feasible=False, issues=(issue,)), plan_of(2000.0)
+    plan = infeasible_plan(model=held.model, corpus=held.corpus, feasibility=found, inputs=held.inputs)
     assert plan.status == "infeasible"
     assert (plan.adapter, plan.prediction, plan.alternatives) == (None, None, ())
-    with pytest.raises(ValueError, match="needs its demand"):
-        plan_of(2000.0, demand=None)
+    assert plan.feasibility.issues == (issue,)
 
 
 def test_a_plan_survives_json() -> None:

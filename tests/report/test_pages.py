@@ -21,10 +21,10 @@ from lorasize import report
 from lorasize.artifacts.calibrations import read_calibration
 from lorasize.cli import main
 from lorasize.corpus.surprise import Surprise, Token, spelled
-from lorasize.planning import make_plan
+from lorasize.planning import Wishes, Workload, make_plan, ranks_at_site
 from lorasize.report import Companions
 from lorasize.report.formats.html.page import HEAT, heat
-from lorasize.report.formats.html.plan import MAX_TOKENS, _here, coloured_corpus
+from lorasize.report.formats.html.plan import MAX_TOKENS, coloured_corpus
 
 NASTY = "</pre><script>alert(1)</script>\"'><img src=http://x onerror=alert(2)> & $\\frac{$ \x1b[31m\x00\u202e ]]>"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -47,8 +47,8 @@ def planned(calibration: r.Calibration, name: str = "page.md", **changes: Any) -
     corpus = corpus.model_copy(update={"n_positions": 520})
     return make_plan(
         calibration=calibration, model=r.PlanModel(ref="tiny", fingerprint="f", dtype="float32", n_layers=30),
-        corpus=corpus, demand=demand, feasibility=r.Feasibility(feasible=True), n_sequence_tokens=520,
-        inputs=made.plan().inputs, linear_parameters_per_rank=10**5, **changes,
+        corpus=corpus, demand=demand, inputs=made.plan().inputs,
+        work=Workload(n_positions=520, linear_parameters_per_rank=10**5), wishes=Wishes(**changes),
     )  # fmt: skip
 
 
@@ -70,8 +70,9 @@ def trained() -> tuple[r.Memorization, list[r.StepReport]]:
 def page_of(kind: str, calibration: r.Calibration) -> str:
     if kind == "plan":
         tokens = tuple(Token(f" word{k}", k % 12, again=k % 7 == 0) for k in range(80))
-        beside = Companions(calibration=calibration, passages=[Surprise("page.md:1", tokens)])
-        return report.html(planned(calibration), beside)
+        plan = planned(calibration)
+        beside = Companions(calibration, ranks_at_site(plan, calibration), [Surprise("page.md:1", tokens)])
+        return report.html(plan, beside)
     if kind == "apply":
         run, steps = trained()
         return report.html(run, Companions(steps=steps, recall=made.recall()))
@@ -113,9 +114,12 @@ def test_every_record_has_a_page(name: str) -> None:
 
 
 def test_text_from_a_corpus_stays_text(calibration: r.Calibration) -> None:
-    beside = Companions(calibration=calibration, passages=[Surprise(NASTY, (Token(NASTY, 3.0), Token("", 1.0)))])
+    plan = planned(calibration, NASTY)
+    beside = Companions(
+        calibration, ranks_at_site(plan, calibration), [Surprise(NASTY, (Token(NASTY, 3.0), Token("", 1.0)))]
+    )
     for page in (
-        report.html(planned(calibration, NASTY), beside),
+        report.html(plan, beside),
         report.html(made.infeasible(made.issue(NASTY))),
         report.html(made.recall(recalled=False, passage=NASTY)),
     ):
@@ -127,9 +131,9 @@ def test_a_rank_off_the_ladder_has_its_bar_and_the_steps_of_the_plan(calibration
     free = planned(calibration)
     assert free.adapter is not None
     five = free.adapter.model_copy(update={"rank": 5})
-    found = _here(free.model_copy(update={"adapter": five}), five, calibration)
+    found = ranks_at_site(free.model_copy(update={"adapter": five}), calibration)
     assert [a.candidate.rank for a in found if a.candidate.rank in (4, 5, 6)] == [4, 5, 6]
-    (same,) = [a for a in _here(free, free.adapter, calibration) if a.candidate.rank == free.adapter.rank]
+    (same,) = [a for a in ranks_at_site(free, calibration) if a.candidate.rank == free.adapter.rank]
     assert free.prediction is not None
     assert same.steps == free.prediction.steps
 

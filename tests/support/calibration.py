@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lorasize import records as r
-from lorasize.planning import make_plan
+from lorasize.planning import Wishes, Workload, make_plan
 from lorasize.records import RECIPE, Calibration, Demand, Plan
 from lorasize.units import bits
 
@@ -72,21 +72,29 @@ def demand_of(nats: float, base_loss: float = 3.3) -> Demand:
     return Demand(base_loss=base_loss, nats=nats, bits=bits(nats))
 
 
-def plan_of(nats: float, calibrated: Calibration = CALIBRATION, **changes: Any) -> Plan:
+def plan_of(
+    nats: float,
+    calibrated: Calibration = CALIBRATION,
+    *,
+    same_device: bool = True,
+    at: r.AdapterSpec | None = None,
+    longest_sequence: int = 0,
+    state_bytes: int = 0,
+    **wishes: Any,
+) -> Plan:
     """The plan for a corpus of this demand, 3.3 nats a token; `same_device` is that of its inputs."""
     n_tokens = max(1, round(nats / 3.3))
     digests = {"corpus_sha256": "a", "model_fingerprint": "b", "tokenizer_sha256": "t", "calibration_sha256": "d"}
-    arguments: dict[str, Any] = {
-        "calibration": calibrated,
-        "model": r.PlanModel(ref="tiny", fingerprint="b", dtype="float32", n_layers=30),
-        "corpus": r.CorpusSummary(n_passages=3, n_tokens=n_tokens, sha256="a", files=()),
-        "demand": demand_of(nats),
-        "feasibility": r.Feasibility(feasible=True),
-        "inputs": r.PlanInputs(**digests, recipe=RECIPE, same_device=changes.pop("same_device", True)),
-        "n_sequence_tokens": n_tokens + 30,
-        "linear_parameters_per_rank": 305_280,
-    }
-    return make_plan(**(arguments | changes))
+    return make_plan(
+        calibration=calibrated,
+        model=r.PlanModel(ref="tiny", fingerprint="b", dtype="float32", n_layers=30),
+        corpus=r.CorpusSummary(n_passages=3, n_tokens=n_tokens, sha256="a", files=()),
+        demand=demand_of(nats),
+        inputs=r.PlanInputs(**digests, recipe=RECIPE, same_device=same_device),
+        work=Workload(n_tokens + 30, 305_280, longest_sequence, state_bytes),
+        wishes=Wishes(**wishes),
+        at=at,
+    )
 
 
 def parts(plan: Plan) -> tuple[r.AdapterSpec, float]:

@@ -10,11 +10,10 @@ from support.paths import SHIPPED
 from lorasize.artifacts.calibrations import read_calibration
 from lorasize.artifacts.plans import write_plan
 from lorasize.corpus import corpus_sha256, read_corpus
-from lorasize.planning import make_plan
+from lorasize.planning import Workload, make_plan
 from lorasize.records import (
     CorpusSummary,
     Demand,
-    Feasibility,
     PassageDemand,
     Plan,
     PlanInputs,
@@ -42,7 +41,6 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
         model=PlanModel(ref="m", fingerprint="f", dtype="float32", n_layers=30),
         corpus=CorpusSummary(n_passages=2, n_tokens=300, sha256=corpus_sha256(files), files=files, reading=Reading()),
         demand=Demand(base_loss=6.0, nats=1800.0, bits=2597.0, costliest=(costly,)),
-        feasibility=Feasibility(feasible=True),
         inputs=PlanInputs(
             corpus_sha256=corpus_sha256(files),
             model_fingerprint="f",
@@ -50,8 +48,7 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
             calibration_sha256=digest(calibration),
             recipe=calibration.recipe,
         ),
-        n_sequence_tokens=310,
-        linear_parameters_per_rank=500_000,
+        work=Workload(n_positions=310, linear_parameters_per_rank=500_000),
     )
     write_plan(plan, PLAN)
     return plan

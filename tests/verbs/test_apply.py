@@ -32,6 +32,7 @@ from lorasize.verbs.plan import PlanOptions
 from lorasize.verbs.verify import verify
 
 CPU = ApplyOptions(device="cpu")
+LOAD = models.ModelFolder.load
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where weights are loaded."""
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(models.ModelFolder, "load", lambda *_, **__: pytest.fail("weights were loaded"))
 
 
 def plan_options(calibrated: tuple[Calibration, Path], **changes: Any) -> PlanOptions:
@@ -116,9 +117,9 @@ def test_a_plan_for_another_recipe_is_stale(able_llama: Path, corpus: Path, tmp_
 
 
 def hand_plan_without_model(folder: Path, corpus: Path) -> Plan:
-    """A plan by hand while `models.load` is forbidden."""
+    """A plan by hand while loading weights is forbidden."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "load", models.loading.load)
+        patch.setattr(models.ModelFolder, "load", LOAD)
         return plan_by_hand(folder, corpus, UP, 1)
 
 

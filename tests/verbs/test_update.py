@@ -48,7 +48,7 @@ def test_passages_are_told_apart_by_their_prompts(held: Path, plan: Plan, able_l
     from lorasize.verbs.apply import load_inputs
 
     _, encoded = load_inputs(plan, "cpu")
-    old = updating.read_base_adapter(held, able_llama, "m")
+    old = updating.read_base_adapter(held, models.fingerprint(able_llama), "m")
     change = updating.compare(old.addresses, encoded)
     assert [p.passage.prompt for p in change.changed] == ["Box 3:"]
     assert [p.passage.prompt for p in change.added] == ["Box 99:"]
@@ -113,7 +113,7 @@ def test_another_base_or_a_changed_adapter_is_refused(
     held: Path, plan: Plan, tiny_llama: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match="another base model"):
-        updating.read_base_adapter(held, tiny_llama, "tiny")
+        updating.read_base_adapter(held, models.fingerprint(tiny_llama), "tiny")
     update = PlanUpdate(
         adapter=str(held), weights_sha256="0" * 64, n_unchanged=9, n_changed=1, n_added=1, n_removed=2, nats=1.0
     )
@@ -125,11 +125,11 @@ def test_another_base_or_a_changed_adapter_is_refused(
 def test_an_adapter_that_is_not_what_was_proven_is_no_base(held: Path, able_llama: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(held, tmp_path / "held"))
     (folder / "README.md").write_text("my own words", "utf-8")
-    updating.read_base_adapter(folder, able_llama, "able")
+    updating.read_base_adapter(folder, models.fingerprint(able_llama), "able")
     with (folder / adapter_folder.PASSAGES).open("a", encoding="utf-8") as stream:
         stream.write("\n")
     with pytest.raises(ModelError, match=r"passages\.jsonl changed since it was proven"):
-        updating.read_base_adapter(folder, able_llama, "able")
+        updating.read_base_adapter(folder, models.fingerprint(able_llama), "able")
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ def _corpus_of(
         return encode_corpus(passages, tokenizer, planned.reading, models.max_positions(folder))
     except LorasizeError:
         # another base explains more
-        check_base(record.model_fingerprint, folder, ref or record.plan.model.ref)
+        check_base(record.model_fingerprint, models.fingerprint(folder), ref or record.plan.model.ref)
         raise
 
 

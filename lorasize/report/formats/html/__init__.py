@@ -32,7 +32,7 @@ def to_html(record: BaseModel, companions: Companions) -> str:
 
 
 _PAGES: dict[type[BaseModel], Callable[[Any, Companions], Page]] = {
-    Plan: lambda plan, companions: plan_page(plan, companions.calibration, companions.passages),
+    Plan: lambda plan, companions: plan_page(plan, companions.calibration, companions.ladder, companions.passages),
     Calibration: lambda calibration, _: calibration_page(calibration),
     Memorization: lambda run, companions: memorization_page(run, companions.steps, companions.recall),
     RecallReport: lambda report, _: recall_page(report),

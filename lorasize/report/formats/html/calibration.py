@@ -15,7 +15,7 @@ from lorasize.law.transition import NORMAL_95, success_probability
 from lorasize.records import Calibration, Observation, Transition
 from lorasize.report.facts.calibration import calibration_facts
 from lorasize.report.formats.html.figures import BAND, BLUE, GREEN, MUTED, ORANGE, RED, draw
-from lorasize.report.formats.html.page import Figure, Page, Part, Rows, Table, stated
+from lorasize.report.formats.html.page import Figure, Page, Part, Rows, Table, facts_part
 from lorasize.report.text import layers
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def probes_on_law(calibration: Calibration) -> list[Measured]:
 
 def calibration_page(calibration: Calibration) -> Page:
     """The page of a calibration."""
-    parts: list[Part] = [stated(calibration_facts(calibration))]
+    parts: list[Part] = [facts_part(calibration_facts(calibration))]
     if calibration.observations:
         parts += [law_figure(calibration), _residuals(calibration)]
     parts += [_sites(calibration), transition_figure(calibration)]

@@ -110,6 +110,6 @@ def heat(token: Token) -> int:
     return 0 if token.again else sum(token.nats >= limit for limit in HEAT)
 
 
-def stated(rows: Iterable[tuple[str, str]]) -> Facts:
+def facts_part(rows: Iterable[tuple[str, str]]) -> Facts:
     """Those facts that say something."""
     return Facts([(name, value) for name, value in rows if value])

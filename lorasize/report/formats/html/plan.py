@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lorasize.planning import RANKS, Assessment, assess_all
+from lorasize.planning import Assessment
 from lorasize.records import AdapterSpec, Alternative, Calibration, Plan
 from lorasize.report.facts.plan import budget_rows, compared_rows, plan_changes, plan_facts, plan_verdict
 from lorasize.report.formats.html.calibration import law_figure
 from lorasize.report.formats.html.figures import BLUE, GREEN, INK, MUTED, ORANGE, draw
-from lorasize.report.formats.html.page import Cell, Corpus, Figure, Notes, Page, Part, Rows, Table, stated
+from lorasize.report.formats.html.page import Cell, Corpus, Figure, Notes, Page, Part, Rows, Table, facts_part
 from lorasize.report.text import clean, format_chance, layers
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ MAX_TOKENS = 20_000  # of the coloured corpus; a page of a few megabytes opens o
 _RANKS_SHOWN = 8
 
 
-def plan_page(plan: Plan, calibration: Calibration | None, passages: Sequence[Surprise]) -> Page:
-    """The page of a plan. Without its calibration two figures are missing, without its corpus the text is."""
-    parts: list[Part] = [stated(plan_facts(plan))]
+def plan_page(
+    plan: Plan, calibration: Calibration | None, ladder: Sequence[Assessment], passages: Sequence[Surprise]
+) -> Page:
+    """The page of a plan. Without its calibration or its ladder a figure is missing, without its corpus the text is."""
+    parts: list[Part] = [facts_part(plan_facts(plan))]
     if plan.feasibility.issues:
         rows: Rows = [[i.file, i.line, i.message] for i in plan.feasibility.issues]
         parts.append(Table([("file", False), ("line", True), ("conflict", False)], rows, "What no rank can hold"))
@@ -34,7 +36,7 @@ def plan_page(plan: Plan, calibration: Calibration | None, passages: Sequence[Su
         parts.append(Table(*compared_rows(plan.compared), "Since the older plan"))
     if plan.warnings:
         parts.append(Notes("Warnings", plan.warnings))
-    parts += _figures(plan, calibration)
+    parts += _figures(plan, calibration, ladder)
     if changes := list(plan_changes(plan)):
         parts.append(Notes("What would change it", changes))
     if passages:
@@ -55,34 +57,16 @@ def coloured_corpus(passages: Sequence[Surprise]) -> Corpus:
     return Corpus(ordered[:shown], len(ordered) - shown)
 
 
-def _figures(plan: Plan, calibration: Calibration | None) -> Iterator[Part]:
+def _figures(plan: Plan, calibration: Calibration | None, ladder: Sequence[Assessment]) -> Iterator[Part]:
     if plan.adapter is None or plan.prediction is None or plan.demand is None:
         return
-    if calibration is not None:
-        if calibration.observations:
-            yield law_figure(calibration, (plan.prediction.capacity_slack, "this plan"))
-        yield _capacity(plan, plan.adapter, _here(plan, plan.adapter, calibration))
+    if calibration is not None and calibration.observations:
+        yield law_figure(calibration, (plan.prediction.capacity_slack, "this plan"))
+    if ladder:
+        yield _capacity(plan, plan.adapter, ladder[-_RANKS_SHOWN:])
     yield _pareto(plan, plan.adapter)
     if len(plan.demand.costliest) > 1:
         yield _costliest(plan)
-
-
-def _here(plan: Plan, adapter: AdapterSpec, calibration: Calibration) -> list[Assessment]:
-    """Each rank at the chosen site, up to two beyond the chosen one and the rank interval."""
-    assert plan.demand is not None
-    assert plan.prediction is not None
-    n_positions = plan.corpus.n_positions or plan.corpus.n_tokens
-    ladder = assess_all(calibration, plan.demand, n_positions)
-    if adapter.rank not in RANKS:
-        ladder += assess_all(calibration, plan.demand, n_positions, rank=adapter.rank)
-    found = [
-        a for a in sorted(ladder, key=lambda a: a.candidate.rank)
-        if (a.candidate.site.target_modules, a.candidate.site.layers_to_transform)
-        == (adapter.target_modules, adapter.layers_to_transform)
-    ]  # fmt: skip
-    most = max(adapter.rank, plan.prediction.rank_interval[1])
-    beyond = [r for r in RANKS if r > most][:2]
-    return [a for a in found if a.candidate.rank <= (beyond[-1] if beyond else most)][-_RANKS_SHOWN:]
 
 
 def _capacity(plan: Plan, adapter: AdapterSpec, ranks: Sequence[Assessment]) -> Figure:

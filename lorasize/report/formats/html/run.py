@@ -19,7 +19,7 @@ from lorasize.report.facts.recall import (
     smallest,
 )
 from lorasize.report.formats.html.figures import BLUE, GREEN, MUTED, ORANGE, RED, draw
-from lorasize.report.formats.html.page import Facts, Figure, Notes, Page, Part, Rows, Table, stated
+from lorasize.report.formats.html.page import Facts, Figure, Notes, Page, Part, Rows, Table, facts_part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def memorization_page(run: Memorization, steps: Sequence[StepReport], recall: RecallReport | None) -> Page:
     """The page of an apply. Its steps and its passages are shown where they are at hand."""
-    parts: list[Part] = [stated(memorization_facts(run))]
+    parts: list[Part] = [facts_part(memorization_facts(run))]
     if steps:
         parts.append(_stubborn(run, steps))
     if run.probabilities is not None:

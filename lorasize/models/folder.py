@@ -1,0 +1,76 @@
+"""A base model found and not yet loaded: all that can be told without its weights in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from lorasize.models.devices import pick_device, pick_dtype
+from lorasize.models.fingerprint import fingerprint
+from lorasize.models.loading import BaseModel, load_tokenizer, load_weights, max_positions, n_layers
+from lorasize.models.references import resolve
+from lorasize.records import ModelFingerprint
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The folder that a model reference stands for. What is read of it is read when first asked for, and once."""
+
+    ref: str
+    path: Path
+
+    @cached_property
+    def fingerprint(self) -> ModelFingerprint:
+        """Digests of its files; the weights are read for it."""
+        return fingerprint(self.path)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return load_tokenizer(self.path)
+
+    @cached_property
+    def max_positions(self) -> int:
+        """Longest sequence the model was made for."""
+        return max_positions(self.path)
+
+    @cached_property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return n_layers(self.path)
+
+    def load(self, device: str = "auto", dtype: str = "auto") -> BaseModel:
+        """The base model in memory: frozen, in eval mode, dropout off, on its device.
+
+        Raises:
+            ModelError: it cannot be read or is not supported (mixture of experts, encoder-decoder).
+        """
+        where = pick_device(device)
+        kind = pick_dtype(dtype, where)
+        model = load_weights(self.path, where, kind)
+        return BaseModel(self.ref, self.path, self.fingerprint, model, self.tokenizer, where, kind)
+
+
+def open(ref: str, revision: str | None = None) -> ModelFolder:
+    """The model that `ref` stands for, converted or fetched when needed; nothing of it is loaded.
+
+    Args:
+        ref: `builtin:…`, a local folder, a `.gguf` file, or a hub id.
+        revision: Hub revision; only for hub ids.
+
+    Raises:
+        ModelError: nothing usable is there.
+    """
+    return ModelFolder(ref, resolve(ref, revision))
+
+
+def load(ref: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto") -> BaseModel:
+    """The base model in memory: found, then loaded.
+
+    Raises:
+        ModelError: it cannot be found, read or is not supported (mixture of experts, encoder-decoder).
+    """
+    return open(ref, revision).load(device, dtype)
