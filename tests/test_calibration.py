@@ -15,9 +15,10 @@ from lorasize.artifacts.calibrations import read_calibration
 from lorasize.errors import CorpusError, FitError
 from lorasize.losses.neutral import neutral_text, windows
 from lorasize.models import BaseModel, adapters
-from lorasize.probing import Journal, costs, invented_sentences, probe_passage, run_probe, search, sites
+from lorasize.probing import Journal, costs, invented_sentences, probe_passage, run_probe, search
+from lorasize.probing.presets import PRESETS
 from lorasize.probing.search import ProbeReport
-from lorasize.probing.sites import calibrated_sites
+from lorasize.probing.sites import calibrated_sites, layer_sets
 from lorasize.records import Calibration, Observation, ProbeSpec, Site
 from lorasize.training import Trainer, TrainingOptions
 from lorasize.verbs import calibrate as calibration
@@ -271,21 +272,21 @@ def _nothing_fits(observations: Any) -> None:
 
 
 def test_sites_to_probe(base: BaseModel, tiny_gpt2: Path) -> None:
-    assert calibrated_sites(base, "quick")[0] == UP
-    standard = calibrated_sites(base, "standard")
+    assert calibrated_sites(base, PRESETS["quick"])[0] == UP
+    standard = calibrated_sites(base, PRESETS["standard"])
     assert len(set(standard)) == len(standard)
     modules = {name for site in standard for name in site.target_modules}
     assert modules == set(models.linear_shapes(base.model))
-    gpt2 = calibrated_sites(models.load(str(tiny_gpt2), device="cpu"), "quick")
+    gpt2 = calibrated_sites(models.load(str(tiny_gpt2), device="cpu"), PRESETS["quick"])
     assert gpt2[0] == Site(target_modules=("c_fc",), layers_to_transform=(2,))
-    assert sites._layer_sets(30, 5) == [
+    assert layer_sets(30, 5) == [
         (20,),
         (16, 20),
         (16, 18, 20, 22),
         (14, 16, 18, 20, 22, 24),
         tuple(range(14, 25)),
     ]
-    assert all(max(s) < n for n in (1, 2, 7, 80) for s in sites._layer_sets(n, 5))
+    assert all(max(s) < n for n in (1, 2, 7, 80) for s in layer_sets(n, 5))
 
 
 def test_memory_is_of_the_process_so_far() -> None:
