@@ -203,7 +203,6 @@ def test_a_calibration_reads_back_and_refits_to_itself(
     randoms = [o.base_loss for o in made.observations if o.probe.kind == "random"]
     assert made.law.reference_loss == pytest.approx(sum(randoms) / len(randoms))
     assert made.transition.n_successes == sum(o.threshold_met for o in made.observations)
-    assert made.cost.seconds_per_forward_token > 0
 
 
 @pytest.mark.slow
@@ -304,7 +303,7 @@ def test_memory_is_of_the_process_so_far() -> None:
 def test_cost_terms_are_recovered_and_never_negative() -> None:
     draw = np.random.default_rng(0)
     design = np.stack([np.ones(9), draw.uniform(100, 900, 9), draw.uniform(10, 90, 9)], axis=1)
-    assert costs._non_negative(design, design @ [0.02, 1e-4, 3e-3]) == pytest.approx([0.02, 1e-4, 3e-3])
-    found = costs._non_negative(design, design @ [1.0, 1e-2, -1e-3])
+    assert costs.non_negative(design, design @ [0.02, 1e-4, 3e-3]) == pytest.approx([0.02, 1e-4, 3e-3])
+    found = costs.non_negative(design, design @ [1.0, 1e-2, -1e-3])
     assert (found >= 0).all()
     assert found[1] == pytest.approx(1e-2, rel=0.2)
