@@ -98,7 +98,7 @@ def test_what_only_resembles_it_is_not(text: str) -> None:
     [(f"token {TOKEN}", "github-pat"), (HF, "huggingface-access-token"), (URI, "generic-credential-uri")],
 )
 def test_credentials_are_found(text: str, kind: str) -> None:
-    assert kind in {found.kind for found in secrets.find([passage(text)])}
+    assert kind in {found.kind for found in secrets.find_all([passage(text)])}
 
 
 UNITS = ("a", "1", "+1", "a@", "a.", "1 ", "AA11 ", "AAAA", "(0", "02 ", "2-", "a@b.", "4111 ")
@@ -118,7 +118,7 @@ def test_time_is_linear_in_the_text(unit: str) -> None:
 # ---------------------------------------------------------------- places
 def found_in(tmp_path: Path, name: str, text: str) -> list[tuple[str, int]]:
     (tmp_path / name).write_text(text, "utf-8", newline="")
-    return [(f.kind, f.line) for f in secrets.find(read_corpus([tmp_path / name])[0])]
+    return [(f.kind, f.line) for f in secrets.find_all(read_corpus([tmp_path / name])[0])]
 
 
 def test_a_line_of_text_is_the_file_s_own(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_record_is_the_line_at_which_it_starts(tmp_path: Path) -> None:
 
 
 def test_one_finding_a_line_and_kind() -> None:
-    assert secrets.find([passage(f"{MAIL} {MAIL}"), passage(MAIL)]) == (Finding(kind="email", file="a", line=1),)
+    assert secrets.find_all([passage(f"{MAIL} {MAIL}"), passage(MAIL)]) == (Finding(kind="email", file="a", line=1),)
 
 
 # ---------------------------------------------------------------- what a plan says
@@ -151,7 +151,7 @@ def phone_book(n: int) -> list[Passage]:
 
 @pytest.mark.usefixtures("_no_kingfisher")
 def test_a_phone_book_is_one_sentence() -> None:
-    findings, (note, unseen) = secrets.look(phone_book(1000), "warn")
+    findings, (note, unseen) = secrets.scan(phone_book(1000), "warn")
     assert note == (
         "1,000 lines seem to hold phone numbers, the first at book.csv:2; the adapter will make them extractable."
     )
@@ -161,24 +161,24 @@ def test_a_phone_book_is_one_sentence() -> None:
 
 @pytest.mark.usefixtures("_no_kingfisher")
 def test_each_kind_has_its_sentence_and_its_first_lines() -> None:
-    findings, notes = secrets.look([*phone_book(20), passage(MAIL)], "warn")
+    findings, notes = secrets.scan([*phone_book(20), passage(MAIL)], "warn")
     assert [f.kind for f in findings] == ["phone"] * secrets.KEPT + ["email"]
     assert notes[1] == "1 line seems to hold e-mail addresses, at a:1; the adapter will make it extractable."
 
 
 @pytest.mark.usefixtures("_no_kingfisher")
 def test_without_kingfisher_that_is_said_and_with_error_refused() -> None:
-    assert secrets.look([passage("x")], "warn") == ((), (secrets.UNSEEN,))
-    assert secrets.look([passage(MAIL)], "off") == ((), ())
+    assert secrets.scan([passage("x")], "warn") == ((), (secrets.UNSEEN,))
+    assert secrets.scan([passage(MAIL)], "off") == ((), ())
     with pytest.raises(LorasizeError, match="pip install kingfisher-secret-scanner"):
-        secrets.look([passage("x")], "error")
+        secrets.scan([passage("x")], "error")
 
 
 @kingfisher
 def test_an_error_names_place_and_kinds() -> None:
-    assert secrets.look([passage("x")], "error") == ((), ())
+    assert secrets.scan([passage("x")], "error") == ((), ())
     with pytest.raises(CorpusError) as refused:
-        secrets.look([*phone_book(3), passage(f"{MAIL} {TOKEN}")], "error")
+        secrets.scan([*phone_book(3), passage(f"{MAIL} {TOKEN}")], "error")
     assert (refused.value.file, refused.value.line) == ("book.csv", 2)
     assert "phone numbers on 3, credentials (github-pat) on 1, e-mail addresses on 1" in str(refused.value)
     assert not [value for value in (MAIL, TOKEN, "2000000000") if value in str(refused.value)]
@@ -187,7 +187,7 @@ def test_an_error_names_place_and_kinds() -> None:
 @kingfisher
 @pytest.mark.parametrize("name", ["update/page.md", "update/table.jsonl", "ci/handbook.md", "ci/grown/stations.jsonl"])
 def test_our_examples_hold_no_secret(name: str) -> None:
-    assert secrets.look(read_corpus([ROOT / "examples" / name])[0], "warn") == ((), ())
+    assert secrets.scan(read_corpus([ROOT / "examples" / name])[0], "warn") == ((), ())
 
 
 # ---------------------------------------------------------------- never the value
@@ -200,7 +200,7 @@ def test_our_examples_hold_no_secret(name: str) -> None:
 def test_no_report_repeats_what_was_found(digits: int, name: str, before: str) -> None:
     values = [str(digits), f"{name}@example.org"]
     text = f"{before} {values[0]}\n{values[1]}"
-    findings, notes = secrets.look([passage(text, kind="text", start=0, end=len(text))], "warn")
+    findings, notes = secrets.scan([passage(text, kind="text", start=0, end=len(text))], "warn")
     assert [f.kind for f in findings] == ["phone", "email"]
     plan = made.plan(secrets=findings, warnings=notes)
     said = [to_json(plan), report.github(plan), report.markdown(plan), report.junit(plan), report.html(plan)]
@@ -212,7 +212,7 @@ def test_no_report_repeats_what_was_found(digits: int, name: str, before: str) -
 def test_a_credential_is_kept_nowhere() -> None:
     found = secrets._scanner().scan(TOKEN)  # type: ignore[union-attr]
     assert TOKEN not in found[0].secret
-    (finding,), notes = secrets.look([passage(TOKEN)], "warn")
+    (finding,), notes = secrets.scan([passage(TOKEN)], "warn")
     assert TOKEN not in finding.model_dump_json() + "".join(notes)
 
 

@@ -114,7 +114,7 @@ def plan(
     """
     options = options or PlanOptions()
     passages, files = read_corpus(corpus, options.reading)
-    found, notes = secrets.look(passages, options.secrets)
+    found, notes = secrets.scan(passages, options.secrets)
     folder = models.resolve(ref, revision)
     fingerprint = models.fingerprint(folder)
     where = models.pick_device(device)
