@@ -37,7 +37,6 @@ def base(torch: Any, able_llama: Path) -> BaseModel:
     return models.load(str(able_llama), device="cpu")
 
 
-# ---------------------------------------------------------------- probes
 def spec(**changes: Any) -> ProbeSpec:
     """A small probe at the reference site."""
     values: dict[str, Any] = {"target_modules": ("up_proj",), "layers_to_transform": (2,), "rank": 1, "kind": "random"}
@@ -109,7 +108,6 @@ def test_a_text_probe_longer_than_its_text_is_refused(base: BaseModel, monkeypat
         probe_passage(base, spec(kind="text", n_tokens=40))
 
 
-# ---------------------------------------------------------------- the journal
 def observation(**changes: Any) -> Observation:
     """What a probe might have measured."""
     values: dict[str, Any] = {"n_parameters": 480, "base_loss": 10.0, "final_loss": 1.0, "loss_reduction": 9.0}
@@ -125,7 +123,7 @@ def test_a_journal_keeps_what_is_finished(tmp_path: Path) -> None:
     again = Journal(path, {"model": "a"})
     assert (again.get(one.probe), again.get(two.probe), again.get(spec(seed=3))) == (one, two, None)
     assert Journal(path, {"model": "b"}).get(one.probe) is None
-    assert Journal(path, {"model": "a"}).get(one.probe) is None  # begun anew for b
+    assert Journal(path, {"model": "a"}).get(one.probe) is None  # begun again for b
     journal.remove()
     assert list(path.parent.iterdir()) == []
 
@@ -156,7 +154,6 @@ def test_a_torn_last_line_is_forgotten_and_the_next_one_stands_alone(tmp_path: P
     assert len(path.read_text("utf-8").splitlines()) == 3
 
 
-# ---------------------------------------------------------------- calibrate
 def essence(observations: Any) -> list[Any]:
     """Observations without what a clock or the operating system adds."""
     return [o.model_dump(exclude={"seconds", "seconds_per_step", "peak_memory_bytes"}) for o in observations]

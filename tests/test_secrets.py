@@ -24,7 +24,7 @@ from lorasize.verbs.plan import PlanOptions
 pytestmark = pytest.mark.slow  # the rules for credentials are compiled first, in seconds
 
 ROOT = Path(__file__).resolve().parent.parent
-kingfisher = pytest.mark.skipif(secrets._scanner() is None, reason="kingfisher-secret-scanner is not installed")
+kingfisher = pytest.mark.skipif(secrets.scanner() is None, reason="kingfisher-secret-scanner is not installed")
 
 # In parts, so that no scanner takes this file for a leak.
 TOKEN = "gh" + "p_" + "b7Kq2ZxW9eRt5YuI1oPaS3dFgH4jKl6MnV8c"
@@ -39,19 +39,18 @@ def passage(target: str, prompt: str = "", **more: Any) -> Passage:
 
 
 def kinds(text: str) -> set[str]:
-    return {kind for kind, _ in secrets._personal(text)}
+    return {kind for kind, _ in secrets.personal(text)}
 
 
 @pytest.fixture
 def _no_kingfisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As where kingfisher is not installed."""
     monkeypatch.setitem(sys.modules, "kingfisher_sdk", None)
-    secrets._scanner.cache_clear()
+    secrets.scanner.cache_clear()
     yield
-    secrets._scanner.cache_clear()
+    secrets.scanner.cache_clear()
 
 
-# ---------------------------------------------------------------- shapes
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
@@ -108,14 +107,13 @@ UNITS = ("a", "1", "+1", "a@", "a.", "1 ", "AA11 ", "AAAA", "(0", "02 ", "2-", "
 def test_time_is_linear_in_the_text(unit: str) -> None:
     def seconds(n: int) -> float:
         started = time.process_time()
-        list(secrets._personal(unit * n))
+        list(secrets.personal(unit * n))
         return time.process_time() - started
 
     seconds(1_000)
     assert seconds(200_000) < 3  # quadratic would be minutes
 
 
-# ---------------------------------------------------------------- places
 def found_in(tmp_path: Path, name: str, text: str) -> list[tuple[str, int]]:
     (tmp_path / name).write_text(text, "utf-8", newline="")
     return [(f.kind, f.line) for f in secrets.find_all(read_corpus([tmp_path / name])[0])]
@@ -143,7 +141,6 @@ def test_one_finding_a_line_and_kind() -> None:
     assert secrets.find_all([passage(f"{MAIL} {MAIL}"), passage(MAIL)]) == (Finding(kind="email", file="a", line=1),)
 
 
-# ---------------------------------------------------------------- what a plan says
 def phone_book(n: int) -> list[Passage]:
     numbers = ((k, 2_000_000_000 + k * 7_654_321 % 7_999_999_999) for k in range(n))
     return [Passage(id="", file="book.csv", line=k + 2, prompt=f"P{k}:", target=f"{m}") for k, m in numbers]
@@ -190,7 +187,6 @@ def test_our_examples_hold_no_secret(name: str) -> None:
     assert secrets.scan(read_corpus([ROOT / "examples" / name])[0], "warn") == ((), ())
 
 
-# ---------------------------------------------------------------- never the value
 @settings(deadline=None, max_examples=25)
 @given(
     digits=st.integers(2_000_000_000, 9_999_999_999),
@@ -210,13 +206,12 @@ def test_no_report_repeats_what_was_found(digits: int, name: str, before: str) -
 
 @kingfisher
 def test_a_credential_is_kept_nowhere() -> None:
-    found = secrets._scanner().scan(TOKEN)  # type: ignore[union-attr]
+    found = secrets.scanner().scan(TOKEN)  # type: ignore[union-attr]
     assert TOKEN not in found[0].secret
     (finding,), notes = secrets.scan([passage(TOKEN)], "warn")
     assert TOKEN not in finding.model_dump_json() + "".join(notes)
 
 
-# ---------------------------------------------------------------- through the verb and the command
 def test_findings_are_annotations_at_their_lines() -> None:
     findings = tuple(Finding(kind="phone", file="book.csv", line=k) for k in range(1, 15))
     lines = report.github(made.plan(secrets=findings, warnings=())).splitlines()

@@ -34,7 +34,7 @@ def scan(passages: Iterable[Passage], level: Level) -> tuple[tuple[Finding, ...]
     """
     if level == "off":
         return (), ()
-    if level == "error" and _scanner() is None:
+    if level == "error" and scanner() is None:
         raise LorasizeError(f"{UNSEEN} Install it: pip install kingfisher-secret-scanner")
     kinds: dict[str, list[Finding]] = {}
     for finding in find_all(passages):
@@ -43,7 +43,7 @@ def scan(passages: Iterable[Passage], level: Level) -> tuple[tuple[Finding, ...]
         raise _refusal(kinds)
     notes = [_sentence(kind, findings) for kind, findings in kinds.items()]
     first = tuple(finding for findings in kinds.values() for finding in findings[:KEPT])
-    return first, (*notes, *[UNSEEN] * (_scanner() is None))
+    return first, (*notes, *[UNSEEN] * (scanner() is None))
 
 
 def named(kind: str) -> str:
@@ -74,7 +74,7 @@ def find_all(passages: Iterable[Passage]) -> tuple[Finding, ...]:
     findings: dict[Finding, None] = {}
     for passage in passages:
         text = "\n".join(filter(None, (*(said for _, said in passage.messages), passage.prompt, passage.target)))
-        for kind, line in (*_credentials(text), *_personal(text)):
+        for kind, line in (*_credentials(text), *personal(text)):
             number = passage.line + (line if passage.start is not None else 0)
             findings[Finding(kind=kind, file=passage.file, line=number)] = None
     return tuple(findings)
@@ -82,14 +82,14 @@ def find_all(passages: Iterable[Passage]) -> tuple[Finding, ...]:
 
 def _credentials(text: str) -> Iterator[tuple[str, int]]:
     """Pairs (kind, lines before it)."""
-    scanner = _scanner()
-    for finding in scanner.scan(text) if scanner is not None else ():
+    rules = scanner()
+    for finding in rules.scan(text) if rules is not None else ():
         if finding.visible:
             yield re.split(r"[./]", finding.rule_id)[-1], finding.location["line"] - 1
 
 
 @functools.cache
-def _scanner() -> Scanner | None:
+def scanner() -> Scanner | None:
     """Kingfisher's scanner, which forgets what it finds; None where it is not installed.
 
     Its rules take seconds to compile, so that they are kept beside the converted models.
@@ -101,7 +101,7 @@ def _scanner() -> Scanner | None:
     return Scanner(Rules(cache_dir=cache_folder() / "secret-rules"), redact=True)
 
 
-def _personal(text: str) -> Iterator[tuple[str, int]]:
+def personal(text: str) -> Iterator[tuple[str, int]]:
     """Pairs (kind, lines before it). A secret is blanked out, so that nothing counts as two kinds."""
     breaks = [match.start() for match in re.finditer("\n", text)]
     for kind, (shape, holds) in _SHAPES.items():
@@ -125,10 +125,10 @@ def _blanked(text: str, shape: re.Pattern[str], holds: Callable[[str], bool]) ->
 def _is_iban(text: str) -> bool:
     """Whether the check digits are right (ISO 7064, MOD 97-10), with or without the words after it."""
     groups = text.split(" ")
-    return any(_checks("".join(groups[:n])) for n in range(1, len(groups) + 1))
+    return any(_has_right_check_digits("".join(groups[:n])) for n in range(1, len(groups) + 1))
 
 
-def _checks(iban: str) -> bool:
+def _has_right_check_digits(iban: str) -> bool:
     return len(iban) >= 15 and int("".join(str(int(c, 36)) for c in iban[4:] + iban[:4])) % 97 == 1
 
 
