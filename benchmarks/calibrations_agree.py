@@ -16,13 +16,22 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from lorasize.artifacts.calibrations import read_calibration
-from lorasize.law.form import predict, predict_stderr
-from lorasize.records import Calibration
+from lorasize.law.form import predict, predict_gradient
+from lorasize.records import Calibration, Law
 
 SIZES = ((1152, 60), (2112, 60), (2112, 200), (4224, 200), (4224, 400), (8448, 400), (8448, 600))  # parameters, tokens
 
 Row = tuple[str, float, float, float, float]  # what, first, its error, second, its error
+
+
+def predicted(law: Law, n_parameters: float, n_tokens: float) -> tuple[float, float]:
+    """Loss reduction and the standard error of one new observation of it, by the delta method; nats per token."""
+    gradient = predict_gradient(law, n_parameters, n_tokens)
+    variance = float(gradient @ np.array(law.covariance) @ gradient)
+    return predict(law, n_parameters, n_tokens), math.hypot(math.sqrt(max(variance, 0.0)), law.residual_stderr)
 
 
 def rows(first: Calibration, second: Calibration) -> Iterator[Row]:
@@ -38,8 +47,8 @@ def rows(first: Calibration, second: Calibration) -> Iterator[Row]:
     for n, tokens in SIZES:
         # Beyond the base loss a prediction means nothing but "all of it".
         if predict(first.law, n, tokens) < 1.5 * first.law.reference_loss:
-            said = [(predict(c.law, n, tokens), predict_stderr(c.law, n, tokens)) for c in (first, second)]
-            yield f"nats a token lost, {n:,} parameters, {tokens} tokens", *said[0], *said[1]
+            one_said, other_said = (predicted(c.law, n, tokens) for c in (first, second))
+            yield f"nats a token lost, {n:,} parameters, {tokens} tokens", *one_said, *other_said
 
 
 def main() -> None:
@@ -52,13 +61,13 @@ def main() -> None:
     second = read_calibration(chosen.second)
     shipped = Path(__file__).resolve().parent.parent / "calibrations"
     first = read_calibration(chosen.first or next(shipped.glob(f"{second.model.ref.replace(':', '-')}.*.json")))
-    found = [(*row, (row[3] - row[1]) / math.hypot(row[2], row[4])) for row in rows(first, second)]
+    compared = [(*row, (row[3] - row[1]) / math.hypot(row[2], row[4])) for row in rows(first, second)]
     if chosen.json:
-        print(json.dumps(found))
+        print(json.dumps(compared))
         return
-    for what, one, error, other, error_other, z in found:
+    for what, one, error, other, error_other, z in compared:
         print(f"{what:48} {one:7.3f} ± {error:.3f} {other:7.3f} ± {error_other:.3f}  {z:+.2f}")
-    print(f"largest difference: {max(abs(row[-1]) for row in found):.2f} standard errors")
+    print(f"largest difference: {max(abs(row[-1]) for row in compared):.2f} standard errors")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ a limit is predicted by a law fitted on the others, root mean square, as a share
 the paper's; each form is fitted on points of at most 3,000 tokens and predicts those of 10,000.
 
 `--bootstrap`: the standard error of ln N, the effective parameters of an even chance at 60, 200 and 600 tokens of
-random text, by the covariances and by N refits on observations drawn anew, with replacement, within each site.
+random text, by the covariances and by N refits on observations drawn with replacement within each site.
 
-`--refit` writes each calibration anew, law, efficiencies, transition and memory fitted on the observations in it.
+`--refit` writes each calibration again: law, efficiencies, transition and memory fitted on the observations in it.
 """
 
 from __future__ import annotations
@@ -104,20 +104,20 @@ def bootstrap(calibration: Calibration, n: int) -> str:
     groups: dict[Site, list[Observation]] = {}
     for o in calibration.observations:
         groups.setdefault(o.probe.site, []).append(o)
-    draw, found, open_designs = random.Random(0), [], 0
-    while len(found) < n and open_designs < n:
+    draw, refits, open_designs = random.Random(0), [], 0
+    while len(refits) < n and open_designs < n:
         try:
-            found.append(sizes(fit_observations([o for g in groups.values() for o in draw.choices(g, k=len(g))])))
+            refits.append(sizes(fit_observations([o for g in groups.values() for o in draw.choices(g, k=len(g))])))
         except FitError:
             open_designs += 1  # a draw that leaves the law open says nothing
     fitted = fit_observations(calibration.observations)
     location = fitted.transition.location_stderr**2
     by_covariance = [math.sqrt(g @ fitted.law.covariance @ g + h * h * location) for g, h in size_gradients(fitted)]
-    drawn = [statistics.stdev(column) for column in zip(*found, strict=True)]
+    drawn = [statistics.stdev(column) for column in zip(*refits, strict=True)]
     pairs = ", ".join(
         f"{d:.0f} tokens {a:.2f} / {b:.2f}" for d, a, b in zip(DEMANDS, by_covariance, drawn, strict=True)
     )
-    return f"standard error of ln N, covariances / {len(found)} refits ({open_designs} left it open): {pairs}"
+    return f"standard error of ln N, covariances / {len(refits)} refits ({open_designs} left it open): {pairs}"
 
 
 def main() -> None:

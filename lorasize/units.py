@@ -13,7 +13,12 @@ _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*\Z")
 
 
 def bits(nats: float) -> float:
-    """The same information in bits."""
+    """The same information in bits.
+
+    Examples:
+        >>> bits(LN2)
+        1.0
+    """
     return nats / LN2
 
 
@@ -33,6 +38,10 @@ def parse_bytes(text: str) -> int:
 
     Raises:
         ValueError: not a number with a known unit.
+
+    Examples:
+        >>> parse_bytes("4 MB"), parse_bytes("4 MiB"), parse_bytes("512")
+        (4000000, 4194304, 512)
     """
     return round(_parse(text, _BYTES, "size"))
 
@@ -42,12 +51,21 @@ def parse_seconds(text: str) -> float:
 
     Raises:
         ValueError: not a number with a known unit.
+
+    Examples:
+        >>> parse_seconds("90"), parse_seconds("15 min"), parse_seconds("2 h")
+        (90.0, 900.0, 7200.0)
     """
     return _parse(text, _SECONDS, "duration")
 
 
 def format_bytes(n: float) -> str:
-    """A size to read: "8.4 kB", "540 MB"."""
+    """A size to read.
+
+    Examples:
+        >>> format_bytes(512), format_bytes(8448), format_bytes(999_960)
+        ('512 B', '8.45 kB', '1 MB')
+    """
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n >= scale * 0.9995:  # 999.96 kB is "1 MB", not "1e+03 kB"
             return f"{n / scale:.3g} {unit}"
@@ -55,7 +73,12 @@ def format_bytes(n: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration to read: "0.8 s", "45 s", "3 min 20 s", "2 h 5 min"."""
+    """A duration to read.
+
+    Examples:
+        >>> format_seconds(0.8), format_seconds(45), format_seconds(200), format_seconds(7500)
+        ('0.8 s', '45 s', '3 min 20 s', '2 h 5 min')
+    """
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

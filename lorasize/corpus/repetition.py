@@ -17,10 +17,10 @@ CONTEXT = 8  # tokens that must stand before; `benchmarks/repetition_cost.py` me
 def repeated(encoded: Sequence[EncodedPassage]) -> list[list[bool]]:
     """For each target token of each passage, in corpus order, whether it repeats an earlier passage."""
     seen: set[tuple[int, ...]] = set()
-    found = []
+    repeats = []
     for passage in encoded:
         ids = passage.target_ids
         windows = [ids[k - CONTEXT : k + 1] for k in range(CONTEXT, len(ids))]
-        found.append([False] * min(CONTEXT, len(ids)) + [window in seen for window in windows])
+        repeats.append([False] * min(CONTEXT, len(ids)) + [window in seen for window in windows])
         seen.update(windows)
-    return found
+    return repeats

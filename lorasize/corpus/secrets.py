@@ -1,4 +1,4 @@
-"""Credentials and personal data in a corpus: of what kind, in which file and line. What was found is never kept.
+"""Credentials and personal data in a corpus: of what kind, in which file and line. The secret itself is never kept.
 
 An adapter makes its corpus extractable; whoever plans one should know beforehand what will be. Credentials are found by
 the rules of kingfisher, in this process and without a network; personal data by the four shapes below. Both judge by
@@ -25,7 +25,7 @@ PERSONAL = {"iban": "IBANs", "card": "card numbers", "phone": "phone numbers", "
 UNSEEN = "Credentials were not looked for: kingfisher-secret-scanner is not installed."
 
 
-def look(passages: Iterable[Passage], level: Level) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+def scan(passages: Iterable[Passage], level: Level) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
     """The first `KEPT` findings of each kind, and a sentence about each kind.
 
     Raises:
@@ -34,15 +34,16 @@ def look(passages: Iterable[Passage], level: Level) -> tuple[tuple[Finding, ...]
     """
     if level == "off":
         return (), ()
-    if level == "error" and _scanner() is None:
+    if level == "error" and scanner() is None:
         raise LorasizeError(f"{UNSEEN} Install it: pip install kingfisher-secret-scanner")
     kinds: dict[str, list[Finding]] = {}
-    for finding in find(passages):
+    for finding in find_all(passages):
         kinds.setdefault(finding.kind, []).append(finding)
     if level == "error" and kinds:
         raise _refusal(kinds)
-    notes = [_sentence(kind, found) for kind, found in kinds.items()]
-    return tuple(f for found in kinds.values() for f in found[:KEPT]), (*notes, *[UNSEEN] * (_scanner() is None))
+    notes = [_sentence(kind, findings) for kind, findings in kinds.items()]
+    first = tuple(finding for findings in kinds.values() for finding in findings[:KEPT])
+    return first, (*notes, *[UNSEEN] * (scanner() is None))
 
 
 def named(kind: str) -> str:
@@ -50,45 +51,45 @@ def named(kind: str) -> str:
     return PERSONAL.get(kind, f"credentials ({kind})")
 
 
-def _sentence(kind: str, found: list[Finding]) -> str:
-    place = f"{found[0].file}:{found[0].line}"
-    if len(found) == 1:
+def _sentence(kind: str, findings: list[Finding]) -> str:
+    place = f"{findings[0].file}:{findings[0].line}"
+    if len(findings) == 1:
         return f"1 line seems to hold {named(kind)}, at {place}; the adapter will make it extractable."
-    lines = f"{len(found):,} lines seem to hold {named(kind)}, the first at {place}"
+    lines = f"{len(findings):,} lines seem to hold {named(kind)}, the first at {place}"
     return f"{lines}; the adapter will make them extractable."
 
 
 def _refusal(kinds: dict[str, list[Finding]]) -> CorpusError:
     first = next(iter(kinds.values()))[0]
-    counts = ", ".join(f"{named(kind)} on {len(found):,}" for kind, found in kinds.items())
+    counts = ", ".join(f"{named(kind)} on {len(findings):,}" for kind, findings in kinds.items())
     message = f"seems to hold {named(first.kind)} (lines in all: {counts}); an adapter would make them extractable: "
     return CorpusError(message + "take them out, or only warn of secrets", file=first.file, line=first.line)
 
 
-def find(passages: Iterable[Passage]) -> tuple[Finding, ...]:
+def find_all(passages: Iterable[Passage]) -> tuple[Finding, ...]:
     """Every line of prompts and targets that looks like a secret, once for each kind, in the order of the corpus.
 
     A record counts as the line at which it starts.
     """
-    found: dict[Finding, None] = {}
+    findings: dict[Finding, None] = {}
     for passage in passages:
         text = "\n".join(filter(None, (*(said for _, said in passage.messages), passage.prompt, passage.target)))
-        for kind, line in (*_credentials(text), *_personal(text)):
+        for kind, line in (*_credentials(text), *personal(text)):
             number = passage.line + (line if passage.start is not None else 0)
-            found[Finding(kind=kind, file=passage.file, line=number)] = None
-    return tuple(found)
+            findings[Finding(kind=kind, file=passage.file, line=number)] = None
+    return tuple(findings)
 
 
 def _credentials(text: str) -> Iterator[tuple[str, int]]:
     """Pairs (kind, lines before it)."""
-    scanner = _scanner()
-    for finding in scanner.scan(text) if scanner is not None else ():
+    rules = scanner()
+    for finding in rules.scan(text) if rules is not None else ():
         if finding.visible:
             yield re.split(r"[./]", finding.rule_id)[-1], finding.location["line"] - 1
 
 
 @functools.cache
-def _scanner() -> Scanner | None:
+def scanner() -> Scanner | None:
     """Kingfisher's scanner, which forgets what it finds; None where it is not installed.
 
     Its rules take seconds to compile, so that they are kept beside the converted models.
@@ -100,8 +101,8 @@ def _scanner() -> Scanner | None:
     return Scanner(Rules(cache_dir=cache_folder() / "secret-rules"), redact=True)
 
 
-def _personal(text: str) -> Iterator[tuple[str, int]]:
-    """Pairs (kind, lines before it). What was found is blanked out, so that nothing counts as two kinds."""
+def personal(text: str) -> Iterator[tuple[str, int]]:
+    """Pairs (kind, lines before it). A secret is blanked out, so that nothing counts as two kinds."""
     breaks = [match.start() for match in re.finditer("\n", text)]
     for kind, (shape, holds) in _SHAPES.items():
         text, places = _blanked(text, shape, holds)
@@ -124,10 +125,10 @@ def _blanked(text: str, shape: re.Pattern[str], holds: Callable[[str], bool]) ->
 def _is_iban(text: str) -> bool:
     """Whether the check digits are right (ISO 7064, MOD 97-10), with or without the words after it."""
     groups = text.split(" ")
-    return any(_checks("".join(groups[:n])) for n in range(1, len(groups) + 1))
+    return any(_has_right_check_digits("".join(groups[:n])) for n in range(1, len(groups) + 1))
 
 
-def _checks(iban: str) -> bool:
+def _has_right_check_digits(iban: str) -> bool:
     return len(iban) >= 15 and int("".join(str(int(c, 36)) for c in iban[4:] + iban[:4])) % 97 == 1
 
 

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 
 from lorasize.records import CLEARLY_FAILED, Estimate, Observation
 
-KIND_SD = 0.5  # of ln drift: between corpora of other kinds than the probes' (docs/log.md)
+# Of ln drift, between corpora of other kinds than the probes'. Chosen above the spreads that were measured, 0.32 and
+# 0.40: docs/log/plans.md#drift-predicted-on-unseen-corpora.
+KIND_SD = 0.5
 _NORMAL_90 = 1.645
-_LEAST = 1e-3  # nats per token: a drift below is as good as none
+_LEAST = 1e-3  # nats per token: a drift below is as good as none; not tuned
 
 
 def predicted_drift(observations: Sequence[Observation]) -> Estimate | None:
     """Loss that an adapter which holds its corpus adds on neutral text, nats per token, with a 90 % interval.
 
     The geometric mean over the probes that lost most of their loss: size, rank and demand explain nothing beyond it
-    (docs/log.md). None where fewer than two of them measured it.
+    (docs/log/plans.md#drift-predicted-on-unseen-corpora). None where fewer than two of them measured it.
     """
     held = [o for o in observations if o.loss_reduction >= CLEARLY_FAILED * o.base_loss]
     logs = [math.log(max(_LEAST, o.drift)) for o in held if o.drift is not None]

@@ -30,7 +30,12 @@ PRIOR_SD = (0.3, 0.3, 0.5)
 EFFICIENCY_PRIOR_SD = 0.3  # of ln efficiency, for a site whose every probe saturated: alike until measured
 PRIOR_NOISE = 0.03  # assumed noise of ΔL, as a share of its median, where too few points exist to measure it
 _LN_EFFICIENCY_LIMIT = 7.0
-_GRID = np.linspace(0.1, 2.2, 12)
+
+# Numerical tolerances and starts: not tuned.
+_COLLINEAR = 0.02  # e-folds of independent spread that carry no information at realistic noise
+_NULL = 1e-6  # a singular value below is none
+_TAKES_PART = 0.05  # a component of a null direction above names its parameter
+_GRID = np.linspace(0.1, 2.2, 12)  # of exponents
 _STARTS = 3
 
 
@@ -157,11 +162,11 @@ def _require_identified(data: _Data) -> None:
     measured = [k for k in range(1, data.n_sites) if (data.site[keep] == k).any() or not (data.site == k).any()]
     dummies = [(data.site[keep] == k).astype(float) for k in measured]
     efficiency = [f"efficiency of site {k}" for k in measured]
-    open_names = _null_names(np.stack([one, x, y, *dummies], axis=1), [*names, *efficiency], 0.02)
+    open_names = _null_names(np.stack([one, x, y, *dummies], axis=1), [*names, *efficiency], _COLLINEAR)
     if not open_names and not data.noise:
-        power = np.exp(0.7 * (x - y))
+        power = np.exp(PRIOR_MEAN[0] * (x - y))  # any usual exponent shows whether the offset is told from the slope
         columns = [power, power * x, power * y, one, *(power * d for d in dummies)]
-        open_names = _null_names(np.stack(columns, axis=1), [*names, "offset", *efficiency], 1e-6)
+        open_names = _null_names(np.stack(columns, axis=1), [*names, "offset", *efficiency], _NULL)
     if open_names:
         raise FitError(
             f"The observations do not identify {', '.join(open_names)}: vary rank and corpus length independently.",
@@ -174,7 +179,7 @@ def _null_names(design: Array, names: Sequence[str], tolerance: float) -> tuple[
     _, singular, directions = np.linalg.svd(design / math.sqrt(len(design)), full_matrices=True)
     padded = np.pad(singular, (0, len(names) - len(singular)))
     loose = np.abs(directions[padded < tolerance])
-    return tuple(n for i, n in enumerate(names) if n != "coefficient" and (loose[:, i] > 0.05).any())
+    return tuple(n for i, n in enumerate(names) if n != "coefficient" and (loose[:, i] > _TAKES_PART).any())
 
 
 def _starts(data: _Data) -> list[Array]:
@@ -205,7 +210,7 @@ def _refine(data: _Data, start: Array) -> Array:
     n_free = len(start) - 4
     lower = [-np.inf, EXPONENT_BOUNDS[0], EXPONENT_BOUNDS[0], -np.inf, *[-_LN_EFFICIENCY_LIMIT] * n_free]
     upper = [np.inf, EXPONENT_BOUNDS[1], EXPONENT_BOUNDS[1], np.inf, *[_LN_EFFICIENCY_LIMIT] * n_free]
-    found = least_squares(
+    minimum = least_squares(
         lambda theta: _residuals(data, theta),
         start,
         jac=lambda theta: _jacobian(data, theta),
@@ -216,7 +221,7 @@ def _refine(data: _Data, start: Array) -> Array:
         gtol=1e-12,
         max_nfev=500,
     )
-    return np.asarray(found.x, dtype=float)
+    return np.asarray(minimum.x, dtype=float)
 
 
 def _slope(data: _Data, theta: Array) -> tuple[Array, Array]:

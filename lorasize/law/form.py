@@ -7,6 +7,26 @@ Single coefficients are poorly identified (they correlate up to 0.99); predictio
 nothing here reports a coefficient without the covariance, and nothing else should read one alone.
 
 Source: arXiv 2605.30260.
+
+Examples:
+    A law much like that of the builtin model. 2,112 parameters are those of rank 1 at its reference site:
+
+    >>> from lorasize.records import Law
+    >>> law = Law(
+    ...     coefficient=1.86, parameter_exponent=0.968, length_exponent=1.135, offset=2.44, reference_loss=13.8,
+    ...     covariance=((0.0,) * 4,) * 4, r_squared=0.99, form=SOFT_FORM, residual_stderr=0.3, n_observations=29,
+    ...     parameters_range=(700.0, 10_900.0), tokens_range=(47.0, 435.0),
+    ... )
+    >>> round(predict(law, 2112, 200), 2)  # nats per token that 200 tokens lose
+    9.96
+    >>> round(predict(law, 2112, 100), 2)  # more than they have: capacity to spare
+    18.95
+    >>> round(13.8 * soft_capped(18.95 / 13.8), 2)  # what they do lose
+    13.3
+    >>> round(required_parameters(law, 13.8, 200))
+    3235
+    >>> in_range(law, 3235, 200), in_range(law, 3235, 2000)
+    (True, False)
 """
 
 from __future__ import annotations
@@ -19,19 +39,13 @@ from numpy.typing import NDArray
 from lorasize.records import Law
 
 FORM = "C*N^alpha*l^-beta+b"
-
-
 SOFT_FORM = FORM + ", bent under the reference loss"
 
+RANGE_TOLERANCE = 1.5  # a factor this far outside the fitted range still counts as inside; not tuned
+SATURATED = 0.97  # a probe that removed this share of the loss only says that capacity was at least that; not tuned
 
-RANGE_TOLERANCE = 1.5  # a factor this far outside the fitted range still counts as inside
-
-
-SATURATED = 0.97  # a probe that removed this share of the loss only says that capacity was at least that
-
-
-SHARPNESS = 5.0  # of the soft ceiling; 4.9 fits the paper's own points
-
+# Of the soft ceiling (docs/log/law.md#law-forms-with-censored-successes); 4.9 fits the paper's own points.
+SHARPNESS = 5.0
 
 Array = NDArray[np.float64]
 
@@ -42,20 +56,23 @@ def predict(law: Law, effective_parameters: float, n_tokens: float) -> float:
 
 
 def soft_capped(share: float) -> float:
-    """The share of the base loss that is really lost when the law promises `share` of it; at most 1."""
+    """The share of the base loss that is really lost when the law promises `share` of it; at most 1.
+
+    Examples:
+        >>> [round(soft_capped(share), 2) for share in (0.5, 1.0, 1.5)]
+        [0.5, 0.87, 0.98]
+    """
     return float(bend(np.array([share]), 1.0)[0])
 
 
 def soft_capped_slope(share: float) -> float:
-    """How fast `soft_capped` rises at `share`: 1 far below the ceiling, 0 far above."""
+    """How fast `soft_capped` rises at `share`: 1 far below the ceiling, 0 far above.
+
+    Examples:
+        >>> [round(soft_capped_slope(share), 2) for share in (0.5, 1.0, 1.5)]
+        [0.96, 0.44, 0.08]
+    """
     return float(bend_slope(np.array([share]), 1.0)[0])
-
-
-def predict_stderr(law: Law, effective_parameters: float, n_tokens: float) -> float:
-    """Standard error of one new observation, nats per token: covariance by the delta method, plus residual scatter."""
-    gradient = predict_gradient(law, effective_parameters, n_tokens)
-    variance = float(gradient @ np.array(law.covariance) @ gradient)
-    return math.sqrt(max(variance, 0.0) + law.residual_stderr**2)
 
 
 def predict_gradient(law: Law, effective_parameters: float, n_tokens: float) -> Array:
@@ -84,7 +101,12 @@ def _power(law: Law, effective_parameters: float, n_tokens: float) -> float:
 
 
 def bend(reached: Array, ceiling: float) -> Array:
-    """ΔL under a soft ceiling: near the plain law far below it, never above it."""
+    """ΔL under a soft ceiling: near the plain law far below it, never above it.
+
+    Examples:
+        >>> bend(np.array([7.0, 14.0, 28.0]), 14.0).round(1)
+        array([ 7. , 12.2, 13.9])
+    """
     return np.asarray(reached * (1.0 + np.maximum(reached / ceiling, 0.0) ** SHARPNESS) ** (-1.0 / SHARPNESS))
 
 
@@ -94,6 +116,11 @@ def bend_slope(reached: Array, ceiling: float) -> Array:
 
 
 def unbend(observed: Array, ceiling: float) -> Array:
-    """The plain law's value that the soft ceiling bends to `observed`, which lies below it."""
+    """The plain law's value that the soft ceiling bends to `observed`, which lies below it.
+
+    Examples:
+        >>> unbend(bend(np.array([7.0, 14.0]), 14.0), 14.0).round(6)
+        array([ 7., 14.])
+    """
     share = np.clip(observed / ceiling, 0.0, SATURATED) ** SHARPNESS
     return np.asarray(observed * (1.0 - share) ** (-1.0 / SHARPNESS))

@@ -21,14 +21,33 @@ from numpy.typing import NDArray
 
 from lorasize.law.form import predict, predict_gradient, soft_capped, soft_capped_slope
 from lorasize.law.observations import Fitted
-from lorasize.law.transition import expected_steps, success_probability
-from lorasize.records import CLEARLY_FAILED, LAW_STEPS, PROBE_STEPS, Site
+from lorasize.law.transition import LEAST_SLACK, effective_variance, expected_steps, success_probability
+from lorasize.records import CLEARLY_FAILED, LAW_STEPS, PROBE_STEPS, Law, Site
 
-DEMANDS = (60.0, 200.0, 600.0)  # tokens of reference loss for which the size should be known
-UNPROBED = {True: (0.0, 0.3), False: (-0.7, 0.7)}  # ln efficiency of a site of the reference's module, and of another
-RATIOS = (0.6, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.9, 2.4)  # of the demand at an even chance
+DEMANDS = (60.0, 200.0, 600.0)  # tokens of reference loss for which the size should be known; not tuned
+
+# What may be probed: not tuned.
 PROBE_RANKS = (1, 2, 4)
-OVERHEAD = 650.0  # layer-tokens of a step that do not depend on its tokens
+RATIOS = (0.6, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.9, 2.4)  # of the demand at an even chance
+_TOKEN_STEP = 4  # texts are as long as a multiple of it
+
+# Layer-tokens of a step that do not depend on its tokens: not tuned, but rounded from the calibration that was shipped
+# when it was set (seconds_overhead ÷ seconds_per_layer_token = 658).
+OVERHEAD = 650.0
+
+# Mean and sd of ln efficiency where nobody probed: not tuned. In docs/log/law.md#modules-and-layers more layers of the
+# reference's module have efficiencies of 1.0 to 1.2, other modules of 0.02 to 0.6.
+_SAME_MODULE = (0.0, 0.3)
+_OTHER_MODULE = (-0.7, 0.7)
+_MOST_SD = 1.0  # of ln efficiency, of a site that was probed; not tuned
+
+# These keep logarithms, quotients and powers finite: not tuned.
+_LEAST_SHARE = 0.05  # of a loss reduction, that has to be left above the law's offset
+_LEAST_VARIANCE = 1e-6  # of a difference of efficiencies
+_LEAST_RESIDUAL = 0.02  # of the reference loss: few points that happen to agree prove no small noise
+_MOST_LN_TOKENS = 20.0
+
+_NORMAL_SLOPE = 0.8  # √(2/π): Φ(z) is nearly (1 + tanh(√(2/π) z)) / 2
 
 Array = NDArray[np.float64]
 
@@ -93,13 +112,13 @@ def _beliefs(fitted: Fitted, sites: Sequence[Site]) -> tuple[Array, NDArray[np.b
     measured = {s.site: s for s in fitted.sites}
     means, sds, known = [], [], []
     for site in sites:
-        found = measured.get(site)
-        mean, sd = UNPROBED[site.target_modules == sites[0].target_modules]
-        if found is not None:
-            mean, sd = math.log(found.efficiency), min(1.0, found.stderr / found.efficiency)
+        probed = measured.get(site)
+        mean, sd = _SAME_MODULE if site.target_modules == sites[0].target_modules else _OTHER_MODULE
+        if probed is not None:
+            mean, sd = math.log(probed.efficiency), min(_MOST_SD, probed.stderr / probed.efficiency)
         means.append(mean)
         sds.append(sd)
-        known.append(found is not None)
+        known.append(probed is not None)
     covariance = np.zeros((4 + len(sites), 4 + len(sites)))
     covariance[:4, :4] = fitted.law.covariance
     covariance[range(4, 4 + len(sites)), range(4, 4 + len(sites))] = np.square(sds)
@@ -111,19 +130,28 @@ def _site_weights(means: Array, covariance: Array, known: NDArray[np.bool_]) -> 
     efficiency = np.exp(means)
     variances = efficiency**2 * np.diag(covariance)[4:]
     best = int(np.argmax(np.where(known, means, -np.inf)))
-    z = (efficiency - efficiency[best]) / np.sqrt(np.maximum(variances + variances[best], 1e-6))
-    return np.asarray(0.5 * (1.0 + np.tanh(0.8 * z)), dtype=np.float64)
+    z = (efficiency - efficiency[best]) / np.sqrt(np.maximum(variances + variances[best], _LEAST_VARIANCE))
+    return np.asarray(0.5 * (1.0 + np.tanh(_NORMAL_SLOPE * z)), dtype=np.float64)
 
 
 def size_gradients(fitted: Fitted) -> Iterator[tuple[Array, float]]:
     """For each demand: gradient of ln N by (C, α, β, b), and by the transition's location."""
-    law, slack = fitted.law, math.exp(fitted.transition.location)
-    reached = slack * law.reference_loss
-    above = max(reached - law.offset, 0.05 * reached)
+    law, reached = fitted.law, _even_chance(fitted)
+    above = _above_offset(law, reached, reached)
     for tokens in DEMANDS:
         ln_n = (math.log(above / law.coefficient) + law.length_exponent * math.log(tokens)) / law.parameter_exponent
         by = (-1.0 / law.coefficient, -ln_n, math.log(tokens), -1.0 / above)
         yield np.array(by) / law.parameter_exponent, reached / (law.parameter_exponent * above)
+
+
+def _even_chance(fitted: Fitted) -> float:
+    """Loss reduction, unclipped, that the law has to predict for an even chance of recall, nats per token."""
+    return math.exp(fitted.transition.location) * fitted.law.reference_loss
+
+
+def _above_offset(law: Law, reached: float, whole: float) -> float:
+    """How much of a loss reduction exceeds the law's offset; at least a twentieth of `whole`."""
+    return max(reached - law.offset, _LEAST_SHARE * whole)
 
 
 def _variance(fitted: Fitted, covariance: Array, location: float, weights: Array) -> float:
@@ -144,16 +172,17 @@ def _candidates(
         for rank in PROBE_RANKS:
             n = max(1.0, rank * parameters_per_rank[site] * math.exp(means[k]))
             even = _tokens_at(fitted, n)
-            for tokens in sorted({min(token_limits[1], max(token_limits[0], 4 * round(r * even / 4))) for r in RATIOS}):
+            lengths = (_TOKEN_STEP * round(ratio * even / _TOKEN_STEP) for ratio in RATIOS)
+            for tokens in sorted({min(token_limits[1], max(token_limits[0], length)) for length in lengths}):
                 yield _candidate(fitted, k, rank, n, tokens, layers_run[site], len(sites))
 
 
 def _tokens_at(fitted: Fitted, effective_parameters: float) -> float:
     """Tokens of reference loss that these parameters hold with an even chance."""
     law = fitted.law
-    above = max(math.exp(fitted.transition.location) * law.reference_loss - law.offset, 0.05 * law.reference_loss)
+    above = _above_offset(law, _even_chance(fitted), law.reference_loss)
     ln_tokens = math.log(law.coefficient / above) + law.parameter_exponent * math.log(effective_parameters)
-    return math.exp(min(20.0, ln_tokens / law.length_exponent))
+    return math.exp(min(_MOST_LN_TOKENS, ln_tokens / law.length_exponent))
 
 
 def _candidate(
@@ -161,24 +190,23 @@ def _candidate(
 ) -> ProbeCandidate:
     law, transition = fitted.law, fitted.transition
     reached = predict(law, effective, tokens)
-    slack = max(reached / law.reference_loss, 1e-3)
-    chance = success_probability(transition, slack)
+    slack = max(reached / law.reference_loss, LEAST_SLACK)
+    success = success_probability(transition, slack)
     share = soft_capped(slack)
     steps = expected_steps(transition, slack).point
     failing = LAW_STEPS if share < CLEARLY_FAILED else PROBE_STEPS
-    early = chance if steps <= LAW_STEPS else 0.0  # a success that comes early hides how much could have been held
+    early = success if steps <= LAW_STEPS else 0.0  # a success that comes early hides how much could have been held
     gradient = np.zeros(4 + n_sites)
     gradient[:4] = predict_gradient(law, effective, tokens)
     gradient[4 + site] = law.parameter_exponent * (reached - law.offset) if site else 0.0
-    scale = transition.scale**2 + math.pi / 8.0 * transition.location_stderr**2
     return ProbeCandidate(
         site=site,
         rank=rank,
         n_tokens=tokens,
-        work=work_of(tokens, layers_run, chance * min(steps, PROBE_STEPS) + (1.0 - chance) * failing),
+        work=work_of(tokens, layers_run, success * min(steps, PROBE_STEPS) + (1.0 - success) * failing),
         gradient=gradient * soft_capped_slope(slack),
-        precision=(1.0 - early) / max(law.residual_stderr, 0.02 * law.reference_loss) ** 2,
-        boundary_precision=chance * (1.0 - chance) / scale,
+        precision=(1.0 - early) / max(law.residual_stderr, _LEAST_RESIDUAL * law.reference_loss) ** 2,
+        boundary_precision=success * (1.0 - success) / effective_variance(transition),
     )
 
 

@@ -7,6 +7,21 @@ directly, against capacity slack:
 
 Source: the step from mean loss to exact recall in arXiv 2605.30260; MacKay 1992 for the integral over the location.
 numpy and scipy only, scipy within the fit.
+
+Examples:
+    A transition much like that of the builtin model:
+
+    >>> from lorasize.records import Transition
+    >>> transition = Transition(
+    ...     location=-0.04, location_stderr=0.07, scale=0.07, n_observations=29, n_successes=11,
+    ...     steps_coefficient=247.0, steps_exponent=1.6, steps_spread=0.5, largest_slack=1.9,
+    ... )
+    >>> [round(success_probability(transition, slack), 2) for slack in (0.9, 1.0, 1.1, 1.2)]
+    [0.31, 0.62, 0.84, 0.94]
+    >>> round(expected_steps(transition, 1.2).point)
+    185
+    >>> round(finishes_within(transition, 1.2, 400), 2)
+    0.94
 """
 
 from __future__ import annotations
@@ -28,7 +43,9 @@ STEPS_EXPONENT_DEFAULT = 1.0  # where the successes share one slack
 STEPS_SPREAD_FLOOR = 0.15
 STEPS_SPREAD_UNKNOWN = 0.4  # fewer than 3 successes leave no residual to measure
 NORMAL_95 = 1.6448536269514722  # two-sided 90 %
-_MIN_SLACK = 1e-3  # the law may predict less than nothing; its logarithm stops here
+LEAST_SLACK = 1e-3  # the law may predict less than nothing; its logarithm stops here
+_SAME_SLACK = 0.05  # spread of ln slack, root of the sum of squares, that shows no exponent
+_GRID_SD, _GRID_POINTS = 6.0, 49  # the posterior is summed over so many sd on both sides, in so many points
 
 Array = NDArray[np.float64]
 
@@ -52,6 +69,14 @@ def fit_transition(points: Sequence[TransitionPoint]) -> Transition:
 
     Raises:
         FitError: no probe, or none that succeeded.
+
+    Examples:
+        >>> slacks = (0.6, 0.8, 1.0, 1.3, 1.6, 2.0)
+        >>> fitted = fit_transition([TransitionPoint(slack, slack > 1.1, 80) for slack in slacks])
+        >>> 1.0 < math.exp(fitted.location) < 1.3
+        True
+        >>> fitted.n_observations, fitted.n_successes
+        (6, 3)
     """
     from scipy.optimize import minimize
 
@@ -60,8 +85,9 @@ def fit_transition(points: Sequence[TransitionPoint]) -> Transition:
         raise FitError(f"{seen} brought every token above ½: probe with more slack.", unidentified=("location",))
     x = np.array([_ln(p.slack) for p in points])
     success = np.array([float(p.success) for p in points])
-    found = minimize(_loss, _start(x, success), args=(x, success), jac=_gradient, method="BFGS", options={"gtol": 1e-9})
-    location, stderr, ln_scale = _posterior(found.x, x, success)
+    start = _start(x, success)
+    mode = minimize(_loss, start, args=(x, success), jac=_gradient, method="BFGS", options={"gtol": 1e-9}).x
+    location, stderr, ln_scale = _posterior(mode, x, success)
     coefficient, exponent, spread = _fit_steps([p for p in points if p.success])
     return Transition(
         location=location,
@@ -82,7 +108,17 @@ def success_probability(transition: Transition, slack: float) -> float:
     With σ(z) ≈ Φ(z·√(π/8)), a location spread N(m, τ²) gives σ((ln slack − m) / √(scale² + π τ² / 8)): fewer probes,
     larger τ, more slack needed for the same confidence. Increases with slack.
     """
-    return float(_logistic((_ln(slack) - transition.location) / _effective_scale(transition)))
+    return float(_logistic((_ln(slack) - transition.location) / effective_scale(transition)))
+
+
+def effective_scale(transition: Transition) -> float:
+    """Scale of `success_probability`: the transition's own, widened by what is not known of its location."""
+    return math.sqrt(effective_variance(transition))
+
+
+def effective_variance(transition: Transition) -> float:
+    """Square of `effective_scale`."""
+    return transition.scale**2 + math.pi / 8.0 * transition.location_stderr**2
 
 
 def finishes_within(transition: Transition, slack: float, limit: float) -> float:
@@ -101,16 +137,12 @@ def expected_steps(transition: Transition, slack: float) -> Estimate:
 
 
 def _ln(slack: float) -> float:
-    return math.log(max(slack, _MIN_SLACK))
+    return math.log(max(slack, LEAST_SLACK))
 
 
 def _logistic(z: Array | float) -> Array:
     """1 / (1 + exp(−z)), by the hyperbolic tangent, which never overflows."""
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * np.asarray(z))), dtype=np.float64)
-
-
-def _effective_scale(transition: Transition) -> float:
-    return math.sqrt(transition.scale**2 + math.pi / 8.0 * transition.location_stderr**2)
 
 
 def _start(x: Array, success: Array) -> Array:
@@ -158,7 +190,9 @@ def _hessian(theta: Array, x: Array, success: Array) -> Array:
 def _posterior(mode: Array, x: Array, success: Array) -> tuple[float, float, float]:
     """Mean and sd of the location, and mean of ln scale, summed over a grid of ± 6 sd around the mode."""
     sd = np.sqrt(np.diag(np.linalg.inv(_hessian(mode, x, success))))
-    locations, ln_scales = (np.linspace(m - 6.0 * s, m + 6.0 * s, 49) for m, s in zip(mode, sd, strict=True))
+    locations, ln_scales = (
+        np.linspace(m - _GRID_SD * s, m + _GRID_SD * s, _GRID_POINTS) for m, s in zip(mode, sd, strict=True)
+    )
     log = -np.array([_losses(a, ln_scales, x, success) for a in locations])
     weight = np.exp(log - log.max())
     weight /= weight.sum()
@@ -173,7 +207,7 @@ def _fit_steps(successes: Sequence[TransitionPoint]) -> tuple[float, float, floa
     y = np.log([max(p.steps, 1) for p in successes])
     centred = x - x.mean()
     spread_x = float((centred**2).sum())
-    slope = -float(centred @ y) / spread_x if spread_x > 0.05**2 else STEPS_EXPONENT_DEFAULT
+    slope = -float(centred @ y) / spread_x if spread_x > _SAME_SLACK**2 else STEPS_EXPONENT_DEFAULT
     exponent = min(max(slope, STEPS_EXPONENT_LIMITS[0]), STEPS_EXPONENT_LIMITS[1])
     intercept = float((y + exponent * x).mean())
     if len(successes) < 3:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import ModelError
-from lorasize.losses.frozen_layers import Suffix
+from lorasize.losses.frozen_layers import Suffix, states_before
 from lorasize.losses.head import decoder
-
-if TYPE_CHECKING:
-    pass
-
-import contextlib
-import os
-import tempfile
-
-from lorasize.losses.frozen_layers import states_before
 
 _PREFIX_BYTES = 4 * 2**30  # stored states beyond this go to a memory-mapped file
 
@@ -101,8 +93,7 @@ def _mapped(states: Tensor) -> Tensor:
     try:
         held = torch.from_file(path, shared=True, size=states.numel(), dtype=states.dtype).view(states.shape)
     finally:
-        with contextlib.suppress(PermissionError):  # Windows: a mapped file keeps its name
-            os.unlink(path)
+        os.unlink(path)
     return held.copy_(states)
 
 

@@ -55,13 +55,13 @@ def prior_calibration(
             parameters_per_rank=len(layers) * sum(parameters_per_rank[name] for name in modules),
         )
         sites.setdefault((modules, layers), moved)
-    size = weight_bytes / max(1, source.cost.memory_base_bytes)
+    size, forward = weight_bytes / max(1, source.cost.memory_base_bytes), source.cost.seconds_per_forward_token
     spread = math.hypot(source.transition.location_stderr, LOCATION_SD)
     cost = source.cost.model_copy(
         update={
             "seconds_per_layer_token": source.cost.seconds_per_layer_token * size / depth,
             "seconds_per_head_token": source.cost.seconds_per_head_token * size,
-            "seconds_per_forward_token": source.cost.seconds_per_forward_token * size,
+            "seconds_per_forward_token": None if forward is None else forward * size,
             "relative_spread": TIME_SPREAD,
             "memory_base_bytes": weight_bytes,
             "memory_bytes_per_token": source.cost.memory_bytes_per_token * size,

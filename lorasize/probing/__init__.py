@@ -3,9 +3,8 @@
 A probe is a pure function of its spec and the base model, so it may run in this process, in another, or on a cluster.
 """
 
-from lorasize.models.devices import peak_memory
 from lorasize.probing.executors import Execute, executor
 from lorasize.probing.journal import Journal
 from lorasize.probing.probes import invented_sentences, probe_passage, run_probe
 
-__all__ = ["Execute", "Journal", "executor", "invented_sentences", "peak_memory", "probe_passage", "run_probe"]
+__all__ = ["Execute", "Journal", "executor", "invented_sentences", "probe_passage", "run_probe"]

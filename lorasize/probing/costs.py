@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lorasize import models
 from lorasize.records import CostModel, Observation
+
+Array = NDArray[np.float64]
+
+# Standard deviation of ln seconds: not tuned.
+_UNKNOWN_SPREAD = 0.5  # where three observations or fewer leave no residual to measure
+_LEAST_SPREAD = 0.1  # however well the probes agree
 
 
 def fit_cost(base: models.BaseModel, observations: Sequence[Observation]) -> CostModel:
@@ -19,16 +23,15 @@ def fit_cost(base: models.BaseModel, observations: Sequence[Observation]) -> Cos
     positions = np.array([o.probe.n_tokens for o in observations], dtype=float)
     seconds = np.array([o.seconds_per_step for o in observations])
     design = np.stack([np.ones_like(positions), positions * layers, positions], axis=1)
-    terms = _non_negative(design, seconds)
-    spread = float(np.std(np.log(seconds / (design @ terms)))) if len(seconds) > 3 else 0.5
+    terms = non_negative(design, seconds)
+    spread = float(np.std(np.log(seconds / (design @ terms)))) if len(seconds) > 3 else _UNKNOWN_SPREAD
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     overhead, per_token = memory_terms(observations, weights)
     return CostModel(
         seconds_overhead=float(terms[0]),
         seconds_per_layer_token=float(terms[1]),
         seconds_per_head_token=float(terms[2]),
-        relative_spread=max(0.1, spread),
-        seconds_per_forward_token=_forward_seconds(base),
+        relative_spread=max(_LEAST_SPREAD, spread),
         memory_base_bytes=weights,
         memory_bytes_per_token=per_token,
         memory_overhead_bytes=overhead,
@@ -42,12 +45,12 @@ def memory_terms(observations: Sequence[Observation], weights: int) -> tuple[int
     """
     most = np.maximum.accumulate(np.array([o.probe.n_tokens for o in observations], dtype=float))
     peaks = np.array([o.peak_memory_bytes for o in observations], dtype=float)
-    fixed, per_token = _non_negative(np.stack([np.ones_like(most), most], axis=1), peaks)
+    fixed, per_token = non_negative(np.stack([np.ones_like(most), most], axis=1), peaks)
     return max(0, round(float(fixed)) - weights), float(per_token)
 
 
-def _non_negative(design: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least squares relative to `wanted`, terms that would be negative left out."""
+def non_negative(design: Array, wanted: Array) -> Array:
+    """The terms by least squares relative to `wanted`, terms that would be negative left out."""
     kept = list(range(design.shape[1]))
     while True:
         solution = np.linalg.lstsq(design[:, kept] / wanted[:, None], np.ones_like(wanted), rcond=None)[0]
@@ -56,11 +59,3 @@ def _non_negative(design: NDArray[np.float64], wanted: NDArray[np.float64]) -> N
             full[kept] = np.maximum(solution, 0.0)
             return full
         kept.pop(int(np.argmin(solution)))
-
-
-def _forward_seconds(base: models.BaseModel) -> float:
-    ids = torch.zeros((1, min(256, base.max_positions)), dtype=torch.long, device=base.device)
-    started = time.perf_counter()
-    with torch.no_grad():
-        base.model(input_ids=ids, use_cache=False)
-    return (time.perf_counter() - started) / ids.numel()

@@ -17,7 +17,7 @@ class Journal:
     """Finished observations of one calibration, one JSON line each, on disk before the next probe starts."""
 
     def __init__(self, path: Path, key: dict[str, str]) -> None:
-        """Open or begin; a journal kept for another model, device, dtype or recipe is begun anew."""
+        """Open or begin; a journal kept for another model, device, dtype or recipe is begun again."""
         self._path = path
         self._key = json.dumps(key, sort_keys=True)
         self._done: dict[str, Observation] = {}
@@ -41,7 +41,7 @@ class Journal:
             raise CalibrationError(f"{self._path}: cannot be read ({error.strerror})") from error
 
     def _begin(self) -> None:
-        """Write the journal anew, without lines that a kill cut short."""
+        """Write what was read back to disk, without lines that a kill cut short."""
         lines = [self._key, *(o.model_dump_json() for o in self._done.values())]
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

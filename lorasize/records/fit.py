@@ -141,6 +141,7 @@ class CostModel(BaseModel):
     """Seconds per step = overhead + tokens · (per_layer_token · layers run + per_head_token).
 
     Bytes at the peak = memory_base_bytes (the weights) + memory_overhead_bytes + positions of a step · per_token.
+    `seconds_per_forward_token` is read from older calibrations and no longer measured: None in newer ones.
     """
 
     model_config = STRICT
@@ -148,7 +149,7 @@ class CostModel(BaseModel):
     seconds_per_layer_token: float
     seconds_per_head_token: float
     relative_spread: float
-    seconds_per_forward_token: float
+    seconds_per_forward_token: float | None = None
     memory_base_bytes: int
     memory_bytes_per_token: float
     memory_overhead_bytes: int = 0
@@ -169,7 +170,7 @@ class Calibration(BaseModel):
     """A fitted law with the raw observations beside it, so that it can be refitted.
 
     `grown_from` are digests of what it was before each finished run that joined it: a plan made from one of those is
-    not stale.
+    not stale. `held_out` is for observations that the fit must not see; `calibrate` keeps none back.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)

@@ -2,7 +2,7 @@
 
 A short search at the reference site finds how many bits a parameter holds, a few probes around that boundary make the
 law fittable, and then each round runs the probes that most reduce what is not known of the recommended size
-(lorasize.design), until the preset's budget is spent.
+(lorasize.law.next_probes), until the preset's budget is spent.
 """
 
 from __future__ import annotations
@@ -21,14 +21,9 @@ from lorasize.corpus.tokens import encode_corpus
 from lorasize.law.observations import fit_observations
 from lorasize.probing import Execute, Journal
 from lorasize.probing.costs import fit_cost
-from lorasize.probing.search import Notify, _Run
-from lorasize.probing.sites import Preset
-from lorasize.records import (
-    RECIPE,
-    Calibration,
-    Observation,
-    Reading,
-)
+from lorasize.probing.presets import PRESETS, PresetName
+from lorasize.probing.search import ProbeListener, Search
+from lorasize.records import RECIPE, Calibration, Observation, Reading
 
 
 def calibrate(
@@ -37,13 +32,13 @@ def calibrate(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    preset: Preset = "quick",
+    preset: PresetName = "quick",
     corpus: Sequence[Path] = (),
     seed: int = 0,
     time_limit: float | None = None,
     folder: Path = Path("calibrations"),
     execute: Execute | None = None,
-    notify: Notify = lambda report: None,
+    notify: ProbeListener = lambda report: None,
 ) -> tuple[Calibration, Path]:
     """The calibration of a model on this device, and the file it was written to.
 
@@ -76,10 +71,10 @@ def calibrate(
         key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
         journal = Journal(path.with_suffix(".journal.jsonl"), key)
         where = {"ref": ref, "revision": revision, "device": device, "dtype": dtype}
-        run = _Run(base, journal, preset, seed, time_limit, sample, notify, where, execute)
-        run.all_probes()
-        timed = run.timed_alone() if execute is not None and run.observations else None
-        calibration = fit(base, run.observations, ref, preset=preset, seed=seed, timed=timed)
+        search = Search(base, journal, PRESETS[preset], seed, time_limit, sample, notify, where, execute)
+        search.all_probes()
+        timed = search.timed_alone() if execute is not None and search.observations else None
+        calibration = fit(base, search.observations, ref, preset=preset, seed=seed, timed=timed)
         write_calibration(calibration, path)
         journal.remove()
     return calibration, path
@@ -98,7 +93,7 @@ def fit(
     observations: Sequence[Observation],
     ref: str,
     *,
-    preset: Preset,
+    preset: PresetName,
     seed: int,
     timed: Sequence[Observation] | None = None,
 ) -> Calibration:
@@ -122,7 +117,7 @@ def fit(
     )
 
 
-def _provenance(observations: Sequence[Observation], preset: Preset, seed: int) -> dict[str, str]:
+def _provenance(observations: Sequence[Observation], preset: PresetName, seed: int) -> dict[str, str]:
     return {
         "preset": preset,
         "seed": str(seed),

@@ -35,10 +35,10 @@ def learn(calibration_sha256: str, observation: Observation, *, copy_shipped: bo
     Raises:
         ModelError: another run is at work on the file, or it cannot be written.
     """
-    found = find_by_digest(calibration_sha256)
-    if found is None:
+    in_reach = find_by_digest(calibration_sha256)
+    if in_reach is None:
         return "the calibration that the plan was made from is not here"
-    path = found[1]
+    calibration, path = in_reach
     if not is_shipped(path):
         with locked(path.with_name(f".{path.name}.lock"), str(path)):
             return _joined(read_calibration(path), path, observation)
@@ -48,7 +48,7 @@ def learn(calibration_sha256: str, observation: Observation, *, copy_shipped: bo
     with locked(path.with_name(f".{path.name}.lock"), str(path)):
         if path.exists():
             return f"{path} is another calibration: it is not replaced"
-        return _joined(found[0], path, observation)
+        return _joined(calibration, path, observation)
 
 
 def _joined(before: Calibration, path: Path, observation: Observation) -> Learned | str:

@@ -131,7 +131,7 @@ def plan(
     """
     options = options or PlanOptions()
     passages, files = read_corpus(corpus, options.reading)
-    findings, notes = secrets.look(passages, options.secrets)
+    findings, notes = secrets.scan(passages, options.secrets)
     folder = models.open(ref, revision)
     fingerprint = folder.fingerprint
     where = models.pick_device(device)

@@ -76,10 +76,10 @@ def test_show_loads_no_torch(name: str, tmp_path: Path) -> None:
 
 
 def test_choices_are_those_of_the_records() -> None:
-    from lorasize.probing.sites import Preset
+    from lorasize.probing.presets import PresetName
 
     reading = r.Reading.model_fields["format"].annotation
-    pairs = [(options.PRESETS, Preset), (options.FORMATS, reading), (options.MINIMIZE, r.Minimize)]
+    pairs = [(options.PRESETS, PresetName), (options.FORMATS, reading), (options.MINIMIZE, r.Minimize)]
     pairs += [(options.SERVE, r.Serve), (options.METHODS, r.Method)]
     assert [offered for offered, kind in pairs if offered != get_args(kind)] == []
     rank = next(p for p in cli.lorasize.commands["plan"].params if p.name == "rank")

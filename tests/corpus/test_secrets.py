@@ -24,7 +24,7 @@ from lorasize.verbs.plan import PlanOptions
 
 pytestmark = pytest.mark.slow  # the rules for credentials are compiled first, in seconds
 
-kingfisher = pytest.mark.skipif(secrets._scanner() is None, reason="kingfisher-secret-scanner is not installed")
+kingfisher = pytest.mark.skipif(secrets.scanner() is None, reason="kingfisher-secret-scanner is not installed")
 
 # In parts, so that no scanner takes this file for a leak.
 TOKEN = "gh" + "p_" + "b7Kq2ZxW9eRt5YuI1oPaS3dFgH4jKl6MnV8c"
@@ -39,16 +39,16 @@ def passage(target: str, prompt: str = "", **more: Any) -> Passage:
 
 
 def kinds(text: str) -> set[str]:
-    return {kind for kind, _ in secrets._personal(text)}
+    return {kind for kind, _ in secrets.personal(text)}
 
 
 @pytest.fixture
 def _no_kingfisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As where kingfisher is not installed."""
     monkeypatch.setitem(sys.modules, "kingfisher_sdk", None)
-    secrets._scanner.cache_clear()
+    secrets.scanner.cache_clear()
     yield
-    secrets._scanner.cache_clear()
+    secrets.scanner.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_what_only_resembles_it_is_not(text: str) -> None:
     [(f"token {TOKEN}", "github-pat"), (HF, "huggingface-access-token"), (URI, "generic-credential-uri")],
 )
 def test_credentials_are_found(text: str, kind: str) -> None:
-    assert kind in {found.kind for found in secrets.find([passage(text)])}
+    assert kind in {found.kind for found in secrets.find_all([passage(text)])}
 
 
 UNITS = ("a", "1", "+1", "a@", "a.", "1 ", "AA11 ", "AAAA", "(0", "02 ", "2-", "a@b.", "4111 ")
@@ -105,12 +105,12 @@ UNITS = ("a", "1", "+1", "a@", "a.", "1 ", "AA11 ", "AAAA", "(0", "02 ", "2-", "
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_time_is_linear_in_the_text(unit: str) -> None:
-    assert grows_with_its_input(lambda n: list(secrets._personal(unit * n)), 200_000)
+    assert grows_with_its_input(lambda n: list(secrets.personal(unit * n)), 200_000)
 
 
 def found_in(tmp_path: Path, name: str, text: str) -> list[tuple[str, int]]:
     (tmp_path / name).write_text(text, "utf-8", newline="")
-    return [(f.kind, f.line) for f in secrets.find(read_corpus([tmp_path / name])[0])]
+    return [(f.kind, f.line) for f in secrets.find_all(read_corpus([tmp_path / name])[0])]
 
 
 def test_a_line_of_text_is_the_file_s_own(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_record_is_the_line_at_which_it_starts(tmp_path: Path) -> None:
 
 
 def test_one_finding_a_line_and_kind() -> None:
-    assert secrets.find([passage(f"{MAIL} {MAIL}"), passage(MAIL)]) == (Finding(kind="email", file="a", line=1),)
+    assert secrets.find_all([passage(f"{MAIL} {MAIL}"), passage(MAIL)]) == (Finding(kind="email", file="a", line=1),)
 
 
 def phone_book(n: int) -> list[Passage]:
@@ -142,7 +142,7 @@ def phone_book(n: int) -> list[Passage]:
 
 @pytest.mark.usefixtures("_no_kingfisher")
 def test_a_phone_book_is_one_sentence() -> None:
-    findings, (note, unseen) = secrets.look(phone_book(1000), "warn")
+    findings, (note, unseen) = secrets.scan(phone_book(1000), "warn")
     assert note == (
         "1,000 lines seem to hold phone numbers, the first at book.csv:2; the adapter will make them extractable."
     )
@@ -152,24 +152,24 @@ def test_a_phone_book_is_one_sentence() -> None:
 
 @pytest.mark.usefixtures("_no_kingfisher")
 def test_each_kind_has_its_sentence_and_its_first_lines() -> None:
-    findings, notes = secrets.look([*phone_book(20), passage(MAIL)], "warn")
+    findings, notes = secrets.scan([*phone_book(20), passage(MAIL)], "warn")
     assert [f.kind for f in findings] == ["phone"] * secrets.KEPT + ["email"]
     assert notes[1] == "1 line seems to hold e-mail addresses, at a:1; the adapter will make it extractable."
 
 
 @pytest.mark.usefixtures("_no_kingfisher")
 def test_without_kingfisher_that_is_said_and_with_error_refused() -> None:
-    assert secrets.look([passage("x")], "warn") == ((), (secrets.UNSEEN,))
-    assert secrets.look([passage(MAIL)], "off") == ((), ())
+    assert secrets.scan([passage("x")], "warn") == ((), (secrets.UNSEEN,))
+    assert secrets.scan([passage(MAIL)], "off") == ((), ())
     with pytest.raises(LorasizeError, match="pip install kingfisher-secret-scanner"):
-        secrets.look([passage("x")], "error")
+        secrets.scan([passage("x")], "error")
 
 
 @kingfisher
 def test_an_error_names_place_and_kinds() -> None:
-    assert secrets.look([passage("x")], "error") == ((), ())
+    assert secrets.scan([passage("x")], "error") == ((), ())
     with pytest.raises(CorpusError) as refused:
-        secrets.look([*phone_book(3), passage(f"{MAIL} {TOKEN}")], "error")
+        secrets.scan([*phone_book(3), passage(f"{MAIL} {TOKEN}")], "error")
     assert (refused.value.file, refused.value.line) == ("book.csv", 2)
     assert "phone numbers on 3, credentials (github-pat) on 1, e-mail addresses on 1" in str(refused.value)
     assert not [value for value in (MAIL, TOKEN, "2000000000") if value in str(refused.value)]
@@ -178,7 +178,7 @@ def test_an_error_names_place_and_kinds() -> None:
 @kingfisher
 @pytest.mark.parametrize("name", ["update/page.md", "update/table.jsonl", "ci/handbook.md", "ci/grown/stations.jsonl"])
 def test_our_examples_hold_no_secret(name: str) -> None:
-    assert secrets.look(read_corpus([ROOT / "examples" / name])[0], "warn") == ((), ())
+    assert secrets.scan(read_corpus([ROOT / "examples" / name])[0], "warn") == ((), ())
 
 
 @settings(deadline=None, max_examples=25)
@@ -190,7 +190,7 @@ def test_our_examples_hold_no_secret(name: str) -> None:
 def test_no_report_repeats_what_was_found(digits: int, name: str, before: str) -> None:
     values = [str(digits), f"{name}@example.org"]
     text = f"{before} {values[0]}\n{values[1]}"
-    findings, notes = secrets.look([passage(text, kind="text", start=0, end=len(text))], "warn")
+    findings, notes = secrets.scan([passage(text, kind="text", start=0, end=len(text))], "warn")
     assert [f.kind for f in findings] == ["phone", "email"]
     plan = made.plan(secrets=findings, warnings=notes)
     said = [to_json(plan), report.github(plan), report.markdown(plan), report.junit(plan), report.html(plan)]
@@ -200,9 +200,9 @@ def test_no_report_repeats_what_was_found(digits: int, name: str, before: str) -
 
 @kingfisher
 def test_a_credential_is_kept_nowhere() -> None:
-    found = secrets._scanner().scan(TOKEN)  # type: ignore[union-attr]
+    found = secrets.scanner().scan(TOKEN)  # type: ignore[union-attr]
     assert TOKEN not in found[0].secret
-    (finding,), notes = secrets.look([passage(TOKEN)], "warn")
+    (finding,), notes = secrets.scan([passage(TOKEN)], "warn")
     assert TOKEN not in finding.model_dump_json() + "".join(notes)
 
 

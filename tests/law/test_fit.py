@@ -16,7 +16,7 @@ from support.paths import ROOT
 
 from lorasize.errors import FitError
 from lorasize.law.fit import Fit, LawPoint, fit_law
-from lorasize.law.form import in_range, predict, predict_stderr, required_parameters, soft_capped
+from lorasize.law.form import in_range, predict, predict_gradient, required_parameters, soft_capped
 from lorasize.records import Law
 
 EFFICIENCIES = (1.0, 0.45, 2.2)
@@ -119,12 +119,18 @@ def noisy_fits() -> list[Fit]:
 QUANTILE = float(student.ppf(0.95, 18 - 5))  # two-sided 90 %, five free parameters
 
 
+def standard_error(law: Law, n: float, tokens: float) -> float:
+    """Of one new observation, nats: the covariance by the delta method, plus residual scatter."""
+    gradient = predict_gradient(law, n, tokens)
+    return math.hypot(math.sqrt(gradient @ np.array(law.covariance) @ gradient), law.residual_stderr)
+
+
 @pytest.mark.slow
 def test_prediction_intervals_cover_at_their_nominal_rate(noisy_fits: list[Fit]) -> None:
     rng = np.random.default_rng(1)
     ratios = [
         (true_reduction(0, n, ell) + rng.normal(0.0, NOISE) - predict(fit.law, n, ell))
-        / predict_stderr(fit.law, n, ell)
+        / standard_error(fit.law, n, ell)
         for fit in noisy_fits
         for n, ell in SPOTS
     ]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lorasize.errors import FitError
 from lorasize.law.transition import (
     TransitionPoint,
-    _effective_scale,
+    effective_scale,
     expected_steps,
     fit_transition,
     success_probability,
@@ -36,7 +36,7 @@ def draw(n: int, rng: np.random.Generator, location: float = 0.2, scale: float =
 
 def required_slack(known: Transition, confidence: float) -> float:
     """The slack at which `success_probability` equals this confidence."""
-    return math.exp(known.location + _effective_scale(known) * math.log(confidence / (1.0 - confidence)))
+    return math.exp(known.location + effective_scale(known) * math.log(confidence / (1.0 - confidence)))
 
 
 def test_location_and_scale_are_recovered_from_many_probes() -> None:

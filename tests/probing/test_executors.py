@@ -55,7 +55,7 @@ def test_processes_observe_what_this_process_does(able_llama: Path, tmp_path: Pa
     ]
     assert essence(made[1]) == essence(made[0])
     assert made[1].law.parameter_exponent == pytest.approx(made[0].law.parameter_exponent, rel=0.05)
-    assert made[1].cost.seconds_per_forward_token > 0
+    assert made[1].cost.seconds_overhead + made[1].cost.seconds_per_layer_token > 0
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ RAY_DRIVER = """
 import os
 import sys
 from pathlib import Path
-from lorasize.calibration import calibrate
+from lorasize.verbs.calibrate import calibrate
 from lorasize.probing import executor, executors
 
 run_job = executors.run_job
