@@ -74,7 +74,7 @@ def _decode_here(job: DecodeJob) -> Iterator[Decoded]:
 
 def readers(base: Path, made: Path, stack: ExitStack) -> list[Reader]:
     """The commands, each on the one file that is bad: what lies beside it is good."""
-    secrets._scanner()  # its rules are compiled once, in seconds
+    secrets.scanner()  # its rules are compiled once, in seconds
     from lorasize.recall import verdict
 
     stack.callback(setattr, verdict, "decode_afresh", verdict.decode_afresh)
