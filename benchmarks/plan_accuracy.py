@@ -76,7 +76,7 @@ def run_one(
     from lorasize.verbs.plan import PlanOptions, plan
 
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = models.load_tokenizer(models.resolve(models.BUILTIN))
+        tokenizer = models.open(models.BUILTIN).tokenizer
         file = write_corpus(Path(folder), kind, n_tokens, seed, tokenizer)
         sized = plan([file], device="cpu", dtype="float32", options=PlanOptions(calibration=calibration))
     runs = _Runs(sized, journal / f"{kind}-{n_tokens}-{seed}.jsonl", finished=finished)

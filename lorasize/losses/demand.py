@@ -11,10 +11,7 @@ from torch import Tensor
 from lorasize.corpus.repetition import repeated
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import ModelError
-from lorasize.records import (
-    Demand,
-    PassageDemand,
-)
+from lorasize.records import Demand, PassageDemand
 from lorasize.units import bits
 
 _COSTLIEST = 10  # passages named in a plan

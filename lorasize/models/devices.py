@@ -11,6 +11,8 @@ import torch
 
 from lorasize.errors import ModelError
 
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
 
 def processor() -> str:
     """The processor by the name that it gives itself; part of a calibration's device."""
@@ -28,9 +30,6 @@ def peak_memory() -> int:
         return int(torch.cuda.max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def pick_device(name: str = "auto") -> torch.device:

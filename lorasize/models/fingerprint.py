@@ -11,20 +11,6 @@ from lorasize.errors import ModelError
 from lorasize.models.conversion import reason
 from lorasize.records import ModelFingerprint
 
-
-def check_base(expected: ModelFingerprint, seen: ModelFingerprint, ref: str) -> None:
-    """Refuse a base model that is not the one the adapter was trained on.
-
-    Raises:
-        ModelError: naming what differs.
-    """
-    parts = {"weights": "weights", "config": "config", "tokenizer": "tokenizer or chat template"}
-    different = [name for part, name in parts.items() if getattr(seen, part) != getattr(expected, part)]
-    if different:
-        what = ", ".join(different)
-        raise ModelError(f"{ref} is another base model than the adapter was trained on: its {what} differ")
-
-
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -35,11 +21,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-
-
 _VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "_commit_hash")
-
-
 # How and where a tokenizer was loaded, which transformers writes too: read offline, the same one differs.
 _VOLATILE_TOKENIZER = (
     "transformers_version",
@@ -68,6 +50,19 @@ def fingerprint(folder: Path) -> ModelFingerprint:
         config=_settings_sha256(folder / "config.json", _VOLATILE_CONFIG),
         tokenizer=tokenizer.hexdigest(),
     )
+
+
+def check_base(expected: ModelFingerprint, seen: ModelFingerprint, ref: str) -> None:
+    """Refuse a base model that is not the one the adapter was trained on.
+
+    Raises:
+        ModelError: naming what differs.
+    """
+    parts = {"weights": "weights", "config": "config", "tokenizer": "tokenizer or chat template"}
+    different = [name for part, name in parts.items() if getattr(seen, part) != getattr(expected, part)]
+    if different:
+        what = ", ".join(different)
+        raise ModelError(f"{ref} is another base model than the adapter was trained on: its {what} differ")
 
 
 def _settings_sha256(path: Path, volatile: tuple[str, ...]) -> str:

@@ -61,9 +61,9 @@ def _check_depth(gguf: Path) -> None:
         return  # transformers says so
     start = architecture.end()
     key = head[start : start + architecture[1][0]] + b".block_count"
-    _, _, found = head.partition(len(key).to_bytes(8, "little") + key)
-    wide = found[:4] in (b"\x0a\0\0\0", b"\x0b\0\0\0")  # a number of 64 bits
-    layers = int.from_bytes(found[4 : 12 if wide else 8], "little")
+    _, _, value = head.partition(len(key).to_bytes(8, "little") + key)
+    wide = value[:4] in (b"\x0a\0\0\0", b"\x0b\0\0\0")  # a number of 64 bits
+    layers = int.from_bytes(value[4 : 12 if wide else 8], "little")
     if not 0 < layers <= MAX_LAYERS:
         raise ModelError(f"{gguf}: damaged: its number of layers is {layers}")
 
@@ -136,7 +136,7 @@ def _from_hub(ref: str, revision: str | None) -> Path:
         folder = snapshot_download(
             ref, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         )
-    except Exception as error:  # the hub client raises a dozen kinds; each means that the model cannot be reached
+    except Exception as error:  # the hub client raises a dozen kinds; each means that nothing can be fetched
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{ref:.200}: not found here or on the hub ({first:.300})") from error
     return _checked_folder(Path(folder))

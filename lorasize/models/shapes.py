@@ -62,13 +62,13 @@ def transposes_weights(model: nn.Module) -> bool:
 
 
 def _linears(layer: nn.Module) -> dict[str, LinearShape]:
-    found: dict[str, LinearShape] = {}
+    linears: dict[str, LinearShape] = {}
     for path, module in layer.named_modules():
         path = path.replace(".base_layer", "")
         if "lora_" in path:
             continue
         if isinstance(module, Conv1D):
-            found[path] = LinearShape(module.weight.shape[0], module.weight.shape[1])
+            linears[path] = LinearShape(module.weight.shape[0], module.weight.shape[1])
         elif isinstance(module, nn.Linear):
-            found[path] = LinearShape(module.in_features, module.out_features)
-    return found
+            linears[path] = LinearShape(module.in_features, module.out_features)
+    return linears

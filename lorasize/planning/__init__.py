@@ -4,8 +4,6 @@
 where the limits stand; `prior` stands in for a calibration that was not made yet.
 """
 
-from lorasize.law.capacity import capacity_slack, equivalent_tokens
-from lorasize.law.drift import predicted_drift
 from lorasize.planning.budgets import Limits, all_kept, budgets, judged_again
 from lorasize.planning.choice import (
     RANKS,
@@ -40,16 +38,13 @@ __all__ = [
     "assess_all",
     "budgets",
     "candidates",
-    "capacity_slack",
     "cautious_transition",
     "compare",
     "e_folds_out_of_range",
-    "equivalent_tokens",
     "infeasible_plan",
     "judged_again",
     "make_plan",
     "predict",
-    "predicted_drift",
     "prior_calibration",
     "rank_interval",
     "ranks_at_site",

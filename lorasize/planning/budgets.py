@@ -6,13 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lorasize.records import (
-    AdapterSpec,
-    Against,
-    Budget,
-    Level,
-    Prediction,
-)
+from lorasize.records import AdapterSpec, Against, Budget, Level, Prediction
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ def budgets(
         ("seconds", limits.max_seconds, prediction.seconds.point, prediction.seconds.hi),
         ("memory", limits.max_memory, prediction.peak_memory_bytes, prediction.peak_memory_bytes),
     )
-    found = []
+    verdict = []
     for name, limit, point, upper in asked:
         level = limits.levels.get(name, "error")
         if limit is None or level == "off":
@@ -59,8 +53,8 @@ def budgets(
         against = limits.against.get(name, "upper" if name == "seconds" else "point")
         only_warn = level == "warn" or (name == "seconds" and not same_device)
         actual = point if against == "point" else upper
-        found.append(_judged(name, limit, actual, "warn" if only_warn else "error", against))
-    return tuple(found)
+        verdict.append(_judged(name, limit, actual, "warn" if only_warn else "error", against))
+    return tuple(verdict)
 
 
 def judged_again(budget: Budget) -> Budget:

@@ -172,8 +172,8 @@ def assess_all(
         CalibrationError: the module set was not calibrated.
     """
     transition = cautious_transition(calibration, demand)
-    found = candidates(calibration, rank=rank, target_modules=target_modules)
-    return [assess(c, calibration, transition, demand, n_positions) for c in found]
+    options = candidates(calibration, rank=rank, target_modules=target_modules)
+    return [assess(c, calibration, transition, demand, n_positions) for c in options]
 
 
 def cheapest(options: Sequence[Assessment], confidence: float, minimize: Minimize) -> Assessment:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lorasize.records import (
-    Difference,
-    Plan,
-)
+from lorasize.records import Difference, Plan
 
 QuantityName = Literal["tokens", "nats", "rank", "parameters", "bytes", "seconds"]
 

@@ -161,12 +161,12 @@ def _options(
     Raises:
         CalibrationError: the module set, or the site to start at, was not calibrated.
     """
-    found = assess_all(
+    options = assess_all(
         calibration, demand, work.n_positions, rank=wishes.rank, target_modules=wishes.target_modules
     )
     if at is None:
-        return found
-    containing = [a for a in found if a.candidate.site == at.site and a.candidate.rank >= at.rank]
+        return options
+    containing = [a for a in options if a.candidate.site == at.site and a.candidate.rank >= at.rank]
     if not containing:
         where = f"{', '.join(at.target_modules)} in layers {', '.join(map(str, at.layers_to_transform))}"
         raise CalibrationError(f"The calibration holds no site {where}, or no rank from {at.rank} on there.")

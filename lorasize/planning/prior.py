@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from lorasize.records import Calibration, CalibrationModel, SiteEfficiency
+from lorasize.records import Calibration, CalibrationModel, CostModel, Site, SiteEfficiency
 
 LOCATION_SD = 0.5  # of ln slack: what bits per parameter of another model are worth here
 EFFICIENCY_SD = 0.3  # of ln efficiency, as for a site that no open probe measures
@@ -40,8 +40,27 @@ def prior_calibration(
         dtype: Of the base weights.
         weight_bytes: Size of this model's weights; memory and seconds are scaled by it.
     """
-    best, depth = source.sites[0].target_modules, model.n_layers / source.model.n_layers
-    sites: dict[tuple[tuple[str, ...], tuple[int, ...]], SiteEfficiency] = {}
+    spread = math.hypot(source.transition.location_stderr, LOCATION_SD)
+    return Calibration(
+        model=model,
+        recipe=source.recipe,
+        device=device,
+        dtype=dtype,
+        law=source.law,
+        sites=_moved_sites(source, model.n_layers, parameters_per_rank, reference_module),
+        transition=source.transition.model_copy(update={"location_stderr": spread}),
+        cost=_moved_cost(source, model.n_layers, weight_bytes),
+        observations=(),
+        provenance={**source.provenance, SOURCE: f"{source.model.ref} on {source.device} in {source.dtype}"},
+    )
+
+
+def _moved_sites(
+    source: Calibration, n_layers: int, parameters_per_rank: Mapping[str, int], reference_module: str
+) -> tuple[SiteEfficiency, ...]:
+    """The sites whose modules this model has, at the same relative depth; the first of those that fall together."""
+    best, depth = source.sites[0].target_modules, n_layers / source.model.n_layers
+    sites: dict[Site, SiteEfficiency] = {}
     for site in source.sites:
         modules = (reference_module,) if site.target_modules == best else site.target_modules
         if any(name not in parameters_per_rank for name in modules):
@@ -54,30 +73,23 @@ def prior_calibration(
             stderr=math.hypot(site.stderr, EFFICIENCY_SD * site.efficiency),
             parameters_per_rank=len(layers) * sum(parameters_per_rank[name] for name in modules),
         )
-        sites.setdefault((modules, layers), moved)
-    size, forward = weight_bytes / max(1, source.cost.memory_base_bytes), source.cost.seconds_per_forward_token
-    spread = math.hypot(source.transition.location_stderr, LOCATION_SD)
-    cost = source.cost.model_copy(
+        sites.setdefault(moved.site, moved)
+    return tuple(sites.values())
+
+
+def _moved_cost(source: Calibration, n_layers: int, weight_bytes: int) -> CostModel:
+    """Seconds and bytes in proportion to the weights."""
+    cost, depth = source.cost, n_layers / source.model.n_layers
+    size, forward = weight_bytes / max(1, cost.memory_base_bytes), cost.seconds_per_forward_token
+    return cost.model_copy(
         update={
-            "seconds_per_layer_token": source.cost.seconds_per_layer_token * size / depth,
-            "seconds_per_head_token": source.cost.seconds_per_head_token * size,
+            "seconds_per_layer_token": cost.seconds_per_layer_token * size / depth,
+            "seconds_per_head_token": cost.seconds_per_head_token * size,
             "seconds_per_forward_token": None if forward is None else forward * size,
             "relative_spread": TIME_SPREAD,
             "memory_base_bytes": weight_bytes,
-            "memory_bytes_per_token": source.cost.memory_bytes_per_token * size,
+            "memory_bytes_per_token": cost.memory_bytes_per_token * size,
         }
-    )
-    return Calibration(
-        model=model,
-        recipe=source.recipe,
-        device=device,
-        dtype=dtype,
-        law=source.law,
-        sites=tuple(sites.values()),
-        transition=source.transition.model_copy(update={"location_stderr": spread}),
-        cost=cost,
-        observations=(),
-        provenance={**source.provenance, SOURCE: f"{source.model.ref} on {source.device} in {source.dtype}"},
     )
 
 

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import math
 
-from lorasize.records import (
-    AdapterSpec,
-    RulesOfThumb,
-    Serve,
-    Serving,
-)
+from lorasize.records import AdapterSpec, RulesOfThumb, Serve, Serving
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts as max_lora_rank
-
-
 VLLM_DEFAULT_RANK = 16
-
-
 FLAT_RANK = 16
 
 

@@ -15,24 +15,24 @@ def plan_warnings(
     calibration: Calibration, demand: Demand, chosen: Assessment, confidence: float, *, same_device: bool
 ) -> tuple[str, ...]:
     """Every warning of a plan with this adapter; `same_device`: times were measured on the plan's device."""
-    found = range_warnings(calibration, demand, chosen)
+    warnings = range_warnings(calibration, demand, chosen)
     if chosen.success_probability < confidence:
-        found.append(
+        warnings.append(
             f"No adapter searched reaches confidence {confidence:g}: this one has the most capacity and is predicted "
             f"to succeed with probability {chosen.success_probability:.2f}."
         )
     if not same_device:
-        found.append(f"Times were measured on {calibration.device}, not on the plan's device: they are rough.")
-    return tuple(found)
+        warnings.append(f"Times were measured on {calibration.device}, not on the plan's device: they are rough.")
+    return tuple(warnings)
 
 
 def range_warnings(calibration: Calibration, demand: Demand, chosen: Assessment) -> list[str]:
     """Why the choice is extrapolated: empty when law and transition were both calibrated around it."""
     law, tokens = calibration.law, equivalent_tokens(calibration.law, demand)
     effective = chosen.candidate.effective_parameters
-    found = []
+    warnings = []
     if source := source_of(calibration):
-        found.append(
+        warnings.append(
             f"Not calibrated: these figures are those of {source}, moved over to this model with a wide interval. "
             f"Run `lorasize calibrate` on {calibration.model.ref} in {calibration.dtype} for its own."
         )
@@ -40,17 +40,17 @@ def range_warnings(calibration: Calibration, demand: Demand, chosen: Assessment)
         (n_lo, n_hi), (l_lo, l_hi) = law.parameters_range, law.tokens_range
         beyond = effective > n_hi * RANGE_TOLERANCE or tokens > l_hi * RANGE_TOLERANCE
         rough = "Read size, steps and seconds as rough." if beyond else "Smaller than that is easier; times are rough."
-        found.append(
+        warnings.append(
             f"Extrapolated: calibrated for {n_lo:,.0f} to {n_hi:,.0f} effective parameters and corpora like "
             f"{l_lo:,.0f} to {l_hi:,.0f} random tokens; asked for {effective:,.0f} and {tokens:,.0f}. {rough}"
         )
     most = _most_slack(calibration)
     if chosen.slack > most * RANGE_TOLERANCE:
-        found.append(
+        warnings.append(
             f"Extrapolated: capacity slack {chosen.slack:.2f}, while no probe had more than {most:.2f}; "
             "recall is likely, steps and seconds are rough."
         )
-    return found
+    return warnings
 
 
 def _most_slack(calibration: Calibration) -> float:

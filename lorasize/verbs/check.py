@@ -43,8 +43,8 @@ def check(plan: Plan, file: str, limits: Limits) -> Check:
     if not changed and not plan.feasibility.feasible:
         issues = plan.feasibility.issues
     calibration = _calibration(plan)
-    found = _budgets(plan, limits)
-    over = not all_kept(found)
+    verdict = _budgets(plan, limits)
+    over = not all_kept(verdict)
     stale = (*changed, *_other_reasons(plan, calibration), *_contradictions(plan, calibration, over=over))
     return Check(
         status="infeasible" if issues else "stale" if stale else "over_budget" if over else "ok",
@@ -52,7 +52,7 @@ def check(plan: Plan, file: str, limits: Limits) -> Check:
         stale=stale,
         feasibility=Feasibility(feasible=not issues, issues=issues),
         adapter=plan.adapter,
-        budgets=found,
+        budgets=verdict,
         costliest=plan.demand.costliest if plan.demand is not None else (),
         warnings=plan.warnings,
     )
@@ -71,8 +71,8 @@ def _corpus(plan: Plan) -> tuple[list[Passage], list[str]]:
 
 
 def _calibration(plan: Plan) -> Calibration | None:
-    found = None if plan.inputs.prior else find_by_digest(plan.inputs.calibration_sha256)
-    return None if found is None else found[0]
+    kept = None if plan.inputs.prior else find_by_digest(plan.inputs.calibration_sha256)
+    return None if kept is None else kept[0]
 
 
 def _other_reasons(plan: Plan, calibration: Calibration | None) -> Iterator[str]:

@@ -16,6 +16,7 @@ from lorasize.artifacts.files import cache_folder
 from lorasize.errors import ModelError
 from lorasize.models import BUILTIN, LinearShape, conversion, linear_shapes
 from lorasize.models import references as finding
+from lorasize.records import ModelFingerprint
 
 TINY = {
     "vocab_size": 64,
@@ -165,6 +166,22 @@ def test_a_loaded_model_is_frozen_and_in_eval_mode(torch: Any, tiny_gpt2: Path) 
     assert not any(module.training for module in base.model.modules())
     assert base.fingerprint == models.fingerprint(tiny_gpt2)
     assert base.tokenizer.eos_token == "<|im_end|>"
+
+
+def test_a_folder_is_read_when_asked_and_once(tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, fingerprint = [], models.fingerprint
+
+    def counted(path: Path) -> ModelFingerprint:
+        read.append(path)
+        return fingerprint(path)
+
+    monkeypatch.setattr("lorasize.models.folder.fingerprint", counted)
+    folder = models.open(str(tiny_gpt2))
+    assert (folder.n_layers, folder.max_positions, read) == (4, 256, [])
+    base = folder.load(device="cpu")
+    assert base.fingerprint is folder.fingerprint
+    assert base.tokenizer is folder.tokenizer
+    assert (base.ref, base.folder, read) == (str(tiny_gpt2), folder.path, [folder.path])
 
 
 def test_truncated_weights_are_refused(copied: Path) -> None:

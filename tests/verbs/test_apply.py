@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lorasize.artifacts.events import Decoding
 from lorasize.artifacts.plans import read_plan, write_plan
 from lorasize.artifacts.workspace import staged
 from lorasize.errors import InfeasibleCorpusError, ModelError, StalePlanError
-from lorasize.planning import Limits
+from lorasize.planning import Limits, Wishes
 from lorasize.records import Budget, Calibration, Demand, Escalation, Outcome, Plan, Site, StepReport, digest
 from lorasize.training import run as session
 from lorasize.training.run import ApplyOptions
@@ -85,6 +86,14 @@ def test_an_explicit_rank_and_limits_reach_the_plan(
     assert made.adapter is not None
     assert (made.adapter.rank, made.status) == (5, "over_budget")
     assert [b.id for b in made.budgets if b.result == "fail"] == ["rank"]
+
+
+def test_a_wish_reaches_the_plan_under_its_own_name() -> None:
+    asked: dict[str, Any] = {"confidence": 0.7, "minimize": "seconds", "rank": 3, "target_modules": ("up_proj",)}
+    asked |= {"limits": Limits(max_rank=4), "serve": "vllm"}
+    assert asked.keys() == {field.name for field in fields(Wishes)}
+    assert PlanOptions(**asked).wishes == Wishes(**asked)
+    assert PlanOptions().wishes == Wishes()
 
 
 @pytest.mark.usefixtures("_no_model")
