@@ -44,7 +44,6 @@ PAPER_EPOCHS = 200
 NAMES = {"trainer": "HF Trainer + PEFT", "trl": "TRL SFTTrainer", "paper": "the paper's recipe, our fast path"}
 
 
-# ---------------------------------------------------------------- corpora
 def encoded_corpus(base: Any, name: str, seed: int, n_passages: int = 20) -> list[Any]:
     """The passages of a corpus as token ids, made from a seed."""
     from lorasize.corpus.tokens import EncodedPassage, stop_token_id
@@ -68,7 +67,6 @@ def encoded_corpus(base: Any, name: str, seed: int, n_passages: int = 20) -> lis
     return [EncodedPassage(nothing, prompt, target) for prompt, target in texts]
 
 
-# ---------------------------------------------------------------- one run, in its own process
 def run_one(name: str, method: str, rate: float, seed: int, cap: float) -> dict[str, Any]:
     """Train until every token is above ½, or for `cap` seconds."""
     from lorasize import models
@@ -194,7 +192,6 @@ def _peer(
     return {"seconds": seconds, "check_seconds": state["checks"], "steps": steps, "n_left": state["left"]}
 
 
-# ---------------------------------------------------------------- all runs
 class Runs:
     """Runs by what they were asked to do; each is on disk before the next starts."""
 

@@ -63,7 +63,6 @@ LADDER: tuple[tuple[str, tuple[int, ...], int], ...] = (  # module, layers, rank
 )
 
 
-# ---------------------------------------------------------------- one corpus, in its own process
 class _Unfinished(Exception):  # noqa: N818 - an answer, not an error
     """A training that is not in the journal."""
 
@@ -224,7 +223,6 @@ class _Runs:
         return next((k for k in range(first + 1, len(rungs)) if self.holds(rungs[k])), None)
 
 
-# ---------------------------------------------------------------- the verdict
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Success rate, excess, coverage, for plan and for the rules of thumb."""
     known = [row for row in rows if row["true_minimum"]]

@@ -79,7 +79,6 @@ codes.write_text(json.dumps(found))
 """
 
 
-# ---------------------------------------------------------------- running
 @dataclass(frozen=True)
 class Side:
     """One of the two trees: its package, and the folder in which its commands are run."""
@@ -154,7 +153,6 @@ def run_all(sides: Sequence[Side], inputs: Path, tiny: bool, calibrate: bool) ->
         list(pool.map(run, sides))
 
 
-# ---------------------------------------------------------------- inputs
 def git(*arguments: str) -> bytes:
     """What git says of the repository one stands in.
 
@@ -221,7 +219,6 @@ def kept_as(sha: str, tiny: bool, threads: int) -> str:
     return f"{sha[:12]}-{'tiny' if tiny else 'full'}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
 
 
-# ---------------------------------------------------------------- comparing
 def made(folder: Path) -> set[str]:
     """Every file that the commands left, by its path in the folder."""
     paths = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
@@ -332,7 +329,6 @@ def _of_weights(before: Path, after: Path) -> str:
     return "the file's head; the weights are the same"
 
 
-# ---------------------------------------------------------------- all of it
 def main() -> None:
     """Print a line for every file, and exit with 1 where one differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 
 from lorasize.artifacts.files import file_sha256, read_text, reason
 from lorasize.errors import ModelError
@@ -100,6 +99,8 @@ def check_weights(folder: Path) -> None:
     Raises:
         ModelError: they are missing, truncated, or hold NaN or an infinity.
     """
+    from safetensors import SafetensorError, safe_open  # here: `check` and `show` run without it
+
     if not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder / WEIGHTS}: missing, or not a regular file")
     try:

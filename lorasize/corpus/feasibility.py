@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.records import Feasibility, FeasibilityIssue, Passage
-
-if TYPE_CHECKING:
-    pass
 
 
 def feasibility(encoded: Sequence[EncodedPassage]) -> Feasibility:
