@@ -112,8 +112,8 @@ def same_adapter(torch: Any, one: Path, other: Path) -> bool:
 @pytest.fixture
 def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take a checkpoint after every epoch."""
-    monkeypatch.setattr(session, "_EVERY", 0.0)
-    monkeypatch.setattr(session, "_SHARE", 0.0)
+    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(session, "CHECKPOINT_SHARE", 0.0)
 
 
 @pytest.mark.slow

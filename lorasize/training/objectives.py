@@ -14,7 +14,9 @@ from lorasize.losses.token_losses import TokenLosses
 from lorasize.records import Method
 from lorasize.units import LN2
 
-RELEASE = 0.82  # MemFT: a token leaves the loss only once p exceeds this; released at ½ it drifts back (docs/log.md)
+# MemFT: a token leaves the loss only once p exceeds this; released at ½ it drifts back
+# (docs/log/recipe.md#release-point).
+RELEASE = 0.82
 
 
 @dataclass

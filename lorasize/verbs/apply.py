@@ -1,7 +1,7 @@
 """The verb apply: a plan in, a proven adapter folder out.
 
 Trains until every target token passes, grows the adapter when training stalls, saves it, and has it recalled from disk
-by a fresh process. The folder appears whole or not at all, and a run that was killed goes on where it was.
+by a fresh process. The folder appears whole or not at all, and the next run continues one that was killed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def apply(
     options: ApplyOptions | None = None,
     notify: Notify = lambda event: None,
 ) -> Applied:
-    """Train, save and prove the adapter of a plan. The same call goes on where an interrupted one was.
+    """Train, save and prove the adapter of a plan. The same call continues an interrupted one.
 
     Args:
         plan: What to train; read a file with `artifacts.plans.read_plan`.
@@ -82,33 +82,45 @@ def apply(
     if plan.adapter is None:
         issues = plan.feasibility.issues
         raise InfeasibleCorpusError("the plan is infeasible: mend the corpus and plan again", issues=issues)
-    retained = _retained(options.retain)
+    retained = retained_text(options.retain)
     with staged(out, _job(plan, options, retained)) as work:
-        found = read_checkpoint(work.checkpoint)
+        checkpoint = read_checkpoint(work.checkpoint)
         base, encoded = load_inputs(plan, options.device)
         if options.retain is not None and not windows(retained, base.tokenizer, base.max_positions - 1):
             raise CorpusError("holds a single token: too little to measure drift on", file=str(options.retain))
-        steps, ended = (0, False) if found is None else (found.state["steps"], found.state["outcome"] is not None)
-        events = EventLog(work.folder / EVENTS, notify, steps, ended=ended)
+        state = {} if checkpoint is None else checkpoint.state
+        events = EventLog(work.folder / EVENTS, notify, state.get("steps", 0), ended=state.get("outcome") is not None)
         old = _base_adapter(plan, options, base)
         session = Session(
-            base, encoded, plan, options, events, retained, None if old is None else old.folder,
-            lambda c: write_checkpoint(c, work.checkpoint),
-        )  # fmt: skip
-        session.run(found)
-        report = _proven(session, work.folder, events)
+            base=base,
+            encoded=encoded,
+            plan=plan,
+            options=options,
+            notify=events,
+            retained=retained,
+            start=None if old is None else old.folder,
+            save=lambda taken: write_checkpoint(taken, work.checkpoint),
+        )
+        session.run(checkpoint)
+        report = _prove(session, work.folder, events)
         update = None if old is None else _update(session, old, report, work.folder)
         record = record_of_run(session, report, update)
-        (work.folder / RECORD).write_text(to_json(record), encoding="utf-8")
-        (work.folder / "README.md").write_text(model_card(record), encoding="utf-8")
-        adapter_folder.write_sums(work.folder)
-        if aside := not record.proven and _proven_before(work.place):
+        _write(record, work.folder)
+        aside = not record.proven and _holds_proven_adapter(work.place)
+        if aside:
             work.step_aside()
     folder = work.place if aside else out
     return Applied(record, report, tuple(encoded), folder, tuple(events.steps), observation_of(session))
 
 
-def _proven_before(place: Path) -> bool:
+def _write(record: Memorization, folder: Path) -> None:
+    """Write what the adapter folder says of itself."""
+    (folder / RECORD).write_text(to_json(record), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(record), encoding="utf-8")
+    adapter_folder.write_sums(folder)
+
+
+def _holds_proven_adapter(place: Path) -> bool:
     """Whether a folder holds an adapter that was proven."""
     try:
         return adapter_folder.read_record(place).proven
@@ -116,7 +128,7 @@ def _proven_before(place: Path) -> bool:
         return False
 
 
-def _retained(path: Path | None) -> str:
+def retained_text(path: Path | None) -> str:
     """The text that must not suffer.
 
     Raises:
@@ -131,7 +143,7 @@ def _retained(path: Path | None) -> str:
 
 
 def _base_adapter(plan: Plan, options: ApplyOptions, base: models.BaseModel) -> BaseAdapter | None:
-    """The adapter to start from, which must fit into the planned one and be the one that was planned with."""
+    """The adapter to start from: it must fit into the planned one, and be the one that the plan was made with."""
     folder = options.base_adapter or (Path(plan.update.adapter) if plan.update is not None else None)
     if folder is None or plan.adapter is None:
         return None
@@ -143,7 +155,7 @@ def _base_adapter(plan: Plan, options: ApplyOptions, base: models.BaseModel) -> 
 
 
 def _update(session: Session, old: BaseAdapter, report: RecallReport, folder: Path) -> Update:
-    """What became of the old adapter's passages: an old target that still comes back from its prompt is counted."""
+    """What became of the old adapter's passages. Counts the old targets that still come back from their prompts."""
     change = compare(old.addresses, session.encoded)
     held = {p.prompt_ids: p.target_sha256 for p in old.addresses}
     came = {p.passage.id: seen.text for p, seen in zip(session.encoded, report.passages, strict=True)}
@@ -157,36 +169,34 @@ def _update(session: Session, old: BaseAdapter, report: RecallReport, folder: Pa
         still += gone.n_recalled
     return Update(
         adapter=str(old.folder),
-        n_unchanged=len(change.unchanged),
-        n_changed=len(change.changed),
-        n_added=len(change.added),
-        n_removed=len(change.removed),
+        **change.counts(),
         n_old_produced=still,
     )
 
 
 def _job(plan: Plan, options: ApplyOptions, retained: str) -> str:
-    """What a checkpoint is of. Limits are no part of it: a run may go on with others."""
+    """What a checkpoint belongs to. Limits are no part of it: a run may continue with others."""
     how = (options.method, options.threshold, options.margin, options.escalate, options.seed, options.device)
     text = hashlib.sha256(retained.encode()).hexdigest()
     return f"{digest(plan)} {how} {options.max_drift} {text} {options.base_adapter}"
 
 
-def _proven(session: Session, folder: Path, events: EventLog) -> RecallReport:
-    """The adapter saved and its recall proven; trained on first where decoding takes more margin than it has."""
+def _prove(session: Session, folder: Path, events: EventLog) -> RecallReport:
+    """Save the adapter and decode with it. Where decoding needs a larger margin than it has, train on and repeat."""
     options = session.options
     while True:
-        report = _proof(session, folder, events)
-        to = raised(report, options.threshold, options.threshold + session.margin)
-        done = options.margin is not None or session.settled or session.outcome is not Outcome.MEMORIZED
+        report = _save_and_decode(session, folder, events)
+        state = session.state
+        to = raised(report, options.threshold, options.threshold + state.margin)
+        done = options.margin is not None or state.settled or state.outcome is not Outcome.MEMORIZED
         if done or to is None:
             return report
         events(Raised(to, report.decoding_gap or 0.0))
         session.train_on(to - options.threshold)
 
 
-def _proof(session: Session, folder: Path, events: EventLog) -> RecallReport:
-    """The adapter saved, and its recall from there."""
+def _save_and_decode(session: Session, folder: Path, events: EventLog) -> RecallReport:
+    """Save the adapter; what it recalls from there."""
     adapters.save(session.adapted, folder, session.plan.model.ref)
     adapter_folder.write_addresses([p.address() for p in session.encoded], folder)
     return decode_and_compare(
