@@ -12,7 +12,7 @@ lorasize's own fast path, so that the recipe is compared and not the code around
 lorasize's median, the paper's recipe at three times; its ratio is then a lower bound, marked "≥".
 
 Every run is a fresh process with one core to itself, and as many run as there are cores (a run alone and two side by
-side took the same time, docs/log.md). Finished ones are kept in the journal.
+side took the same time: docs/log/speed.md#one-core-each). Finished ones are kept in the journal.
 
 The last part prints what lorasize pays for a growing corpus: seconds of a step on everything, by tokens (`--curve`).
 """

@@ -18,7 +18,7 @@ class Head:
     """The LM head: final hidden state to logits. `softcap` as in Gemma 2, `scale` as in Cohere and Granite.
 
     Logits are written vocabulary-first into one buffer that every call reuses: fresh pages for a few hundred megabytes
-    cost as much as the product itself (docs/log.md).
+    cost as much as the product itself (docs/log/speed.md#buffers-for-the-logits).
     """
 
     weight: Tensor  # (vocabulary, width)

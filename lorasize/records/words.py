@@ -14,7 +14,7 @@ BYTES_PER_PARAMETER = 4  # adapters are saved in float32
 LAW_STEPS = 100  # the law is one of losses after this many steps; a probe that goes on tells of the transition
 PROBE_STEPS = 400  # of a probe at most
 CLEARLY_FAILED = 0.8  # a probe that has lost a smaller share of its base loss by then ends there
-MARGIN = 0.02  # p of training above the threshold before anything is known of decoding (docs/log.md)
+MARGIN = 0.02  # p of training above the threshold, before decoding: docs/log/robustness.md#decoding-gaps
 
 Method = Literal["memft", "memft-ot", "memft-sw", "sft"]
 PassageKind = Literal["record", "text"]

@@ -1,7 +1,7 @@
 """Training a planned adapter to its end: growing it when it stalls, and going on after an interruption.
 
-A checkpoint holds everything that the steps to come depend on, so that a run which was killed and goes on ends with the
-same adapter as one which was not. It is taken between epochs, at most every `CHECKPOINT_SECONDS`.
+A checkpoint holds everything that later steps depend on: a run that was killed and continues from it ends with the same
+adapter as a run that was not. It is taken between epochs, at most every `CHECKPOINT_SECONDS`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ApplyOptions:
     Attributes:
         method: Training objective.
         threshold: Every target token's p must exceed this.
-        margin: Added to the threshold in training, so that decoding's small differences lose no token; when None,
+        margin: Added to the threshold in training, so that small differences in decoding lose no token. None means
             `MARGIN`, and more where the proof measures that decoding needs it.
         max_steps: Optimiser steps at most, escalations included.
         time_limit: Seconds of training at most; None for no limit.
@@ -124,7 +124,7 @@ class Session:
         self.state = RunState(self.plan.adapter, MARGIN if self.options.margin is None else self.options.margin)
 
     def run(self, checkpoint: Checkpoint | None = None) -> None:
-        """Train until memorised or a budget ends, growing the adapter on the way; from a checkpoint if there is one."""
+        """Train from a checkpoint, if there is one, until memorised or a budget ends; grow the adapter on the way."""
         if checkpoint is not None:
             self.state = RunState.from_checkpoint(checkpoint, self._at_rank)
         spec = self.state.spec
@@ -153,7 +153,7 @@ class Session:
             self._train(signals, None)
 
     def _may_go_on(self) -> bool:
-        """Whether training had ended by a limit that allows for more now."""
+        """Whether training ended by a limit that has been raised since."""
         steps, seconds = self.options.max_steps, self.options.time_limit
         more_time = seconds is None or seconds > self.state.seconds
         if self.state.outcome is Outcome.TIME_LIMIT:
@@ -221,7 +221,7 @@ class Session:
         return train() if self.state.fallback is None else Outcome.STALLED
 
     def _follow(self, trainer: Trainer, progress: Progress, started: float, signals: Deferred) -> Outcome:
-        """Let the trainer take its steps and tell of each, until one of them ends the training of this adapter."""
+        """Let the trainer take steps and report each, until one ends the training of this adapter."""
 
         def between_epochs() -> None:
             self.state = replace(self.state, seconds=time.perf_counter() - started)
@@ -261,7 +261,7 @@ class Session:
         return Outcome.MEMORIZED
 
     def _drift(self, trainer: Trainer) -> Drift | None:
-        """What training did to the text that must not suffer; what is known of it where there is none."""
+        """What training did to the text that must not suffer; as before where there is no such text."""
         if (retained := trainer.retained) is None:
             return self.state.drift
         nats = retained.measure()

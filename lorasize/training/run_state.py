@@ -1,4 +1,4 @@
-"""What happened to an adapter in a run so far: the part of a checkpoint that is not the trainer's own."""
+"""What happened in a run so far: the part of a checkpoint that is not the trainer's own."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class RunState:
     settled: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """All but the tensors, as JSON values. Of the adapter its rank is enough: the plan has the rest."""
+        """All but the tensors, as JSON values. The adapter's rank is enough: the plan has the rest."""
         return {
             "rank": self.spec.rank,
             "escalations": [e.model_dump(by_alias=True) for e in self.escalations],

@@ -1,4 +1,4 @@
-"""What the steps to come of a trainer depend on, and is no tensor."""
+"""The part of a trainer's checkpoint that is no tensor."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The loop: optimiser steps until one full look finds every target token above the threshold.
 
-What a step costs is kept down by what it does not do: frozen layers below the adapter are not run, mastered tokens get
-no backward pass, and mastered passages leave the batch and come back for a look at growing intervals.
+A step is cheap because of what it leaves out: frozen layers below the adapter are not run, mastered tokens get no
+backward pass, and mastered passages leave the batch and come back for a look at growing intervals.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Trainer:
         order = torch.randperm(len(encoded), generator=self._generator).tolist()
         coarse = has_bfloat16_products(self._parameters[0].device)
         self._state = TrainerState(order, Resting.none(len(encoded)), coarse)
-        # a token released below what passes could never pass
+        # Its threshold is where tokens pass: one released below that could never pass.
         self._objective = objective or Objective(options.method, options.passing, many=len(encoded) >= _MANY)
         self._optimizer = (optimizer or self._adam)(self._parameters)
         self._rate = rate or Rate(options.learning_rate)
@@ -154,14 +154,14 @@ class Trainer:
         return self.retained is not None and self.retained.harmed
 
     def evaluate(self) -> Evaluation:
-        """Look at every target token with the adapter as it is. Passages rest no longer or shorter for it."""
+        """Look at every target token with the adapter as it is. This does not change which passages rest."""
         with torch.no_grad(), self._path.suffix.entered():
             for batch in self._path.batches:
                 self._pieces.run(batch, self._look)
         return Evaluation(self._last.losses.clone())
 
     def full_look(self) -> Evaluation:
-        """Evaluate as a part of training: an epoch in which every passage was looked at, mastered ones rest."""
+        """Evaluate as a part of training: it counts as an epoch on all passages, after which mastered ones rest."""
         found = self.evaluate()
         self._end_full_look()
         return found
@@ -170,7 +170,7 @@ class Trainer:
         """Train. The last report has `evaluated` set: either every token passed then, or the step budget had ended.
 
         Args:
-            between_epochs: Called where `state` tells all there is to tell.
+            between_epochs: Called before each epoch, where `state` is complete.
 
         Raises:
             TrainingDivergedError: a loss is not a number.
@@ -194,7 +194,7 @@ class Trainer:
         yield self._report(0, started, evaluated=True)
 
     def state(self) -> Checkpoint:
-        """Everything that steps to come depend on; `restore` gives it to a trainer of the same adapter and corpus."""
+        """Everything that later steps depend on; `restore` gives it to a trainer of the same adapter and corpus."""
         tensors = {f"parameter.{k}": p.detach() for k, p in enumerate(self._parameters)}
         for k, kept in self._optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{k}.{name}": value for name, value in kept.items()}
@@ -204,7 +204,7 @@ class Trainer:
         return Checkpoint(tensors, self._state.to_json() | others)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on where `state` was taken."""
+        """Continue where `state` was taken."""
         tensors, state = checkpoint.tensors, checkpoint.state
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -224,13 +224,13 @@ class Trainer:
             self.retained.state = RetainedState.from_json(state["retained"])
 
     def retreat(self, checkpoint: Checkpoint) -> None:
-        """Go back to a good state, and on from there at half the learning rate."""
+        """Go back to a good state, and continue from there at half the learning rate."""
         slowed = self._state.slowed / 2.0
         self.restore(checkpoint)
         self._state.slowed = slowed
 
     def _look_first(self) -> None:
-        """See to it that every token was looked at before the first epoch."""
+        """Look at every token before the first epoch, if nobody has."""
         if math.isinf(self._last.largest):
             self.evaluate()
         if self._state.resting.epoch == 0:
@@ -242,7 +242,7 @@ class Trainer:
         self._state.resting.epoch += 1
 
     def _let_rest(self, passages: Sequence[int]) -> None:
-        """Let those of these passages rest that were mastered when just looked at."""
+        """Passages were just looked at: let the mastered ones rest."""
         for passage in passages:
             self._state.resting.note(passage, float(self._last.of(passage).max()))
 
@@ -254,7 +254,7 @@ class Trainer:
             self.retained.measure()
         self.full_look()
         passed = self._last.largest < self.options.passing_loss
-        self._state.coarse = self._state.coarse and passed  # else a look could pass what a full look does not, for ever
+        self._state.coarse = self._state.coarse and passed  # else coarse looks could pass for ever
         return self.passed
 
     def _parts(self) -> Iterator[list[Batch]]:
@@ -281,7 +281,7 @@ class Trainer:
         return batch.select(keep) if keep else None
 
     def _update(self, part: Sequence[Batch]) -> tuple[bool, int]:
-        """Look at a part and take a step on what is not mastered: whether one was taken, and on how many tokens."""
+        """Look at a part and take a step on the tokens with weight: whether it was taken, and on how many tokens."""
         with self._path.suffix.entered(), bfloat16_products(self._state.coarse):
             n_active, total = self._accumulated(part)
             if not n_active and self.options.method == "memft-ot":  # as published, with nothing stubborn in a step

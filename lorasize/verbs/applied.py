@@ -64,7 +64,7 @@ def observation_of(session: Session) -> Observation | None:
     demand, spec, options = session.plan.demand, session.plan.adapter, session.options
     state, usual = session.state, ApplyOptions()
     as_calibrated = (options.method, options.threshold, options.margin) == (usual.method, usual.threshold, usual.margin)
-    plain = session.start is None and options.max_drift is None  # from nothing and unbound, as probes train
+    plain = session.start is None and options.max_drift is None  # a fresh adapter without a bound, as probes train
     if (first := state.first) is None or demand is None or spec is None or not (as_calibrated and plain):
         return None
     if first.outcome not in (Outcome.MEMORIZED, Outcome.STALLED):
@@ -75,7 +75,7 @@ def observation_of(session: Session) -> Observation | None:
             layers_to_transform=spec.layers_to_transform,
             rank=spec.rank,
             kind="text",
-            n_tokens=max(1, round(demand.nats / demand.base_loss)),  # without those that repeat earlier passages
+            n_tokens=max(1, round(demand.nats / demand.base_loss)),  # without tokens that repeat earlier passages
             seed=options.seed,
             max_steps=options.max_steps,
         ),

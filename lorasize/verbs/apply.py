@@ -43,11 +43,16 @@ from lorasize.verbs.update import BaseAdapter, compare, read_base_adapter, requi
 
 @dataclass(frozen=True)
 class Applied:
-    """What apply leaves: the record in the folder, and the recall report with the decoded texts.
+    """What apply leaves.
 
-    The `folder` is another than asked for where the run proved nothing and a proven adapter was there: that one stays.
-    `steps` are those of the training, and `observation` is what the planned adapter, before it grew, teaches the
-    calibration; None when a limit ended it.
+    Attributes:
+        memorization: The record in the folder.
+        recall: The recall report, with the decoded texts.
+        encoded: The corpus.
+        folder: Where the adapter is: beside the folder asked for, where that holds a proven adapter and the run proved
+            nothing.
+        steps: Reports of the training.
+        observation: What the planned adapter, before it grew, teaches the calibration; None when a limit ended it.
     """
 
     memorization: Memorization
@@ -213,7 +218,12 @@ def _save_and_decode(session: Session, folder: Path, events: EventLog) -> Recall
 
 
 def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[EncodedPassage]]:
-    """The plan's model and corpus, refused when they are not the ones planned for."""
+    """The plan's model and corpus.
+
+    Raises:
+        StalePlanError: they are not the ones that the plan was made for.
+        ModelError: the model cannot be loaded, or cannot carry the plan's adapter.
+    """
     if plan.inputs.recipe != RECIPE:
         raise StalePlanError(
             f"the plan is for training recipe {plan.inputs.recipe}, this is {RECIPE}: plan again", changed=["recipe"]
@@ -233,7 +243,7 @@ def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[Encoded
 
 
 def _require_fitting(plan: Plan, base: models.BaseModel) -> None:
-    """Refuse a plan, which may have been edited, whose adapter this model cannot carry.
+    """Refuse an adapter that this model cannot carry: the plan may have been edited.
 
     Raises:
         ModelError: naming what is wrong with it.

@@ -39,7 +39,7 @@ class BaseAdapter:
 
 @dataclass(frozen=True)
 class Change:
-    """Passages by what became of them: told apart by their prompts, their targets compared by digest."""
+    """Passages by what became of them. Prompts tell passages apart; targets are compared by digest."""
 
     unchanged: tuple[EncodedPassage, ...]
     changed: tuple[EncodedPassage, ...]
