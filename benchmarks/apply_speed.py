@@ -95,11 +95,11 @@ def _lorasize(
     started = time.perf_counter()
     paper = method == "paper"
     options = TrainingOptions(method="memft-ot" if paper else "memft", margin=0.0, seed=seed)
-    trainer = Trainer(adapted, encoded, options)
+    recipe: dict[str, Any] = {}
     if paper:
-        trainer._optimizer = torch.optim.AdamW(trainer._parameters, lr=rate, weight_decay=0.01)
-        horizon = PAPER_EPOCHS * trainer.steps_per_epoch
-        trainer._rate = lambda: rate * max(0.0, 1 - trainer._step / horizon)  # type: ignore[method-assign]
+        recipe["optimizer"] = lambda trained: torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
+        recipe["rate"] = lambda step, stubborn: rate * max(0.0, 1 - step / (PAPER_EPOCHS * trainer.steps_per_epoch))
+    trainer = Trainer(adapted, encoded, options, **recipe)
     for report in trainer.steps():  # noqa: B007
         if time.perf_counter() - started > cap:
             break

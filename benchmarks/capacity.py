@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import sys
@@ -34,10 +33,13 @@ import torch
 from lorasize import models
 from lorasize.corpus.tokens import EncodedPassage, stop_token_id
 from lorasize.losses.base import base_losses
+from lorasize.losses.batches import Batch
+from lorasize.losses.token_losses import TokenLosses
 from lorasize.models import adapters
 from lorasize.probing import invented_sentences, probe_passage
 from lorasize.records import Passage, ProbeSpec, Site
 from lorasize.training import Trainer, TrainingOptions
+from lorasize.training.rate import Rate
 from lorasize.units import bits
 
 WHO = ("lorasize", "paper")
@@ -87,21 +89,22 @@ def corpus(base: models.BaseModel, kind: str, n_tokens: int, seed: int) -> list[
     return found
 
 
-def paper_recipe(trainer: Trainer) -> None:
-    """AdamW at 1e-2 with a linear fall to zero, instead of ours."""
-    trainer._optimizer = torch.optim.AdamW(trainer._parameters, lr=1e-2, weight_decay=0.01)
-    steps = trainer.options.max_steps
-    trainer._rate = lambda: 1e-2 * (1 - trainer._step / steps)  # type: ignore[method-assign]
+class Wrong:
+    """How many tokens of each passage were not the argmax when last looked at."""
 
+    def __init__(self) -> None:
+        """Nothing was looked at."""
+        self.by_passage: dict[int, int] = {}
 
-def our_recipe(trainer: Trainer, wrong: dict[int, int]) -> None:
-    """Let the rate follow the share of wrong tokens instead of those below ½."""
-    n = len(trainer._latest)
+    def note(self, batch: Batch, losses: TokenLosses) -> None:
+        """Count those of a batch."""
+        missed = [int((~c).sum()) for c in losses.correct.split(list(batch.lengths))]
+        self.by_passage.update(zip(batch.passages, missed, strict=True))
 
-    def rate() -> float:
-        return trainer.options.learning_rate * min(1.0, max(0.05, math.sqrt(sum(wrong.values()) / n / 0.4)))
-
-    trainer._rate = rate  # type: ignore[method-assign]
+    @property
+    def total(self) -> int:
+        """Those of all passages."""
+        return sum(self.by_passage.values())
 
 
 def held(
@@ -110,37 +113,31 @@ def held(
     """Bits a parameter if these passages were recalled within the steps, else None."""
     adapted = adapters.attach(base.model, site_of(who, kind), 1, seed)
     n_parameters = sum(p.numel() for p in adapters.parameters(adapted).values())
-    method: Any = "memft" if who == "lorasize" else "memft-ot"
-    trainer = Trainer(adapted, encoded, TrainingOptions(method=method, margin=0.0, max_steps=steps, seed=seed))
-    wrong: dict[int, int] = {}
-    if who == "paper":
-        paper_recipe(trainer)
-    else:
-        our_recipe(trainer, wrong)
-    note = trainer._note
-
-    def noted(batch: Any, losses: Any) -> None:
-        missed = [int((~c).sum()) for c in losses.correct.split(list(batch.lengths))]
-        wrong.update(zip(batch.passages, missed, strict=True))
-        note(batch, losses)
-
-    trainer._note = noted  # type: ignore[method-assign]
+    n, wrong = sum(p.n_tokens for p in encoded), Wrong()
+    ours, rate = who == "lorasize", Rate(0.06)
+    recipe: dict[str, Any] = {"rate": lambda step, stubborn: rate(step, wrong.total / n)}  # in place of those below ½
+    if not ours:  # AdamW at 1e-2 with a linear fall to zero
+        recipe = {
+            "optimizer": lambda trained: torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.01),
+            "rate": lambda step, stubborn: 1e-2 * (1 - step / steps),
+        }
+    options = TrainingOptions(method="memft" if ours else "memft-ot", margin=0.0, max_steps=steps, seed=seed)
+    trainer = Trainer(adapted, encoded, options, watch=wrong.note, **recipe)
     before = trainer.evaluate().mean_loss
     started = time.perf_counter()
     try:
         for report in trainer.steps():
-            if sum(wrong.values()) == 0 or report.evaluated:
-                after = trainer.evaluate().mean_loss
-                if sum(wrong.values()) == 0 and all(_greedy(adapted, p) for p in encoded):
-                    n = sum(p.n_tokens for p in encoded)
+            if wrong.total == 0 or report.evaluated:
+                after = trainer.full_look().mean_loss
+                if wrong.total == 0 and all(_greedy(adapted, p) for p in encoded):
                     ratio = bits(n * (before - after)) / n_parameters
                     print(f"  {who}, {kind}: {n} tokens recalled, {ratio:.3f} bits a parameter", file=sys.stderr)
                     return ratio
         return None
     finally:
-        asked, missed = bits(before * len(trainer._latest)) / n_parameters, sum(wrong.values())
+        asked = bits(before * n) / n_parameters
         print(
-            f"  {who}, {kind}: {len(trainer._latest)} tokens, {asked:.2f} bits a parameter asked: {missed} wrong, "
+            f"  {who}, {kind}: {n} tokens, {asked:.2f} bits a parameter asked: {wrong.total} wrong, "
             f"{report.n_stubborn} below ½ after {report.step} steps, {time.perf_counter() - started:.0f} s",
             file=sys.stderr,
             flush=True,

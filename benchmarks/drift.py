@@ -4,8 +4,8 @@
     python benchmarks/drift.py --measure CALIBRATION
 
 The page of the example update (278 target tokens) is memorised in the adapter that `plan` recommends; the drift is the
-loss added on a neutral text that the training may look at (`lorasize/neutral.txt`) and on one it never sees (LICENSE,
-its first 2,000 characters), nats per token.
+loss added on a neutral text that the training may look at (`lorasize/losses/neutral.txt`) and on one it never sees
+(LICENSE, its first 2,000 characters), nats per token.
 
 With `--corpora N` the first N corpora of plan_accuracy.py are memorised instead, each in its recommended adapter and
 without a bound, and the drift on the neutral text is held against what `plan` predicts from the calibration's probes.
@@ -34,7 +34,7 @@ from support.corpora import corpora, write_corpus
 from lorasize import models
 from lorasize.artifacts.calibrations import read_calibration, write_calibration
 from lorasize.losses.base import base_losses
-from lorasize.losses.neutral import windows
+from lorasize.losses.neutral import neutral_text, windows
 from lorasize.models import adapters
 from lorasize.probing import run_probe
 from lorasize.training.run import ApplyOptions, Session
@@ -42,7 +42,7 @@ from lorasize.verbs.plan import plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "examples" / "update" / "page.md"
-SEEN = (ROOT / "lorasize" / "neutral.txt").read_text(encoding="utf-8")
+SEEN = neutral_text()
 UNSEEN = (ROOT / "LICENSE").read_text(encoding="utf-8")[:2000]
 
 
@@ -55,14 +55,15 @@ def run(base: models.BaseModel, sized: Any, seed: int, bound: float | None) -> d
     """One training and what it did to both texts."""
     before = {text: loss(base, text) for text in (SEEN, UNSEEN)}
     options = ApplyOptions(seed=seed, device="cpu", max_drift=bound)
-    session = Session(base, sized.encoded, sized.plan, options, lambda event: None, SEEN)
+    session = Session(base=base, encoded=sized.encoded, plan=sized.plan, options=options, retained=SEEN)
     session.run()
+    state = session.state
     drift = {text: loss(base, text) - before[text] for text in (SEEN, UNSEEN)}
     adapters.detach(session.adapted)
-    assert session.outcome is not None
+    assert state.outcome is not None
     return {
-        "seed": seed, "bound": bound, "outcome": session.outcome.value, "steps": session.steps,
-        "seconds": round(session.seconds, 1), "rank": session.spec.rank, "seen": drift[SEEN], "unseen": drift[UNSEEN],
+        "seed": seed, "bound": bound, "outcome": state.outcome.value, "steps": state.steps,
+        "seconds": round(state.seconds, 1), "rank": state.spec.rank, "seen": drift[SEEN], "unseen": drift[UNSEEN],
     }  # fmt: skip
 
 

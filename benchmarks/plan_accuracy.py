@@ -199,11 +199,12 @@ class _Runs:
         spec = plan.adapter.model_copy(update={**changes, "n_parameters": n, "bytes": 4 * n})
         options = ApplyOptions(escalate=False, seed=seed, device="cpu", max_steps=STEPS)
         planned = plan.model_copy(update={"adapter": spec, "prediction": None})
-        session = Session(self._base, self._sized.encoded, planned, options, lambda event: None)
+        session = Session(base=self._base, encoded=self._sized.encoded, plan=planned, options=options)
         session.run()
         adapters.detach(session.adapted)
-        found = {"success": session.outcome is Outcome.MEMORIZED, "outcome": session.outcome.value}
-        row |= found | {"steps": session.steps, "seconds": round(session.seconds, 1), "n_parameters": n}
+        state = session.state
+        row |= {"success": state.outcome is Outcome.MEMORIZED, "outcome": state.outcome.value}
+        row |= {"steps": state.steps, "seconds": round(state.seconds, 1), "n_parameters": n}
         self._known[self._key(row)] = row
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")

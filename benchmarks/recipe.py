@@ -4,8 +4,8 @@
 
 One adapter learns one corpus, once for each variant and seed, with at most 200 steps: a page of 400 text tokens (rank
 8, layer 24), 96 random tokens (rank 1, layer 20), or 10 passages of 100 text tokens (rank 8, layer 24). A run that does
-not get there prints the tokens left. `twenty` is 20 passages of 100 at rank 16, with at most 400 steps. Variants reach
-into `Trainer`, which offers the winner only.
+not get there prints the tokens left. `twenty` is 20 passages of 100 at rank 16, with at most 400 steps. A variant gives
+the trainer another optimiser, rate or objective than the recipe's, or starts the adapter in another way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 
@@ -22,11 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from lorasize import models
+from lorasize.corpus.tokens import EncodedPassage
+from lorasize.losses.batches import make_batches
 from lorasize.losses.token_losses import TokenLosses
 from lorasize.models import adapters
 from lorasize.probing import probe_passage
-from lorasize.records import Method, ProbeKind, ProbeSpec, Site
+from lorasize.records import BATCH_TOKENS, Method, ProbeKind, ProbeSpec, Site
 from lorasize.training import Trainer, TrainingOptions
+from lorasize.training.objectives import Objective
+from lorasize.training.rate import Rate, Schedule
 
 TASKS: dict[str, tuple[int, int, ProbeKind, int, int]] = {  # layer, rank, kind, passages, tokens in each
     "page": (24, 8, "text", 1, 400),
@@ -34,178 +40,175 @@ TASKS: dict[str, tuple[int, int, ProbeKind, int, int]] = {  # layer, rank, kind,
     "passages": (24, 8, "text", 10, 100),
     "twenty": (24, 16, "text", 20, 100),
 }
-Change = Callable[[Trainer], None]
+RATE, BETAS = 0.06, (0.9, 0.95)  # the recipe's
+Start = Callable[[Any, Sequence[EncodedPassage]], None]
 
 
-def betas(first: float, second: float) -> Change:
+def as_it_is(adapted: Any, encoded: Sequence[EncodedPassage]) -> None:
+    """The adapter starts as the recipe's does."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the recipe; None where nothing does."""
+
+    rate: float = RATE
+    method: Method = "memft"
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None
+    schedule: Schedule | None = None
+    objective: Objective | None = None
+    start: Start = as_it_is
+
+
+def adam(first: float, second: float) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
     """Adam with these averages."""
-
-    def change(trainer: Trainer) -> None:
-        trainer._optimizer.param_groups[0]["betas"] = (first, second)
-
-    return change
+    return lambda trained: torch.optim.Adam(trained, betas=(first, second))
 
 
-def constant(trainer: Trainer) -> None:
-    """No schedule: the rate does not fall as few tokens are left."""
-    rate = trainer.options.learning_rate
-    trainer._rate = lambda: rate  # type: ignore[method-assign]
-
-
-def ratio(of_b: float) -> Change:
+def ratio(of_b: float) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
     """LoRA+: B learns `of_b` times as fast as A, around the same geometric mean."""
 
-    def change(trainer: Trainer) -> None:
-        step = trainer._optimizer.step
+    class Scaled(torch.optim.Adam):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            trained = self.param_groups[0]["params"]
+            before = [p.detach().clone() for p in trained]
+            done = super().step(closure)
+            for k, (p, old) in enumerate(zip(trained, before, strict=True)):
+                p.copy_(old + (p - old) * (of_b**0.5 if k % 2 else of_b**-0.5))  # A and B alternate
+            return done
 
-        def scaled() -> None:
-            before = [p.detach().clone() for p in trainer._parameters]
-            step()
-            with torch.no_grad():
-                for k, (p, old) in enumerate(zip(trainer._parameters, before, strict=True)):
-                    p.copy_(old + (p - old) * (of_b**0.5 if k % 2 else of_b**-0.5))  # A and B alternate
-
-        trainer._optimizer.step = scaled  # type: ignore[method-assign, assignment]
-
-    return change
+    return lambda trained: Scaled(trained, betas=BETAS)
 
 
-def scaled_a(factor: float) -> Change:
+class Orthogonalised(torch.optim.Optimizer):
+    """Muon: momentum whose singular values are set to one; on rank-one factors that is a normalised step."""
+
+    def __init__(self, trained: list[nn.Parameter]) -> None:
+        """No momentum yet."""
+        super().__init__(trained, {"lr": RATE})
+        self.momenta = [torch.zeros_like(p) for p in trained]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take a step of one size in all directions."""
+        (group,) = self.param_groups
+        for p, m in zip(group["params"], self.momenta, strict=True):
+            m.mul_(0.9).add_(p.grad)
+            u, _, vh = torch.linalg.svd(m, full_matrices=False)
+            p.sub_(u @ vh, alpha=group["lr"] * (p.numel() / len(u[0])) ** 0.5)
+
+
+class SecondOrder(torch.optim.Adam):
+    """After 20 steps of Adam, an L-BFGS direction of memory 20 with a fixed step."""
+
+    def __init__(self, trained: list[nn.Parameter]) -> None:
+        """Nothing is known of the curvature yet."""
+        super().__init__(trained, betas=BETAS)
+        self.lbfgs = torch.optim.LBFGS(trained, lr=0.3, max_iter=1, history_size=20)
+        self.taken = 0
+
+    def step(self, closure: Any = None) -> Any:
+        """Take a step."""
+        self.taken += 1
+        if self.taken <= 20:
+            return super().step(closure)
+        return self.lbfgs.step(lambda: torch.tensor(0.0))  # without a line search it asks for no loss
+
+
+@dataclass
+class Weighed(Objective):
+    """Another weight for each token, from its loss."""
+
+    weigh: Callable[[Tensor], Tensor] = torch.ones_like
+
+    def weights(self, losses: TokenLosses, passages: Sequence[int], lengths: Sequence[int]) -> Tensor:
+        """Weights before normalisation, shape (token,)."""
+        return self.weigh(losses.loss)
+
+
+def weighed(weigh: Callable[[Tensor], Tensor]) -> Objective:
+    """An objective with this weight for each token, from its loss."""
+    return Weighed("memft", weigh=weigh)
+
+
+def ending(release: float, power: float, calm: float, slowest: float) -> Variant:
+    """Another release point, weight loss^power, and a rate that falls below a share `calm`, to `slowest` of it."""
+    objective = weighed(lambda loss: (loss >= -math.log(release)) * loss**power)
+    return Variant(objective=objective, schedule=Rate(RATE, calm, slowest))
+
+
+def scaled_a(factor: float) -> Start:
     """A starts larger or smaller."""
 
-    def change(trainer: Trainer) -> None:
+    def start(adapted: Any, encoded: Sequence[EncodedPassage]) -> None:
         with torch.no_grad():
-            for p in trainer._parameters[0::2]:
+            for p in list(adapters.parameters(adapted).values())[0::2]:
                 p.mul_(factor)
 
-    return change
+    return start
 
 
-def principal_a(trainer: Trainer) -> None:
+def principal_a(adapted: Any, encoded: Sequence[EncodedPassage]) -> None:
     """A starts at the leading principal directions of what enters the adapted layer, at its usual norm."""
-    states = torch.cat([b.stored[b.rows, b.columns] for b in trainer._batches]).float()
+    base, first = adapters.base_of(adapted), adapters.first_adapted_layer(adapted)
+    batches = make_batches(base, encoded, first, BATCH_TOKENS, base.device)
+    states = torch.cat([b.stored[b.rows, b.columns] for b in batches]).float()
     directions = torch.linalg.svd(states - states.mean(dim=0), full_matrices=False).Vh
     with torch.no_grad():
-        for p in trainer._parameters[0::2]:
+        for p in list(adapters.parameters(adapted).values())[0::2]:
             p.copy_(directions[: len(p)] * (p.norm() / len(p) ** 0.5))
 
 
-def orthogonalised(trainer: Trainer) -> None:
-    """Muon: momentum whose singular values are set to one; on rank-one factors that is a normalised step."""
-    momenta = [torch.zeros_like(p) for p in trainer._parameters]
-
-    def step() -> None:
-        rate = trainer._optimizer.param_groups[0]["lr"]
-        with torch.no_grad():
-            for p, m in zip(trainer._parameters, momenta, strict=True):
-                m.mul_(0.9).add_(p.grad)  # type: ignore[arg-type]
-                u, _, vh = torch.linalg.svd(m, full_matrices=False)
-                p.sub_(u @ vh, alpha=rate * (p.numel() / len(u[0])) ** 0.5)
-
-    trainer._optimizer.step = step  # type: ignore[method-assign, assignment]
+def root(loss: Tensor) -> Tensor:
+    """The recipe's weight with a release at 0.7."""
+    return (loss >= 0.357) * loss.sqrt()
 
 
-def weighed(weigh: Callable[[Tensor], Tensor]) -> Change:
-    """Another weight for each token, from its loss."""
-
-    def change(trainer: Trainer) -> None:
-        def weights(losses: TokenLosses, *_: object) -> Tensor:
-            return weigh(losses.loss)
-
-        trainer._objective.weights = weights  # type: ignore[method-assign, assignment]
-
-    return change
-
-
-def ending(release: float, power: float, calm: float, slowest: float) -> Change:
-    """Another release point, weight loss^power, and a rate that falls below a share `calm`, to `slowest` of it."""
-
-    def change(trainer: Trainer) -> None:
-        weighed(lambda loss: (loss >= -math.log(release)) * loss**power)(trainer)
-        rate, passing = trainer.options.learning_rate, -math.log(trainer.options.threshold + trainer.options.margin)
-
-        def falling() -> float:
-            share = float((trainer._latest >= passing).float().mean())
-            return rate * min(1.0, max(slowest, math.sqrt(share / calm)))
-
-        trainer._rate = falling  # type: ignore[method-assign]
-
-    return change
-
-
-def second_order(trainer: Trainer) -> None:
-    """After 20 steps of Adam, an L-BFGS direction of memory 20 with a fixed step."""
-    state: dict[str, nn.Module | torch.optim.Optimizer] = {}
-    adam = trainer._optimizer.step
-
-    def step() -> None:
-        if trainer._step < 20:
-            adam()
-            return
-        lbfgs = state.setdefault("lbfgs", torch.optim.LBFGS(trainer._parameters, lr=0.3, max_iter=1, history_size=20))
-        lbfgs.step(lambda: torch.tensor(float(trainer._latest.mean())))  # type: ignore[union-attr, operator]
-
-    trainer._optimizer.step = step  # type: ignore[method-assign, assignment]
-
-
-def both(*changes: Change) -> Change:
-    """Several changes at once."""
-
-    def change(trainer: Trainer) -> None:
-        for one in changes:
-            one(trainer)
-
-    return change
-
-
-def nothing(_: Trainer) -> None:
-    """The recipe as it is."""
-
-
-VARIANTS: dict[str, tuple[float, Method, Change]] = {
-    "memft, rate 0.06 (the default)": (0.06, "memft", nothing),
-    "rate 0.03": (0.03, "memft", nothing),
-    "rate 0.1": (0.1, "memft", nothing),
-    "constant rate": (0.06, "memft", constant),
-    "betas 0.8, 0.95": (0.06, "memft", betas(0.8, 0.95)),
-    "betas 0.9, 0.9": (0.06, "memft", betas(0.9, 0.9)),
-    "betas 0.9, 0.99": (0.06, "memft", betas(0.9, 0.99)),
-    "betas 0.95, 0.95": (0.06, "memft", betas(0.95, 0.95)),
-    "rate 0.1, betas 0.8, 0.95": (0.1, "memft", betas(0.8, 0.95)),
-    "rate 0.1, betas 0.8, 0.95, principal": (0.1, "memft", both(betas(0.8, 0.95), principal_a)),
-    "rate 0.15, betas 0.8, 0.95": (0.15, "memft", betas(0.8, 0.95)),
-    "rate 0.1, betas 0.7, 0.9": (0.1, "memft", betas(0.7, 0.9)),
-    "rate 0.1, weight √loss": (0.1, "memft", weighed(lambda loss: (loss >= 0.357) * loss.sqrt())),
-    "LoRA+, B 4 times as fast": (0.06, "memft", ratio(4.0)),
-    "LoRA+, A 4 times as fast": (0.06, "memft", ratio(0.25)),
-    "A starts 4 times as large": (0.06, "memft", scaled_a(4.0)),
-    "A starts at a quarter": (0.06, "memft", scaled_a(0.25)),
-    "A starts at principal directions": (0.06, "memft", principal_a),
-    "orthogonalised, rate 0.02": (0.02, "memft", orthogonalised),
-    "orthogonalised, rate 0.06": (0.06, "memft", orthogonalised),
-    "L-BFGS after 20 steps": (0.06, "memft", second_order),
-    "focal, (1 - p)": (0.06, "memft", weighed(lambda loss: 1 - torch.exp(-loss))),
-    "focal, (1 - p)²": (0.06, "memft", weighed(lambda loss: (1 - torch.exp(-loss)) ** 2)),
-    "release at 0.9": (0.06, "memft", weighed(lambda loss: (loss >= 0.105).float())),
-    "release at 0.52": (0.06, "memft", weighed(lambda loss: (loss >= 0.654).float())),
-    "hardest last: weight 1 / (1 + loss)": (0.06, "memft", weighed(lambda loss: (loss >= 0.357) / (1 + loss))),
-    "hardest first: weight √loss": (0.06, "memft", weighed(lambda loss: (loss >= 0.357) * loss.sqrt())),
-    "ending 0.7, 1, 0.2 to 0.1": (0.06, "memft", ending(0.7, 0.0, 0.2, 0.1)),
-    "ending 0.7, 1, 0.2 to 0.2": (0.06, "memft", ending(0.7, 0.0, 0.2, 0.2)),
-    "ending 0.7, 1, 0.2 to 0.3": (0.06, "memft", ending(0.7, 0.0, 0.2, 0.3)),
-    "ending 0.7, √loss, 0.2 to 0.1": (0.06, "memft", ending(0.7, 0.5, 0.2, 0.1)),
-    "ending 0.82, loss, 0.2 to 0.1": (0.06, "memft", ending(0.82, 1.0, 0.2, 0.1)),
-    "ending 0.9, √loss, 0.2 to 0.1": (0.06, "memft", ending(0.9, 0.5, 0.2, 0.1)),
-    "sft": (0.06, "sft", nothing),
-    "memft-ot as published (release at the threshold)": (0.06, "memft-ot", nothing),
-    "memft-sw": (0.06, "memft-sw", nothing),
+VARIANTS: dict[str, Variant] = {
+    "memft, rate 0.06 (the default)": Variant(),
+    "rate 0.03": Variant(0.03),
+    "rate 0.1": Variant(0.1),
+    "constant rate": Variant(schedule=lambda step, stubborn: RATE),
+    "betas 0.8, 0.95": Variant(optimizer=adam(0.8, 0.95)),
+    "betas 0.9, 0.9": Variant(optimizer=adam(0.9, 0.9)),
+    "betas 0.9, 0.99": Variant(optimizer=adam(0.9, 0.99)),
+    "betas 0.95, 0.95": Variant(optimizer=adam(0.95, 0.95)),
+    "rate 0.1, betas 0.8, 0.95": Variant(0.1, optimizer=adam(0.8, 0.95)),
+    "rate 0.1, betas 0.8, 0.95, principal": Variant(0.1, optimizer=adam(0.8, 0.95), start=principal_a),
+    "rate 0.15, betas 0.8, 0.95": Variant(0.15, optimizer=adam(0.8, 0.95)),
+    "rate 0.1, betas 0.7, 0.9": Variant(0.1, optimizer=adam(0.7, 0.9)),
+    "rate 0.1, weight √loss": Variant(0.1, objective=weighed(root)),
+    "LoRA+, B 4 times as fast": Variant(optimizer=ratio(4.0)),
+    "LoRA+, A 4 times as fast": Variant(optimizer=ratio(0.25)),
+    "A starts 4 times as large": Variant(start=scaled_a(4.0)),
+    "A starts at a quarter": Variant(start=scaled_a(0.25)),
+    "A starts at principal directions": Variant(start=principal_a),
+    "orthogonalised, rate 0.02": Variant(0.02, optimizer=Orthogonalised),
+    "orthogonalised, rate 0.06": Variant(0.06, optimizer=Orthogonalised),
+    "L-BFGS after 20 steps": Variant(optimizer=SecondOrder),
+    "focal, (1 - p)": Variant(objective=weighed(lambda loss: 1 - torch.exp(-loss))),
+    "focal, (1 - p)²": Variant(objective=weighed(lambda loss: (1 - torch.exp(-loss)) ** 2)),
+    "release at 0.9": Variant(objective=weighed(lambda loss: (loss >= 0.105).float())),
+    "release at 0.52": Variant(objective=weighed(lambda loss: (loss >= 0.654).float())),
+    "hardest last: weight 1 / (1 + loss)": Variant(objective=weighed(lambda loss: (loss >= 0.357) / (1 + loss))),
+    "hardest first: weight √loss": Variant(objective=weighed(root)),
+    "ending 0.7, 1, 0.2 to 0.1": ending(0.7, 0.0, 0.2, 0.1),
+    "ending 0.7, 1, 0.2 to 0.2": ending(0.7, 0.0, 0.2, 0.2),
+    "ending 0.7, 1, 0.2 to 0.3": ending(0.7, 0.0, 0.2, 0.3),
+    "ending 0.7, √loss, 0.2 to 0.1": ending(0.7, 0.5, 0.2, 0.1),
+    "ending 0.82, loss, 0.2 to 0.1": ending(0.82, 1.0, 0.2, 0.1),
+    "ending 0.9, √loss, 0.2 to 0.1": ending(0.9, 0.5, 0.2, 0.1),
+    "sft": Variant(method="sft"),
+    "memft-ot as published (release at the threshold)": Variant(method="memft-ot"),
+    "memft-sw": Variant(method="memft-sw"),
 }
 
 
 def run(base: models.BaseModel, task: str, name: str, seed: int) -> str:
     """What one variant did on one seed."""
     layer, rank, kind, n_passages, n_tokens = TASKS[task]
-    rate, method, change = VARIANTS[name]
+    variant = VARIANTS[name]
     site = Site(target_modules=("up_proj",), layers_to_transform=(layer,))
     specs = [
         ProbeSpec(
@@ -220,12 +223,20 @@ def run(base: models.BaseModel, task: str, name: str, seed: int) -> str:
         passages = [type(p)(p.passage, number, p.target_ids) for p, number in zip(passages, numbers, strict=True)]
     adapted = adapters.attach(base.model, site, rank, seed)
     started = time.perf_counter()
+    variant.start(adapted, passages)
     trainer = Trainer(
         adapted,
         passages,
-        TrainingOptions(method=method, learning_rate=rate, max_steps=400 if n_passages == 20 else 200, seed=seed),
+        TrainingOptions(
+            method=variant.method,
+            learning_rate=variant.rate,
+            max_steps=400 if n_passages == 20 else 200,
+            seed=seed,
+        ),
+        optimizer=variant.optimizer,
+        rate=variant.schedule,
+        objective=variant.objective,
     )
-    change(trainer)
     *_, last = trainer.steps()
     seconds = time.perf_counter() - started
     adapters.detach(adapted)

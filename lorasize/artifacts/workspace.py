@@ -1,8 +1,9 @@
-"""The folder an apply works in beside the one it is for: locked, kept while it can be gone on with, then put in place.
+"""The folder that an apply works in, and how it takes the place of the result.
 
-Beside `adapter` lie `.adapter.lock` while a run is at work; `.adapter.partial`, with a folder for each unfinished job:
-its last checkpoint and the folder that will be `adapter`; and, for the moment in which folders change places,
-`.adapter.old`. A run that proves nothing leaves a proven `adapter` alone: its own goes to `adapter.unproven`.
+Three names may lie beside `adapter`. `.adapter.lock` is there while a run works. `.adapter.partial` has a folder for
+each unfinished job: its last checkpoint, from which a run of the same job continues, and the folder that will be
+`adapter`. `.adapter.old` is there for the moment in which folders change places. A run that proves nothing leaves a
+proven `adapter` alone: its own folder goes to `adapter.unproven`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lorasize.artifacts.files import flush
 from lorasize.errors import ModelError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-_UNFINISHED = 4  # jobs besides the present one whose checkpoints are kept
+_UNFINISHED = 4  # jobs besides the present one whose checkpoints are kept; not tuned
 _STATE = "state.safetensors"
 
 
@@ -34,13 +35,13 @@ class Workspace:
     place: Path
 
     def step_aside(self) -> None:
-        """Leave what is in place there, and put the result beside it."""
+        """Leave the folder that is in place, and put the result beside it."""
         self.place = _aside(self.place)
 
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Keep others from working on `what`; the lock file at `path` is there only meanwhile, and a kill releases it.
+    """Keep others from working on `what` while the block runs. The lock is the file at `path`; a kill releases it.
 
     Raises:
         ModelError: another run holds it, or the folder cannot be written.
@@ -94,7 +95,7 @@ def require_ours(out: Path) -> Path:
 def staged(out: Path, job: str) -> Iterator[Workspace]:
     """A workspace whose folder takes the place of `out` when the block ends without an error.
 
-    It is made before any work is done. After an error or a kill it stays for the same `job` if it holds a checkpoint.
+    After an error or a kill the workspace stays for the same `job`, if it holds a checkpoint.
 
     Raises:
         ModelError: `out` is not ours to replace, another run is at work on it, or the disk is full or read-only.
@@ -135,7 +136,7 @@ def _settle(place: Path) -> None:
 
 
 def _begun(place: Path, job: str) -> Workspace:
-    """The workspace of this job as it was left, or a new one; those of other jobs stay if they hold a checkpoint."""
+    """The workspace that this job left, or a new one. Those of other jobs stay if they hold a checkpoint."""
     partial = _beside(place, "partial")
     own = partial / hashlib.sha256(job.encode()).hexdigest()[:16]
     others = [path for path in partial.iterdir() if path != own] if partial.is_dir() else []
@@ -150,9 +151,9 @@ def _begun(place: Path, job: str) -> Workspace:
 
 
 def _put(folder: Path, place: Path) -> None:
-    """Let the folder take its place. A kill leaves the old one or the new one, and at worst a name for `_settle`.
+    """Let the folder take its place. A kill leaves the old one or the new one; `_settle` removes what else it leaves.
 
-    It is on the disk, its files too, before what it replaces and the checkpoint are taken away.
+    The folder and its files are on the disk before the old folder and the checkpoint are removed.
     """
     old = _beside(place, "old")
     for path in (*folder.iterdir(), folder):

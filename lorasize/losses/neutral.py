@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# Neither is tuned.
 POSITIONS = 256  # of a batch: one batch is pulled on in a step
-
-
 TOKENS = 2048  # of the text that are looked at
 
 

@@ -4,8 +4,9 @@ from lorasize.losses.base import base_losses
 from lorasize.losses.batches import Batch, make_batches, sequence_length
 from lorasize.losses.neutral import neutral_text, windows
 from lorasize.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from lorasize.training.evaluation import Evaluation
 from lorasize.training.stall import PATIENCE, Stall
-from lorasize.training.trainer import Evaluation, Trainer, TrainingOptions
+from lorasize.training.trainer import Trainer, TrainingOptions
 
 __all__ = [
     "PATIENCE",

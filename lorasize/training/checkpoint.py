@@ -1,6 +1,6 @@
-"""A training as it stands, in one file: safetensors, and JSON in its header for what is no tensor. Nothing is pickled.
+"""A checkpoint in one file: safetensors, with JSON in its header for all that is no tensor. Nothing is pickled.
 
-A kill or a power cut leaves the one before or this one.
+A kill or a power cut while it is written leaves the checkpoint before or this one, whole.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Checkpoint:
         return [self.tensors[f"{name}.{k}"] for k in range(len(found))]
 
     def copy(self) -> Checkpoint:
-        """One that training does not change any more."""
+        """A copy that training does not change."""
         return Checkpoint({name: tensor.clone() for name, tensor in self.tensors.items()}, copy.deepcopy(self.state))
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the checkpoint in place of the one before.
+    """Write the checkpoint over the one before.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the checkpoint before is still there.

@@ -1,4 +1,4 @@
-"""The first Ctrl-C waits until it loses nothing; a second one is obeyed at once. The same for SIGTERM."""
+"""The first Ctrl-C waits until it loses no work; a second one acts at once. The same holds for SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Deferred:
-    """While entered, a signal waits for `obey`. Does nothing outside the main thread, where no handler can be set."""
+    """Inside the block a signal waits for `obey`. Outside the main thread no handler can be set, so nothing waits."""
 
     def __init__(self) -> None:
         """Nothing waits yet."""
@@ -27,7 +27,7 @@ class Deferred:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Put the handlers back; a signal that still waits is obeyed, unless an error is on its way anyway."""
+        """Put the handlers back. A signal that still waits acts now, unless an error already ends the block."""
         self._restore()
         if error is None:
             self.obey()

@@ -14,16 +14,19 @@ from lorasize.losses.token_losses import TokenLosses
 from lorasize.records import Method
 from lorasize.units import LN2
 
-RELEASE = 0.82  # MemFT: a token leaves the loss only once p exceeds this; released at ½ it drifts back (docs/log.md)
+# MemFT: a token leaves the loss only once p exceeds this; released at ½ it drifts back
+# (docs/log/recipe.md#release-point).
+RELEASE = 0.82
 
 
 @dataclass
 class Objective:
     """Weights of target tokens under one method; holds what the method remembers between steps.
 
-    `memft` is ours: MemFT-OT whose release point lies above the threshold and whose weight is the root of the loss, so
-    that what is furthest from recall counts most. `memft-ot` and `memft-sw` are the paper's;
-    the latter slides a window over a long passage and, on `many` records, is OT under a curriculum without a fall-back.
+    `memft` is ours: MemFT-OT with a release point above the threshold and the root of the loss as weight, so that the
+    token furthest from recall counts most (docs/log/recipe.md#release-point). `memft-ot` and `memft-sw` are the
+    paper's; the latter slides a window over a long passage and, on `many` records, is OT under a curriculum without a
+    fall-back.
 
     Source: arXiv 2605.30260 and its published trainer.
     """

@@ -1,6 +1,7 @@
 """Matrix products in bfloat16 where the processor has them: float32 in and out, and summed in float32.
 
-Good enough to train by, not to decide by: a logit near 16 moves by some hundredths. Steps use them, full looks do not.
+A logit near 16 moves by some hundredths. Steps may use them (docs/log/speed.md#bfloat16-products-in-steps); full looks,
+which decide, do not.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import torch
 
 
 def has_bfloat16_products(device: torch.device) -> bool:
-    """Whether this processor multiplies bfloat16 in hardware. Accelerators are left as they are set."""
+    """Whether this processor multiplies bfloat16 in hardware. False for accelerators, which keep their settings."""
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return device.type == "cpu" and bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
 @contextmanager
 def bfloat16_products(wanted: bool) -> Iterator[None]:
-    """Float32 matrix products run in bfloat16 while this is open, if `wanted`."""
+    """Run float32 matrix products in bfloat16 inside the block, if `wanted`."""
     before = torch.get_float32_matmul_precision()
     if wanted:
         torch.set_float32_matmul_precision("medium")

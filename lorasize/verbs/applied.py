@@ -27,30 +27,30 @@ _BINS = 20  # of the histogram of p
 
 def record_of_run(session: Session, report: RecallReport, update: Update | None) -> Memorization:
     """The folder's `lorasize.json`."""
-    options, final = session.options, session.final
-    if adapters.realised_rank(session.adapted) != session.spec.rank:
+    options, final, state = session.options, session.final, session.state
+    if adapters.realised_rank(session.adapted) != state.spec.rank:
         raise ModelError("the adapter's rank is not the planned one")
     n_tokens = len(final.losses)
     return Memorization(
-        outcome=session.outcome or Outcome.STEP_BUDGET_EXHAUSTED,
+        outcome=state.outcome or Outcome.STEP_BUDGET_EXHAUSTED,
         threshold=options.threshold,
         threshold_met=final.min_probability > options.threshold and report.threshold_met,
         min_probability=min(final.min_probability, report.min_probability or 0.0),
         n_tokens=n_tokens,
         n_stubborn=final.n_below(options.threshold),
         recalled=report.recalled,
-        steps=session.steps,
-        seconds=session.seconds,
-        tokens_per_second=session.n_read / max(session.seconds, 1e-9),
-        adapter=session.spec,
-        escalations=tuple(session.escalations),
+        steps=state.steps,
+        seconds=state.seconds,
+        tokens_per_second=state.n_read / max(state.seconds, 1e-9),
+        adapter=state.spec,
+        escalations=state.escalations,
         recall=RecallSummary(**report.model_dump(include=set(RecallSummary.model_fields))),
-        drift=session.drift,
+        drift=state.drift,
         model_fingerprint=session.base.fingerprint,
         plan=session.plan,
-        probabilities=_histogram(session.before or final, final),
+        probabilities=_histogram(state.before or final, final),
         update=update,
-        margin=session.margin,
+        margin=state.margin,
     )
 
 
@@ -62,12 +62,11 @@ def _histogram(before: Evaluation, after: Evaluation) -> Histogram:
 def observation_of(session: Session) -> Observation | None:
     """The planned adapter's run as a probe would report it, with epochs for steps, as the transition counts them."""
     demand, spec, options = session.plan.demand, session.plan.adapter, session.options
-    usual = ApplyOptions()
+    state, usual = session.state, ApplyOptions()
     as_calibrated = (options.method, options.threshold, options.margin) == (usual.method, usual.threshold, usual.margin)
-    plain = session.start is None and options.max_drift is None  # from nothing and unbound, as probes train
-    if session.first is None or demand is None or spec is None or not (as_calibrated and plain):
+    plain = session.start is None and options.max_drift is None  # a fresh adapter without a bound, as probes train
+    if (first := state.first) is None or demand is None or spec is None or not (as_calibrated and plain):
         return None
-    first = session.first
     if first.outcome not in (Outcome.MEMORIZED, Outcome.STALLED):
         return None
     return Observation(
@@ -76,7 +75,7 @@ def observation_of(session: Session) -> Observation | None:
             layers_to_transform=spec.layers_to_transform,
             rank=spec.rank,
             kind="text",
-            n_tokens=max(1, round(demand.nats / demand.base_loss)),  # without those that repeat earlier passages
+            n_tokens=max(1, round(demand.nats / demand.base_loss)),  # without tokens that repeat earlier passages
             seed=options.seed,
             max_steps=options.max_steps,
         ),
@@ -87,11 +86,11 @@ def observation_of(session: Session) -> Observation | None:
         n_stubborn=first.n_stubborn,
         threshold_met=first.outcome is Outcome.MEMORIZED and first.epochs <= PROBE_STEPS,
         steps=max(1, round(first.epochs)),
-        seconds=session.seconds,
-        seconds_per_step=session.seconds / max(1, session.steps),
+        seconds=state.seconds,
+        seconds_per_step=state.seconds / max(1, state.steps),
         peak_memory_bytes=peak_memory(),
         early_loss=first.early_loss if first.epochs > LAW_STEPS else None,
-        drift=session.drift.nats if session.drift is not None and options.retain is None else None,
+        drift=state.drift.nats if state.drift is not None and options.retain is None else None,
     )
 
 

@@ -1,7 +1,7 @@
 """The verb apply: a plan in, a proven adapter folder out.
 
 Trains until every target token passes, grows the adapter when training stalls, saves it, and has it recalled from disk
-by a fresh process. The folder appears whole or not at all, and a run that was killed goes on where it was.
+by a fresh process. The folder appears whole or not at all, and the next run continues one that was killed.
 """
 
 from __future__ import annotations
@@ -43,11 +43,16 @@ from lorasize.verbs.update import BaseAdapter, compare, read_base_adapter, requi
 
 @dataclass(frozen=True)
 class Applied:
-    """What apply leaves: the record in the folder, and the recall report with the decoded texts.
+    """What apply leaves.
 
-    The `folder` is another than asked for where the run proved nothing and a proven adapter was there: that one stays.
-    `steps` are those of the training, and `observation` is what the planned adapter, before it grew, teaches the
-    calibration; None when a limit ended it.
+    Attributes:
+        memorization: The record in the folder.
+        recall: The recall report, with the decoded texts.
+        encoded: The corpus.
+        folder: Where the adapter is: beside the folder asked for, where that holds a proven adapter and the run proved
+            nothing.
+        steps: Reports of the training.
+        observation: What the planned adapter, before it grew, teaches the calibration; None when a limit ended it.
     """
 
     memorization: Memorization
@@ -64,7 +69,7 @@ def apply(
     options: ApplyOptions | None = None,
     notify: Notify = lambda event: None,
 ) -> Applied:
-    """Train, save and prove the adapter of a plan. The same call goes on where an interrupted one was.
+    """Train, save and prove the adapter of a plan. The same call continues an interrupted one.
 
     Args:
         plan: What to train; read a file with `artifacts.plans.read_plan`.
@@ -82,33 +87,45 @@ def apply(
     if plan.adapter is None:
         issues = plan.feasibility.issues
         raise InfeasibleCorpusError("the plan is infeasible: mend the corpus and plan again", issues=issues)
-    retained = _retained(options.retain)
+    retained = retained_text(options.retain)
     with staged(out, _job(plan, options, retained)) as work:
-        found = read_checkpoint(work.checkpoint)
+        checkpoint = read_checkpoint(work.checkpoint)
         base, encoded = load_inputs(plan, options.device)
         if options.retain is not None and not windows(retained, base.tokenizer, base.max_positions - 1):
             raise CorpusError("holds a single token: too little to measure drift on", file=str(options.retain))
-        steps, ended = (0, False) if found is None else (found.state["steps"], found.state["outcome"] is not None)
-        events = EventLog(work.folder / EVENTS, notify, steps, ended=ended)
+        state = {} if checkpoint is None else checkpoint.state
+        events = EventLog(work.folder / EVENTS, notify, state.get("steps", 0), ended=state.get("outcome") is not None)
         old = _base_adapter(plan, options, base)
         session = Session(
-            base, encoded, plan, options, events, retained, None if old is None else old.folder,
-            lambda c: write_checkpoint(c, work.checkpoint),
-        )  # fmt: skip
-        session.run(found)
-        report = _proven(session, work.folder, events)
+            base=base,
+            encoded=encoded,
+            plan=plan,
+            options=options,
+            notify=events,
+            retained=retained,
+            start=None if old is None else old.folder,
+            save=lambda taken: write_checkpoint(taken, work.checkpoint),
+        )
+        session.run(checkpoint)
+        report = _prove(session, work.folder, events)
         update = None if old is None else _update(session, old, report, work.folder)
         record = record_of_run(session, report, update)
-        (work.folder / RECORD).write_text(to_json(record), encoding="utf-8")
-        (work.folder / "README.md").write_text(model_card(record), encoding="utf-8")
-        adapter_folder.write_sums(work.folder)
-        if aside := not record.proven and _proven_before(work.place):
+        _write(record, work.folder)
+        aside = not record.proven and _holds_proven_adapter(work.place)
+        if aside:
             work.step_aside()
     folder = work.place if aside else out
     return Applied(record, report, tuple(encoded), folder, tuple(events.steps), observation_of(session))
 
 
-def _proven_before(place: Path) -> bool:
+def _write(record: Memorization, folder: Path) -> None:
+    """Write what the adapter folder says of itself."""
+    (folder / RECORD).write_text(to_json(record), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(record), encoding="utf-8")
+    adapter_folder.write_sums(folder)
+
+
+def _holds_proven_adapter(place: Path) -> bool:
     """Whether a folder holds an adapter that was proven."""
     try:
         return adapter_folder.read_record(place).proven
@@ -116,7 +133,7 @@ def _proven_before(place: Path) -> bool:
         return False
 
 
-def _retained(path: Path | None) -> str:
+def retained_text(path: Path | None) -> str:
     """The text that must not suffer.
 
     Raises:
@@ -131,7 +148,7 @@ def _retained(path: Path | None) -> str:
 
 
 def _base_adapter(plan: Plan, options: ApplyOptions, base: models.BaseModel) -> BaseAdapter | None:
-    """The adapter to start from, which must fit into the planned one and be the one that was planned with."""
+    """The adapter to start from: it must fit into the planned one, and be the one that the plan was made with."""
     folder = options.base_adapter or (Path(plan.update.adapter) if plan.update is not None else None)
     if folder is None or plan.adapter is None:
         return None
@@ -143,7 +160,7 @@ def _base_adapter(plan: Plan, options: ApplyOptions, base: models.BaseModel) -> 
 
 
 def _update(session: Session, old: BaseAdapter, report: RecallReport, folder: Path) -> Update:
-    """What became of the old adapter's passages: an old target that still comes back from its prompt is counted."""
+    """What became of the old adapter's passages. Counts the old targets that still come back from their prompts."""
     change = compare(old.addresses, session.encoded)
     held = {p.prompt_ids: p.target_sha256 for p in old.addresses}
     came = {p.passage.id: seen.text for p, seen in zip(session.encoded, report.passages, strict=True)}
@@ -156,36 +173,34 @@ def _update(session: Session, old: BaseAdapter, report: RecallReport, folder: Pa
         still += gone.n_recalled
     return Update(
         adapter=str(old.folder),
-        n_unchanged=len(change.unchanged),
-        n_changed=len(change.changed),
-        n_added=len(change.added),
-        n_removed=len(change.removed),
+        **change.counts(),
         n_old_produced=still,
     )
 
 
 def _job(plan: Plan, options: ApplyOptions, retained: str) -> str:
-    """What a checkpoint is of. Limits are no part of it: a run may go on with others."""
+    """What a checkpoint belongs to. Limits are no part of it: a run may continue with others."""
     how = (options.method, options.threshold, options.margin, options.escalate, options.seed, options.device)
     text = hashlib.sha256(retained.encode()).hexdigest()
     return f"{digest(plan)} {how} {options.max_drift} {text} {options.base_adapter}"
 
 
-def _proven(session: Session, folder: Path, events: EventLog) -> RecallReport:
-    """The adapter saved and its recall proven; trained on first where decoding takes more margin than it has."""
+def _prove(session: Session, folder: Path, events: EventLog) -> RecallReport:
+    """Save the adapter and decode with it. Where decoding needs a larger margin than it has, train on and repeat."""
     options = session.options
     while True:
-        report = _proof(session, folder, events)
-        to = next_target_probability(report, options.threshold, options.threshold + session.margin)
-        done = options.margin is not None or session.settled or session.outcome is not Outcome.MEMORIZED
+        report = _save_and_decode(session, folder, events)
+        state = session.state
+        to = next_target_probability(report, options.threshold, options.threshold + state.margin)
+        done = options.margin is not None or state.settled or state.outcome is not Outcome.MEMORIZED
         if done or to is None:
             return report
         events(Raised(to, report.decoding_gap or 0.0))
         session.train_on(to - options.threshold)
 
 
-def _proof(session: Session, folder: Path, events: EventLog) -> RecallReport:
-    """The adapter saved, and its recall from there."""
+def _save_and_decode(session: Session, folder: Path, events: EventLog) -> RecallReport:
+    """Save the adapter; what it recalls from there."""
     adapters.save(session.adapted, folder, session.plan.model.ref)
     adapter_folder.write_addresses([p.address() for p in session.encoded], folder)
     merged = session.plan.serving is not None and session.plan.serving.serve == "merged"
@@ -201,7 +216,12 @@ def _proof(session: Session, folder: Path, events: EventLog) -> RecallReport:
 
 
 def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[EncodedPassage]]:
-    """The plan's model and corpus, refused when they are not the ones planned for."""
+    """The plan's model and corpus.
+
+    Raises:
+        StalePlanError: they are not the ones that the plan was made for.
+        ModelError: the model cannot be loaded, or cannot carry the plan's adapter.
+    """
     if plan.inputs.recipe != RECIPE:
         raise StalePlanError(
             f"the plan is for training recipe {plan.inputs.recipe}, this is {RECIPE}: plan again", changed=["recipe"]
@@ -221,7 +241,7 @@ def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[Encoded
 
 
 def _require_fitting(plan: Plan, base: models.BaseModel) -> None:
-    """Refuse a plan, which may have been edited, whose adapter this model cannot carry.
+    """Refuse an adapter that this model cannot carry: the plan may have been edited.
 
     Raises:
         ModelError: naming what is wrong with it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorasize.artifacts.adapter_folder import (
     CONFIG,
@@ -38,12 +39,21 @@ class BaseAdapter:
 
 @dataclass(frozen=True)
 class Change:
-    """Passages by what became of them: told apart by their prompts, their targets compared by digest."""
+    """Passages by what became of them. Prompts tell passages apart; targets are compared by digest."""
 
     unchanged: tuple[EncodedPassage, ...]
     changed: tuple[EncodedPassage, ...]
     added: tuple[EncodedPassage, ...]
     removed: tuple[PassageAddress, ...]
+
+    def counts(self) -> dict[str, Any]:
+        """How many of each, by the names that `Update` and `PlanUpdate` share."""
+        return {
+            "n_unchanged": len(self.unchanged),
+            "n_changed": len(self.changed),
+            "n_added": len(self.added),
+            "n_removed": len(self.removed),
+        }
 
 
 def read_base_adapter(folder: Path, base: ModelFingerprint, ref: str) -> BaseAdapter:
@@ -75,10 +85,7 @@ def priced(adapter: BaseAdapter, change: Change, nats: float) -> PlanUpdate:
     return PlanUpdate(
         adapter=str(adapter.folder),
         weights_sha256=file_sha256(adapter.folder / WEIGHTS),
-        n_unchanged=len(change.unchanged),
-        n_changed=len(change.changed),
-        n_added=len(change.added),
-        n_removed=len(change.removed),
+        **change.counts(),
         nats=nats,
     )
 

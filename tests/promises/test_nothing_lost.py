@@ -193,7 +193,7 @@ def test_a_plan_may_be_applied_to_its_model_in_another_place(
 ) -> None:
     seen: list[Any] = []
 
-    def stop(self: Any, found: Any = None) -> None:
+    def stop(self: Any, checkpoint: Any = None) -> None:
         seen.append(self.base.ref)
         raise ModelError("enough")
 

@@ -16,7 +16,7 @@ from support.sites import MLP
 from lorasize import cli, models
 from lorasize.artifacts.events import Raised
 from lorasize.errors import ModelError
-from lorasize.losses.batches import check_entry
+from lorasize.losses.batches import check_entry, make_batches
 from lorasize.losses.frozen_layers import Suffix
 from lorasize.models import adapters
 from lorasize.records import Plan, RecallReport, StepReport
@@ -106,8 +106,8 @@ def test_an_adapter_that_cannot_do_more_stays_as_it_was(
 def test_a_kill_while_training_on_changes_nothing(
     torch: Any, plan: Plan, tmp_path: Path, coarse: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr(session, "_EVERY", 0.0)
-    monkeypatch.setattr(session, "_SHARE", 0.0)
+    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(session, "CHECKPOINT_SHARE", 0.0)
     usual = apply(plan, tmp_path / "usual", ApplyOptions(device="cpu")).memorization
     coarse(0.5)
     options = ApplyOptions(device="cpu", max_steps=usual.steps + limit)
@@ -171,7 +171,9 @@ def test_a_trained_adapter_is_entered_like_a_fresh_one(
     with torch.no_grad():
         for parameter in adapters.parameters(adapted).values():
             parameter.copy_(torch.randn(parameter.shape, generator=seed))
-    trainer = Trainer(adapted, encoded, TrainingOptions(max_steps=1))
+    Trainer(adapted, encoded, TrainingOptions(max_steps=1))
+    first = adapters.first_adapted_layer(adapted)
+    last = make_batches(base.model, encoded, first, 512, base.device)[-1]
     with pytest.raises(ModelError, match="cannot be entered in the middle"):  # what it did with the adapter in place
-        check_entry(adapters.base_of(adapted), trainer._suffix, trainer._batches[-1])
+        check_entry(adapters.base_of(adapted), Suffix(base.model, first), last)
     adapters.detach(adapted)

@@ -23,7 +23,7 @@ def apply_here(plan: str, out: str) -> None:
 
     _prepare()
     verdict.decode_afresh = decoding.decode
-    session._EVERY = 0.02  # so that there is something to lose between two checkpoints, and something to keep
+    session.CHECKPOINT_SECONDS = 0.02  # so that there is something to lose between two checkpoints, and to keep
     apply(read_plan(Path(plan)), Path(out), ApplyOptions(device="cpu"))
 
 
@@ -50,7 +50,7 @@ def command(arguments: list[str], said: str) -> None:
     os.dup2(handle, 2)
     _prepare()
     verdict.decode_afresh = decoding.decode
-    session._EVERY = 0.02
+    session.CHECKPOINT_SECONDS = 0.02
     code = cli.main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()

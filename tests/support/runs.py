@@ -40,5 +40,5 @@ def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take a checkpoint after every epoch."""
     from lorasize.training import run as session
 
-    monkeypatch.setattr(session, "_EVERY", 0.0)
-    monkeypatch.setattr(session, "_SHARE", 0.0)
+    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(session, "CHECKPOINT_SHARE", 0.0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,25 +12,30 @@ from support.models import adapter, disturb, passage, random_passages
 from support.sites import MLP
 
 from lorasize.corpus.tokens import EncodedPassage
-from lorasize.losses.batches import Batch
+from lorasize.losses.token_losses import TokenLosses
 from lorasize.models import BaseModel
 from lorasize.records import StepReport
 from lorasize.training import Trainer, TrainingOptions
+from lorasize.training.objectives import Objective
 
 
-def watch(trainer: Trainer) -> list[tuple[int, tuple[int, ...]]]:
-    """Grows as the trainer looks at passages: (epoch, passages looked at), full looks left out."""
-    looks: list[tuple[int, tuple[int, ...]]] = []
-    due = trainer._due_part
+class Watched(Objective):
+    """Notes which passages a step looks at."""
 
-    def watched(batch: Batch) -> Batch | None:
-        part = due(batch)
-        if part is not None:
-            looks.append((trainer._epoch, part.passages))
-        return part
+    looks: list[tuple[int, ...]]
 
-    trainer._due_part = watched  # type: ignore[method-assign]
-    return looks
+    def weights(self, losses: TokenLosses, passages: Sequence[int], lengths: Sequence[int]) -> Any:
+        self.looks[-1] += tuple(passages)
+        return super().weights(losses, passages, lengths)
+
+
+def looks_of(adapted: Any, encoded: Sequence[EncodedPassage], options: TrainingOptions) -> list[tuple[int, ...]]:
+    """Train; the passages that each epoch looked at, full looks left out."""
+    objective = Watched(options.method, options.passing, many=len(encoded) >= 8)
+    objective.looks = []
+    trainer = Trainer(adapted, encoded, options, objective=objective)
+    list(trainer.steps(lambda: objective.looks.append(())))
+    return objective.looks
 
 
 def mastered_passage(torch: Any, model: Any) -> EncodedPassage:
@@ -48,11 +54,9 @@ def test_mastered_passages_rest_and_come_back(torch: Any, bases: dict[str, BaseM
     base = bases["able"]
     encoded = [mastered_passage(torch, base.model), *random_passages(torch, [(5, 20)])]
     with adapter(base, MLP, 1) as adapted:
-        trainer = Trainer(adapted, encoded, TrainingOptions(max_steps=40, learning_rate=1e-6))
-        looks = watch(trainer)
-        list(trainer.steps())
-    rested = [epoch for epoch, passages in looks if 0 in passages]
-    stubborn = [epoch for epoch, passages in looks if 1 in passages]
+        looks = looks_of(adapted, encoded, TrainingOptions(max_steps=40, learning_rate=1e-6))
+    rested = [epoch for epoch, passages in enumerate(looks) if 0 in passages]
+    stubborn = [epoch for epoch, passages in enumerate(looks) if 1 in passages]
     assert [b - a for a, b in zip(rested, rested[1:], strict=False)] == [4, 8, 8, 8, 8]
     assert stubborn == list(range(stubborn[0], stubborn[0] + 40))
 
@@ -99,24 +103,20 @@ def test_no_token_waits_between_release_and_threshold(
 
 def bounded(trainer: Trainer, max_epochs: int) -> list[StepReport]:
     """The trainer's reports; fails where it turns in circles without a step."""
-    looks: Callable[[Batch], Batch | None] = trainer._due_part
+    n_epochs = itertools.count()
 
-    def counted(batch: Batch) -> Batch | None:
-        assert trainer._epoch < 4 * max_epochs, f"{trainer._epoch} epochs, {trainer._step} steps: it never ends"
-        return looks(batch)
+    def count() -> None:
+        assert next(n_epochs) < 4 * max_epochs, f"{trainer.state().state['step']} steps: it never ends"
 
-    trainer._due_part = counted  # type: ignore[method-assign]
-    return list(trainer.steps())
+    return list(trainer.steps(count))
 
 
 @pytest.mark.slow
 def test_the_curriculum_trains_a_growing_share(torch: Any, bases: dict[str, BaseModel]) -> None:
     encoded = random_passages(torch, [(5, 30)] * 10)
     with adapter(bases["able"], MLP, 1) as adapted:
-        trainer = Trainer(adapted, encoded, TrainingOptions(method="memft-sw", max_steps=50, learning_rate=1e-4))
-        looks = watch(trainer)
-        list(trainer.steps())
-    sizes = [len(passages) for _, passages in looks]
+        looks = looks_of(adapted, encoded, TrainingOptions(method="memft-sw", max_steps=50, learning_rate=1e-4))
+    sizes = [len(passages) for passages in looks]
     assert sizes == sorted(sizes)
     assert sorted(set(sizes)) == [2, 4, 6, 8, 10]
     assert sizes.count(2) == 5
@@ -126,12 +126,14 @@ def test_the_published_fall_back_is_for_a_whole_step(torch: Any, bases: dict[str
     """Where anything in a step is stubborn, mastered tokens have no weight, whatever batch they are in."""
     base = bases["able"]
     encoded = [mastered_passage(torch, base.model), *random_passages(torch, [(5, 20)])]
-    with adapter(base, MLP, 1) as adapted:
-        trainer = Trainer(adapted, encoded, TrainingOptions(method="memft-ot"))
-        mastered, stubborn = sorted(trainer._batches, key=lambda batch: len(batch.targets))
-        assert (mastered.passages, stubborn.passages) == ((0,), (1,))
-        trainer.evaluate()
-        n_stubborn = int((trainer._latest[1:] >= -math.log(0.52)).sum())
-        assert trainer._update([mastered, stubborn]) == n_stubborn
-        assert trainer._update([mastered]) == 1  # the paper's: nothing stubborn, so all of it
-        assert trainer.n_read == 1 + 20 + 1 + 1
+    seen: dict[int, tuple[list[int], int]] = {}
+    for batch_tokens in (512, 24):  # both in one step, and a step for each
+        options = TrainingOptions(method="memft-ot", batch_tokens=batch_tokens, max_steps=3, learning_rate=1e-6)
+        with adapter(base, MLP, 1) as adapted:
+            trainer = Trainer(adapted, encoded, options)
+            n_stubborn = int((trainer.evaluate().losses[1:] >= -math.log(0.52)).sum())
+            reports = list(trainer.steps())[:-1]
+            seen[batch_tokens] = sorted(report.n_active for report in reports), trainer.n_read
+    # The first full look lets the mastered one rest until the second epoch.
+    assert seen[512] == ([n_stubborn] * 3, 20 + (20 + 1) + 20)
+    assert seen[24] == ([1, n_stubborn, n_stubborn], 20 + 20 + (1 + 1))  # the paper's: nothing stubborn, so all of it

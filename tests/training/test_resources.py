@@ -12,11 +12,13 @@ from support.sites import MLP
 
 from lorasize import models
 from lorasize.errors import ModelError, TrainingDivergedError
+from lorasize.losses.batches import make_batches
 from lorasize.losses.frozen_layers import Suffix
 from lorasize.models import BaseModel, adapters
 from lorasize.records import Outcome
 from lorasize.training import Trainer, TrainingOptions
 from lorasize.training import trainer as loop
+from lorasize.training.pieces import Pieces
 from lorasize.training.run import ApplyOptions, Session
 from lorasize.verbs.apply import load_inputs
 
@@ -103,21 +105,21 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 def test_gradients_of_a_broken_backward_pass_are_taken_back(torch: Any, base: BaseModel, encoded: Any) -> None:
     adapted = adapters.attach(base.model, MLP, 4, 0)
     try:
-        trainer = Trainer(adapted, encoded[1], TrainingOptions(max_steps=3))
-        calls: list[int] = []
-        n = len(trainer._batches[0].passages)
+        first, calls = adapters.first_adapted_layer(adapted), []
+        batch = make_batches(base.model, encoded[1], first, 512, base.device)[0]
+        parameters, n = list(adapters.parameters(adapted).values()), len(batch.passages)
 
         def work(batch: Any) -> Any:
             calls.append(len(batch.passages))
-            for parameter in trainer._parameters:
+            for parameter in parameters:
                 parameter.grad = torch.ones_like(parameter) if parameter.grad is None else parameter.grad + 1.0
             if len(batch.passages) > n // 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return torch.zeros(1)
 
-        trainer._in_pieces(trainer._batches[0], work)
+        Pieces(parameters).run(batch, work)
         assert calls == [n, n // 2, n - n // 2]
-        assert {float(p.grad.max()) for p in trainer._parameters} == {2.0}  # of the halves alone
+        assert {float(p.grad.max()) for p in parameters if p.grad is not None} == {2.0}  # of the halves alone
     finally:
         adapters.detach(adapted)
 
@@ -146,10 +148,10 @@ def test_a_loss_that_is_not_a_number_goes_back_and_on_more_slowly(
     torch: Any, base: BaseModel, encoded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = diverging(monkeypatch, torch, 5, 1)
-    run = Session(base, encoded[1], encoded[0], ApplyOptions(device="cpu"), lambda event: None)
+    run = Session(base=base, encoded=encoded[1], plan=encoded[0], options=ApplyOptions(device="cpu"))
     run.run()
     adapters.detach(run.adapted)
-    assert run.outcome is Outcome.MEMORIZED
+    assert run.state.outcome is Outcome.MEMORIZED
     assert rates[5] == pytest.approx(rates[0] / 2)  # from the state before the first step, at half the rate
 
 
@@ -158,7 +160,7 @@ def test_a_loss_that_stays_not_a_number_is_an_error(
     torch: Any, base: BaseModel, encoded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diverging(monkeypatch, torch, 1, 10**6)
-    run = Session(base, encoded[1], encoded[0], ApplyOptions(device="cpu"), lambda event: None)
+    run = Session(base=base, encoded=encoded[1], plan=encoded[0], options=ApplyOptions(device="cpu"))
     try:
         with pytest.raises(TrainingDivergedError):
             run.run()

@@ -22,7 +22,7 @@ from lorasize.records import Outcome
 from lorasize.training import Trainer, TrainingOptions
 from lorasize.training.retain import Retained
 from lorasize.training.run import ApplyOptions, Session
-from lorasize.verbs.apply import _retained, apply
+from lorasize.verbs.apply import apply, retained_text
 
 pytestmark = pytest.mark.usefixtures("_same_process")
 
@@ -83,15 +83,15 @@ def test_drift_is_what_the_plain_model_says(torch: Any, base: BaseModel, encode_
     try:
         trainer = Trainer(adapted, encode_text("One line."), TrainingOptions(max_steps=3), text)
         assert trainer.retained is not None
-        assert trainer.retained.before == pytest.approx(before, abs=1e-4)
+        assert trainer.retained.base_loss == pytest.approx(before, abs=1e-4)
         assert trainer.retained.measure() == pytest.approx(0.0, abs=1e-5)
         list(trainer.steps())
         now = float(torch.cat(base_losses(base, text)).mean())  # the adapter is in it
-        assert trainer.retained.drift == pytest.approx(now - before, abs=1e-4)
-        assert abs(trainer.retained.drift) > 1e-3
+        assert trainer.retained.state.drift == pytest.approx(now - before, abs=1e-4)
+        assert abs(trainer.retained.state.drift) > 1e-3
         again = Trainer(adapted, encode_text("One line."), TrainingOptions(max_steps=3), text)
         assert again.retained is not None
-        assert again.retained.before == pytest.approx(before, abs=1e-4)  # measured without the adapter
+        assert again.retained.base_loss == pytest.approx(before, abs=1e-4)  # measured without the adapter
     finally:
         adapters.detach(adapted)
 
@@ -102,7 +102,7 @@ def trained(base: BaseModel, model: Path, corpus: Path, bound: float | None, **o
 
     _, encoded = load_inputs(plan, "cpu")
     how = ApplyOptions(device="cpu", max_drift=bound, **options)
-    run = Session(base, encoded, plan, how, lambda event: None, OTHER)
+    run = Session(base=base, encoded=encoded, plan=plan, options=how, retained=OTHER)
     run.run()
     adapters.detach(run.adapted)
     return run
@@ -110,12 +110,12 @@ def trained(base: BaseModel, model: Path, corpus: Path, bound: float | None, **o
 
 @pytest.mark.slow
 def test_a_bound_is_kept_and_everything_memorised(base: BaseModel, able_llama: Path, corpus: Path) -> None:
-    free = trained(base, able_llama, corpus, None)
+    free = trained(base, able_llama, corpus, None).state
     assert free.drift is not None
     assert free.outcome is Outcome.MEMORIZED
     bound = free.drift.nats / 4
     assert bound > 0.01  # else there is nothing to keep
-    bounded = trained(base, able_llama, corpus, bound)
+    bounded = trained(base, able_llama, corpus, bound).state
     assert bounded.drift is not None
     assert bounded.outcome is Outcome.MEMORIZED
     assert bounded.drift.nats <= bound
@@ -127,7 +127,7 @@ def _harmful(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is trained, other text loses 0.3 nats per token."""
 
     def measure(self: Retained) -> float:
-        self.drift = 0.3
+        self.state.drift = 0.3
         return 0.3
 
     monkeypatch.setattr(Retained, "measure", measure)
@@ -137,11 +137,11 @@ def _harmful(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_harmful")
 def test_a_bound_that_cannot_be_kept_is_a_result(base: BaseModel, able_llama: Path, corpus: Path) -> None:
     run = trained(base, able_llama, corpus, 0.2, max_steps=40)
-    assert run.outcome is Outcome.STEP_BUDGET_EXHAUSTED
+    assert run.state.outcome is Outcome.STEP_BUDGET_EXHAUSTED
     assert run.final.min_probability > 0.52  # every token passed, and it was not enough
-    assert run.drift is not None
-    assert run.drift.broken
-    assert run.steps == 40
+    assert run.state.drift is not None
+    assert run.state.drift.broken
+    assert run.state.steps == 40
 
 
 @pytest.mark.slow
@@ -176,11 +176,11 @@ def test_a_single_token_cannot_be_retained(able_llama: Path, corpus: Path, tmp_p
 
 
 def test_a_text_that_cannot_be_retained(tmp_path: Path) -> None:
-    assert len(_retained(None)) > 1000
+    assert len(retained_text(None)) > 1000
     for data, said in ((b"\xff", "not UTF-8"), (b" \n", "holds no text"), (None, "there is no such file")):
         path = tmp_path / "text"
         path.unlink(missing_ok=True)
         if data is not None:
             path.write_bytes(data)
         with pytest.raises(CorpusError, match=said):
-            _retained(path)
+            retained_text(path)

@@ -26,8 +26,10 @@ from lorasize.losses.head import Head, head_of
 from lorasize.losses.token_losses import loss_and_gradient, token_losses
 from lorasize.models import BaseModel, adapters
 from lorasize.records import Site, StepReport
-from lorasize.training import Evaluation, Trainer, TrainingOptions
+from lorasize.training import Checkpoint, Evaluation, Trainer, TrainingOptions
+from lorasize.training.objectives import Objective
 from lorasize.training.precision import bfloat16_products, has_bfloat16_products
+from lorasize.training.rate import Rate
 
 LAYERS = {"first": (0,), "middle": (2,), "last": (3,), "two": (1, 3)}
 SHAPES = {
@@ -148,6 +150,13 @@ def test_rows_of_a_batch(torch: Any, bases: dict[str, BaseModel]) -> None:
     assert batch.select([0, 1, 2]) is batch
 
 
+def steps_of_epochs(trainer: Trainer) -> list[int]:
+    """Train; the steps taken before each epoch."""
+    found: list[int] = []
+    list(trainer.steps(lambda: found.append(trainer.state().state["step"])))
+    return found
+
+
 def test_short_passages_are_not_padded_to_a_long_one_but_share_its_step(
     torch: Any, bases: dict[str, BaseModel]
 ) -> None:
@@ -157,8 +166,8 @@ def test_short_passages_are_not_padded_to_a_long_one_but_share_its_step(
     site = Site(target_modules=("up_proj",), layers_to_transform=(1,))
     for batch_tokens, steps in ((51, 1), (50, 2)):
         with adapter(bases["llama"], site, 1) as adapted:
-            trainer = Trainer(adapted, encoded, TrainingOptions(batch_tokens=batch_tokens))
-            assert len(list(trainer._parts())) == steps
+            trainer = Trainer(adapted, encoded, TrainingOptions(batch_tokens=batch_tokens, max_steps=4))
+            assert steps_of_epochs(trainer)[1] == steps
 
 
 def test_states_past_the_limit_are_kept_in_a_file_without_a_name(
@@ -278,16 +287,62 @@ def test_the_seed_decides_the_run(torch: Any, bases: dict[str, BaseModel]) -> No
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_the_rate_falls_with_the_share_of_stubborn_tokens(torch: Any, bases: dict[str, BaseModel]) -> None:
+def test_the_rate_falls_with_the_share_of_stubborn_tokens() -> None:
     """Full at 40 % and more, a half at 10 %, a twentieth at the least."""
-    site = Site(target_modules=("up_proj",), layers_to_transform=(3,))
-    with adapter(bases["llama"], site, 1) as adapted:
-        trainer = Trainer(adapted, random_passages(torch, [(4, 100)]), TrainingOptions(learning_rate=0.1))
-        rates = {}
-        for left in (100, 40, 10, 0):
-            trainer._latest = torch.tensor([2.0] * left + [0.1] * (100 - left))
-            rates[left] = trainer._rate()
-    assert rates == pytest.approx({100: 0.1, 40: 0.1, 10: 0.05, 0: 0.005})
+    rates = {share: Rate(0.1)(1, share) for share in (1.0, 0.4, 0.1, 0.0)}
+    assert rates == pytest.approx({1.0: 0.1, 0.4: 0.1, 0.1: 0.05, 0.0: 0.005})
+
+
+def test_another_optimiser_rate_and_objective_may_be_given(torch: Any, bases: dict[str, BaseModel]) -> None:
+    """As benchmarks do: the rate hears of steps and of the share of tokens left, the objective of each step's looks."""
+    encoded = random_passages(torch, [(4, 30), (3, 20)])
+    heard: list[tuple[int, float]] = []
+    weighed: list[int] = []
+    looks: list[int] = []
+
+    class Same(Objective):
+        def weights(self, losses: Any, passages: Sequence[int], lengths: Sequence[int]) -> Any:
+            weighed.append(len(losses.loss))
+            return torch.ones_like(losses.loss)
+
+    def moved(rate: float) -> Any:
+        """How far a step of plain descent takes the adapter."""
+
+        def schedule(step: int, stubborn: float) -> float:
+            heard.append((step, stubborn))
+            return rate
+
+        with adapter(bases["llama"], Site(target_modules=("up_proj",), layers_to_transform=(3,)), 1) as adapted:
+            before = [p.detach().clone() for p in adapters.parameters(adapted).values()]
+            trainer = Trainer(
+                adapted, encoded, TrainingOptions(max_steps=1), optimizer=torch.optim.SGD, rate=schedule,
+                objective=Same("memft"), watch=lambda batch, losses: looks.append(len(losses.loss)),
+            )  # fmt: skip
+            assert next(trainer.steps()).n_active == 50
+            after = list(adapters.parameters(adapted).values())
+            return torch.cat([(p.detach() - old).flatten() for p, old in zip(after, before, strict=True)])
+
+    near, far = moved(1.0), moved(2.0)
+    assert near.any()
+    torch.testing.assert_close(far, 2.0 * near)
+    assert heard == [(0, 1.0)] * 2
+    assert (sum(weighed), sum(looks)) == (2 * 50, 2 * (50 + 50))  # a full look before the step
+
+
+def test_a_look_from_outside_does_not_disturb_training(torch: Any, bases: dict[str, BaseModel]) -> None:
+    encoded, runs = random_passages(torch, [(5, 4)] * 6), []
+    for looks in (0, 1):
+        with adapter(bases["able"], MLP, 2) as adapted:
+            trainer = Trainer(adapted, encoded, TrainingOptions(max_steps=40, batch_tokens=24, learning_rate=0.02))
+            found = []
+            for report in trainer.steps():
+                found.append((report.step, report.loss))
+                before = trainer.state().state
+                for _ in range(looks):
+                    trainer.evaluate()
+                assert trainer.state().state == before
+            runs.append([step for step, _ in found])
+    assert runs[0] == runs[1]
 
 
 def test_products_are_as_they_were_after_the_steps(torch: Any) -> None:
@@ -315,8 +370,12 @@ def test_what_a_full_look_contradicts_is_trained_in_full_precision(torch: Any, b
     """A coarse look may pass what a full one does not; steps that only ever trusted coarse looks would never end."""
     with adapter(bases["able"], MLP, 8) as adapted:
         trainer = Trainer(adapted, random_passages(torch, [(4, 6)]), TrainingOptions(learning_rate=0.03))
-        trainer._coarse = True
-        trainer._latest.zero_()
-        assert not trainer._proven()
-        assert not trainer._coarse
-        assert list(trainer.steps())[-1].n_stubborn == 0
+        state = trainer.state().copy()
+        passed = {**state.tensors, "latest": torch.zeros(6)}  # as a coarse look may have found
+        trainer.restore(Checkpoint(passed, {**state.state, "coarse": True}))
+        coarse: list[bool] = []
+        reports = list(trainer.steps(lambda: coarse.append(trainer.state().state["coarse"])))
+        assert coarse
+        assert not any(coarse)
+        assert len(reports) > 1
+        assert reports[-1].n_stubborn == 0
