@@ -90,7 +90,7 @@ def test_gradients_are_autograd_s(torch: Any, case: Any, name: str, share: float
     assert torch.allclose(found.loss, each.detach(), atol=1e-5)
     assert torch.equal(given[0].loss, found.loss)
     assert torch.equal(used, weights)
-    assert torch.allclose(gradient, hidden.grad, atol=1e-5)
+    assert torch.allclose(gradient, hidden.grad, atol=1e-5 * float(hidden.grad.abs().max().clamp(min=1.0)))
     assert not gradient[weights == 0].any()
     assert gradient[weights > 0].any(dim=1).all()
 
@@ -118,7 +118,8 @@ def test_a_bfloat16_head_gives_float32_losses(torch: Any, case: Any) -> None:
     found, _, gradient = loss_and_gradient(head, hidden.bfloat16(), targets, lambda seen: torch.ones(N))
     assert found.loss.dtype == torch.float32
     assert gradient.dtype == torch.bfloat16
-    assert torch.allclose(found.loss, token_losses(exact, hidden, targets).loss, atol=0.1)
+    # Two factors are rounded by 2⁻⁹ of themselves in each of eight products of about 1, and the sum, which is below 16.
+    assert torch.allclose(found.loss, token_losses(exact, hidden, targets).loss, atol=0.2)
 
 
 def test_a_sure_token_loses_nothing_and_a_hopeless_one_stays_finite(torch: Any) -> None:

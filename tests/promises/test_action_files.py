@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -22,6 +23,7 @@ from support.patience import HANGS
 
 from lorasize.artifacts.plans import read_plan
 from lorasize.cli import main
+from lorasize.records import Plan
 
 pytestmark = [
     pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts"),
@@ -151,4 +153,15 @@ def test_the_committed_plans_are_what_plan_makes(tmp_path: Path) -> None:
     subprocess.run(["bash", again / "remake.sh"], env=environment, capture_output=True, check=True, timeout=HANGS)
     for name in ("lorasize.plan.json", "grown/lorasize.plan.json"):
         made, committed = read_plan(again / name), read_plan(EXAMPLE / name)
-        assert (made.adapter, made.corpus, made.inputs) == (committed.adapter, committed.corpus, committed.inputs)
+        assert of_any_machine(made) == of_any_machine(committed)
+        assert made.adapter is not None
+        assert committed.adapter is not None
+        # float32 sums in another order: a token's loss of some nats moves by 1e-5 of a nat
+        assert made.adapter.bits_per_parameter == pytest.approx(committed.adapter.bits_per_parameter, rel=1e-4)
+
+
+def of_any_machine(plan: Plan) -> tuple[Any, ...]:
+    """What a plan says that is the same wherever it is made."""
+    assert plan.adapter is not None
+    adapter = plan.adapter.model_dump(exclude={"bits_per_parameter"})
+    return adapter, plan.corpus, plan.status, plan.inputs.model_dump(exclude={"same_device"})

@@ -73,7 +73,7 @@ def test_what_was_proven_is_proven_again(memorised: Path, verify: Verify) -> Non
     assert report.min_logit_margin is not None
     assert report.decoding_gap is not None
     assert report.min_logit_margin > 0.05  # p > 0.52
-    assert 0 < report.decoding_gap < 1e-4
+    assert 0 <= report.decoding_gap < 1e-4  # none where both sum in one order
 
 
 def flip(folder: Path, bit: int) -> None:

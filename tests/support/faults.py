@@ -50,7 +50,8 @@ def command(arguments: list[str], said: str) -> None:
     os.dup2(handle, 2)
     _prepare()
     verdict.decode_afresh = decoding.decode
-    session.CHECKPOINT_SECONDS = 0.02
+    # After every epoch: what lies on the disk, and when, is not for time to say.
+    session.CHECKPOINT_SECONDS = session.CHECKPOINT_SHARE = 0.0
     code = cli.main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()

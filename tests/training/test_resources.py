@@ -53,12 +53,15 @@ def scarce(monkeypatch: pytest.MonkeyPatch, torch: Any, room: int) -> list[int]:
     return sizes
 
 
-def train(base: BaseModel, encoded: Any, steps: int) -> tuple[list[float], dict[str, Any]]:
-    adapted = adapters.attach(base.model, MLP, 4, 0)
+def train(base: BaseModel, encoded: Any, steps: int) -> tuple[list[float], list[Any]]:
+    """The loss before each step and after the last, and the gradients of the first step."""
+    adapted, gradients = adapters.attach(base.model, MLP, 4, 0), []
     try:
         trainer = Trainer(adapted, encoded, TrainingOptions(max_steps=steps))
-        seen = [report.loss for report in trainer.steps()]
-        return seen, {name: p.detach().clone() for name, p in adapters.parameters(adapted).items()}
+        trainer._optimizer.register_step_pre_hook(
+            lambda adam, *_: gradients.append([p.grad.clone() for p in adam.param_groups[0]["params"]])
+        )
+        return [report.loss for report in trainer.steps()], gradients[0]
     finally:
         adapters.detach(adapted)
 
@@ -67,14 +70,15 @@ def test_a_batch_too_large_is_halved_with_the_same_result(
     torch: Any, base: BaseModel, encoded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "has_bfloat16_products", lambda device: False)  # whose rounding hides the comparison
-    plenty, wanted = train(base, encoded[1], 6)
+    plenty, gradients = train(base, encoded[1], 6)
     whole = max(len(p.prompt_ids) + p.n_tokens - 1 for p in encoded[1]) * len(encoded[1])
     with monkeypatch.context() as patch:
         sizes = scarce(patch, torch, whole // 3)
-        found, weights = train(base, encoded[1], 6)
-    assert found == pytest.approx(plenty, rel=1e-4)
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)
+        found, halved = train(base, encoded[1], 6)
+    for gradient, same in zip(gradients, halved, strict=True):  # sums of float32 in another order
+        torch.testing.assert_close(same, gradient, rtol=0.0, atol=1e-4 * float(gradient.abs().max()))
+    assert found[0] == pytest.approx(plenty[0], rel=1e-5)
+    assert found == pytest.approx(plenty, rel=1e-2)  # Adam's steps are as large where those sums are nearly zero
     refused = [n for n in sizes if n > whole // 3]
     assert 1 <= len(refused) <= 4  # it is remembered, not found out anew at every step
     assert len(sizes) > 20
