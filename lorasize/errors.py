@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 
 class LorasizeError(Exception):
-    """The root: every error a user can cause or mend."""
+    """The root: every error a user can cause or correct."""
 
 
 class CorpusError(LorasizeError):

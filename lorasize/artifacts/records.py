@@ -44,7 +44,7 @@ def _check_schema(data: Any, name: str) -> None:
     if not isinstance(schema, str) or not schema.startswith(f"{name}/"):
         raise ValueError(f"not a {name}: its schema is {schema!r:.80}")
     if schema != f"{name}/1":
-        advice = "update lorasize or make the file anew"
+        advice = "update lorasize or make the file again"
         raise ValueError(f"schema {schema!r:.80}, while this version reads {name}/1: {advice}")
 
 

@@ -95,7 +95,7 @@ def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
     if isinstance(error, errors.FitError):
         return f"run `lorasize calibrate{model} --preset thorough` without --time-limit"
     if isinstance(error, errors.InfeasibleCorpusError):
-        return f"mend the corpus at these lines, then run `lorasize plan {corpus}`"
+        return f"correct the corpus at these lines, then run `lorasize plan {corpus}`"
     if isinstance(error, errors.TrainingDivergedError):
         return f"run `lorasize plan {corpus} --dtype float32`, then `lorasize apply`"
     if isinstance(error, errors.CorpusError):
@@ -128,9 +128,9 @@ def _corpus_hint(error: errors.CorpusError, invocation: Invocation) -> str:
         return "--secrets warn goes on all the same, --secrets off does not look"
     return {
         "calibrate": "--corpus names the text to probe on: another or a longer one, or none",
-        "apply": "run it in the folder in which the plan was made, or run `lorasize plan` anew",
+        "apply": "run it in the folder in which the plan was made, or run `lorasize plan` again",
         "verify": "name the corpus files after the adapter, or none",
-        "check": "mend the corpus, then run `lorasize plan`",
+        "check": "correct the corpus, then run `lorasize plan`",
         "demo": "--out chooses another folder",
     }.get(command, "--format, --field and --prompt-template of `lorasize plan` say how a corpus is read")
 
@@ -141,7 +141,7 @@ def _model_hint(command: str) -> str:
         "plan": "--model, --revision, --device and --dtype choose the model and where it runs",
         "base": "--model and --revision choose the model",
         "apply": "--out chooses another folder, --device another device; --model says where the plan's model is now",
-        "verify": "--model names the base model, --device and --attn others; `lorasize apply` makes the folder anew",
+        "verify": "--model names the base model, --device and --attn others; `lorasize apply` makes the folder again",
         "demo": "--device chooses another device, --out another folder",
     }.get(command, "")
 

@@ -86,7 +86,7 @@ def apply(
     options = options or ApplyOptions()
     if plan.adapter is None:
         issues = plan.feasibility.issues
-        raise InfeasibleCorpusError("the plan is infeasible: mend the corpus and plan again", issues=issues)
+        raise InfeasibleCorpusError("the plan is infeasible: correct the corpus and plan again", issues=issues)
     retained = retained_text(options.retain)
     with staged(out, _job(plan, options, retained)) as work:
         checkpoint = read_checkpoint(work.checkpoint)

@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from support.action import EXAMPLE, REMAKE, Act, Run, needs_html
+from support.action import EXAMPLE, REMAKE, Act, Run
 
 from lorasize.artifacts.plans import read_plan
 
@@ -98,7 +98,6 @@ def test_no_artifact_without_a_name(act: Act) -> None:
     assert act(upload="").uploads == []
 
 
-@needs_html
 def test_html_is_written_and_uploaded(act: Act, workspace: Path) -> None:
     folder = _into_folder(workspace, "texts")
     run = act(html="out/plan.html", working_directory="texts")

@@ -17,7 +17,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from support.action import ACTION, EXAMPLE, REMAKE, STEP, STEPS, WORKFLOW, Act, needs_html
+from support.action import ACTION, EXAMPLE, REMAKE, STEP, STEPS, WORKFLOW, Act
 from support.paths import ROOT
 from support.patience import HANGS
 

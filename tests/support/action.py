@@ -18,16 +18,12 @@ import yaml  # type: ignore[import-untyped]
 from support.paths import ROOT
 from support.patience import HANGS
 
-from lorasize.cli import output
-
 EXAMPLE = ROOT / "examples" / "ci"
 WORKFLOW = EXAMPLE / ".github" / "workflows" / "lorasize.yml"
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text("utf-8"))
 STEPS: list[dict[str, Any]] = ACTION["runs"]["steps"]
 STEP = {step["id"]: step for step in STEPS}
 REMAKE = "\nThe plans in examples/ci no longer fit the shipped calibration? Run `bash examples/ci/remake.sh`."
-
-needs_html = pytest.mark.skipif("html" not in output.FORMATS, reason="this version writes no HTML")
 
 # `python -m venv` makes a folder with lorasize in it; `python -m pip` downloads nothing and is written down.
 PYTHON = f"""#!/bin/sh

@@ -103,7 +103,7 @@ def test_an_infeasible_corpus_is_found_without_weights(able_llama: Path, tmp_pat
     sized = sizing.plan([clash], ref=str(able_llama), device="cpu")
     assert (sized.plan.status, sized.plan.adapter, sized.losses) == ("infeasible", None, ())
     assert [issue.passages for issue in sized.plan.feasibility.issues] == [(0, 3)]
-    with pytest.raises(InfeasibleCorpusError, match="mend the corpus") as refused:
+    with pytest.raises(InfeasibleCorpusError, match="correct the corpus") as refused:
         apply(sized.plan, tmp_path / "out", CPU)
     assert refused.value.issues == sized.plan.feasibility.issues
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clash.jsonl"]
