@@ -226,7 +226,8 @@ class Session:
         def between_epochs() -> None:
             self.state = replace(self.state, seconds=time.perf_counter() - started)
             if signals.waiting or self._last_save.is_old:
-                self._save(trainer, progress)
+                if trainer.sane:  # a checkpoint must be good to go back to
+                    self._save(trainer, progress)
                 signals.obey()
 
         for report in trainer.steps(between_epochs):

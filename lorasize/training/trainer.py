@@ -145,6 +145,11 @@ class Trainer:
         return self._state.n_read
 
     @property
+    def sane(self) -> bool:
+        """Whether the adapter is made of numbers. A step may spoil it, which only the next look would find."""
+        return all(bool(parameter.isfinite().all()) for parameter in self._parameters)
+
+    @property
     def passed(self) -> bool:
         """Whether every token passed when last looked at, and the bound on drift is kept."""
         return self._last.largest < self.options.passing_loss and not self._harmed
@@ -226,7 +231,7 @@ class Trainer:
     def retreat(self, checkpoint: Checkpoint) -> None:
         """Go back to a good state, and continue from there at half the learning rate."""
         slowed = self._state.slowed / 2.0
-        self.restore(checkpoint)
+        self.restore(checkpoint.copy())  # it may be needed again
         self._state.slowed = slowed
 
     def _look_first(self) -> None:

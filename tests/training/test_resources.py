@@ -16,7 +16,8 @@ from lorasize.losses.batches import make_batches
 from lorasize.losses.frozen_layers import Suffix
 from lorasize.models import BaseModel, adapters
 from lorasize.records import Outcome
-from lorasize.training import Trainer, TrainingOptions
+from lorasize.training import Checkpoint, Trainer, TrainingOptions
+from lorasize.training import run as session
 from lorasize.training import trainer as loop
 from lorasize.training.pieces import Pieces
 from lorasize.training.run import ApplyOptions, Session
@@ -157,6 +158,42 @@ def test_a_loss_that_is_not_a_number_goes_back_and_on_more_slowly(
     adapters.detach(run.adapted)
     assert run.state.outcome is Outcome.MEMORIZED
     assert rates[5] == pytest.approx(rates[0] / 2)  # from the state before the first step, at half the rate
+
+
+@pytest.mark.slow
+def test_a_spoilt_adapter_is_no_checkpoint(
+    torch: Any, base: BaseModel, encoded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step spoils the adapter, and a checkpoint is due before a look finds that: nothing could go on from it."""
+    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(session, "CHECKPOINT_SHARE", 0.0)
+    diverging(monkeypatch, torch, 5, 2)
+    taken: list[Checkpoint] = []
+    run = Session(
+        base=base, encoded=encoded[1], plan=encoded[0], options=ApplyOptions(device="cpu"), save=taken.append
+    )
+    run.run()
+    adapters.detach(run.adapted)
+    assert run.state.outcome is Outcome.MEMORIZED
+    assert len(taken) > 2
+    assert all(bool(p.isfinite().all()) for one in taken for p in one.numbered("parameter"))
+
+
+def test_a_good_state_stays_good_to_go_back_to_again(torch: Any, base: BaseModel, encoded: Any) -> None:
+    adapted = adapters.attach(base.model, MLP, 4, 0)
+    try:
+        trainer = Trainer(adapted, encoded[1], TrainingOptions(max_steps=9))
+        reports = trainer.steps()
+        for _ in range(3):
+            next(reports)
+        good = trainer.state().copy()
+        wanted = good.copy()
+        trainer.retreat(good)
+        list(trainer.steps())
+        assert good.state == wanted.state
+        assert all(torch.equal(good.tensors[name], tensor) for name, tensor in wanted.tensors.items())
+    finally:
+        adapters.detach(adapted)
 
 
 @pytest.mark.slow
