@@ -24,7 +24,6 @@ from lorasize.artifacts.files import write_whole
 from lorasize.artifacts.workspace import locked, staged
 from lorasize.errors import ModelError
 from lorasize.models import adapters
-from lorasize.recall import verdict as recall
 from lorasize.records import Site, StepReport
 from lorasize.training import Checkpoint, Trainer, TrainingOptions, read_checkpoint, write_checkpoint
 from lorasize.training import run as session
@@ -117,7 +116,7 @@ def test_a_run_killed_while_decoding_does_not_train_again(
 ) -> None:
     plan = plan_by_hand(able_llama, write_records(tmp_path / "c.jsonl", FEW), MLP, 4)
     with monkeypatch.context() as patch:
-        patch.setattr(recall, "decode_and_compare", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        patch.setattr("lorasize.verbs.apply.decode_and_compare", lambda *_, **__: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             apply(plan, tmp_path / "out", ApplyOptions(device="cpu"))
     events: list[Any] = []
