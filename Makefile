@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 
 # Files of tests are shared out among so many processes; WORKERS=0 is one after another in this one.
 WORKERS ?= 2
-SHARED := -n $(WORKERS) --dist loadfile
+SHARED := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(SHARED) $(ARGS)
