@@ -1,12 +1,10 @@
-"""Tiny models and a tiny tokenizer, built on the spot: no test needs a network."""
+"""Fixtures of all tests: tiny models and a tiny tokenizer, built on the spot, so that no test needs a network."""
 
 from __future__ import annotations
 
 import functools
 import os
 import sys
-
-from support.models import CHAT_TEMPLATE, SPECIAL_TOKENS, TRAINING_TEXT, saved
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -19,25 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.models import save_able_llama, save_tiny_gpt2, save_tiny_llama, save_tokenizer
 
 from lorasize.corpus import read_corpus
-from lorasize.records import (
-    Calibration,
-    Reading,
-)
+from lorasize.records import Calibration, Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lorasize.corpus.tokens import EncodedPassage
 
-
 EncodeText = Callable[..., "list[EncodedPassage]"]
 
 # Examples may take as long as they take: a busy machine is no fault of what is tested.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
-
 
 pytest_plugins = ["support.verbs", "support.action", "support.plans", "support.runs"]  # their fixtures
 
@@ -100,28 +94,7 @@ def torch() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a byte-level BPE tokenizer of 400 tokens: ChatML, no BOS, stop token <|im_end|>."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
-    )
-    raw.train_from_iterator([TRAINING_TEXT], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        clean_up_tokenization_spaces=False,
-        model_max_length=256,
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="session")
@@ -133,64 +106,21 @@ def tokenizer(tiny_tokenizer_dir: Path) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(torch: Any, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_llama(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama: 4 layers, 32 wide, 4 heads on 2 key-value heads, tied embeddings."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return saved(torch, LlamaForCausalLM, config, tokenizer, tmp_path_factory.mktemp("tiny-llama"))
+    return save_tiny_llama(tokenizer, tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture(scope="session")
-def tiny_gpt2(torch: Any, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_gpt2(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random GPT-2: 4 layers, 32 wide, 4 heads, Conv1D layers, dropout 0.1 as GPT-2 has it."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=256,
-        n_embd=32,
-        n_layer=4,
-        n_head=4,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return saved(torch, GPT2LMHeadModel, config, tokenizer, tmp_path_factory.mktemp("tiny-gpt2"))
+    return save_tiny_gpt2(tokenizer, tmp_path_factory.mktemp("tiny-gpt2"))
 
 
 @pytest.fixture(scope="session")
-def able_llama(torch: Any, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def able_llama(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama that rank 1 on one layer teaches 24 tokens: 96 wide, large weights, MLP 384."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return saved(torch, LlamaForCausalLM, config, tokenizer, tmp_path_factory.mktemp("able-llama"))
+    return save_able_llama(tokenizer, tmp_path_factory.mktemp("able-llama"))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -173,25 +172,17 @@ def journal() -> bytes:
 
 
 def models(folder: Path) -> dict[str, Path]:
-    """The tiny models of `conftest`, built in a folder: for the command, which has no fixtures."""
-    import inspect
-
-    import torch
-
-    sys.path.insert(0, str(ROOT / "tests"))
-    import conftest
-
-    class Factory:
-        def mktemp(self, name: str) -> Path:
-            (folder / name).mkdir()
-            return folder / name
-
+    """Tiny models, built in a folder: for the command, which has no fixtures."""
+    from support.models import save_tiny_gpt2, save_tiny_llama, save_tokenizer
     from transformers import AutoTokenizer
 
-    places = inspect.unwrap(conftest.tiny_tokenizer_dir)(Factory())
-    tokenizer = AutoTokenizer.from_pretrained(places)
-    made = {"tiny_llama": conftest.tiny_llama, "tiny_gpt2": conftest.tiny_gpt2}
-    return {name: inspect.unwrap(build)(torch, tokenizer, Factory()) for name, build in made.items()}
+    for name in ("tokenizer", "tiny-llama", "tiny-gpt2"):
+        (folder / name).mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(save_tokenizer(folder / "tokenizer"))
+    return {
+        "tiny_llama": save_tiny_llama(tokenizer, folder / "tiny-llama"),
+        "tiny_gpt2": save_tiny_gpt2(tokenizer, folder / "tiny-gpt2"),
+    }
 
 
 def adapter_folder(base: Path, folder: Path) -> Path:

@@ -201,6 +201,16 @@ def test_files_and_functions_are_as_short_as_contributing_says() -> None:
     assert (long_files, long_functions) == ({}, {})
 
 
+def test_tests_lie_by_room_and_import_no_other_test() -> None:
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    rooms = {path.relative_to(ROOT / "tests").parts[0] for path in paths if path.parent != ROOT / "tests"}
+    assert rooms - units_of(PACKAGE) == {"faults", "fuzz", "promises", "support"}
+    imported = {(path.name, target) for path in paths for node, _, _ in import_nodes(ast.parse(path.read_text("utf-8")),
+                at_load=True, typed=False) for target in targets(node, path, PACKAGE)}  # fmt: skip
+    assert ("test_architecture.py", "support.paths") in imported
+    assert [pair for pair in imported if pair[1].rpartition(".")[2].startswith(("test_", "conftest"))] == []
+
+
 def test_the_front_door_has_few_names() -> None:
     assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 18
 

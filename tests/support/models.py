@@ -44,14 +44,99 @@ Jerry Becerra: 9100672710. Agnes Holm: 4400128875. The prompt is given, and the 
 """
 
 
-def saved(torch: Any, architecture: Any, config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+def save_model(architecture: Any, config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     """The folder, with a model of this architecture from seed 0 and the tokenizer in it."""
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = architecture(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_tokenizer(folder: Path) -> Path:
+    """A folder with a byte-level BPE tokenizer of 400 tokens: ChatML, no BOS, stop token <|im_end|>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator([TRAINING_TEXT], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=256,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_tiny_llama(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """A folder with a random Llama: 4 layers, 32 wide, 4 heads on 2 key-value heads, tied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return save_model(LlamaForCausalLM, config, tokenizer, folder)
+
+
+def save_tiny_gpt2(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """A folder with a random GPT-2: 4 layers, 32 wide, 4 heads, Conv1D layers, dropout 0.1 as GPT-2 has it."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=256,
+        n_embd=32,
+        n_layer=4,
+        n_head=4,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return save_model(GPT2LMHeadModel, config, tokenizer, folder)
+
+
+def save_able_llama(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """A folder with a random Llama that rank 1 on one layer teaches 24 tokens: 96 wide, large weights, MLP 384."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return save_model(LlamaForCausalLM, config, tokenizer, folder)
 
 
 def plan_by_hand(folder: Path, corpus: Path, site: Site, rank: int, **reading: Any) -> Plan:
