@@ -42,13 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
 
 
-_FIRST = "test_kills.py"
-_LAST = ("", "test_executors.py", "test_action_files.py", "test_models.py", "test_real.py")
+_LONGEST = ("test_kills.py", "test_real.py", "test_executors.py", "test_action_files.py", "test_resume.py", "test_apply.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What times its kills comes first, beside light tests; what takes all cores comes last, beside its like."""
-    items.sort(key=lambda item: _LAST.index(item.path.name) if item.path.name in _LAST else -(item.path.name == _FIRST))
+    """Files that take minutes come first, so that none of them is left for one process at the end."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
 
 
 @pytest.hookimpl(tryfirst=True)
