@@ -42,7 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
 
 
-_LONGEST = ("test_kills.py", "test_real.py", "test_executors.py", "test_action_files.py", "test_resume.py", "test_apply.py")
+_LONGEST = (
+    "test_kills.py", "test_real.py", "test_executors.py", "test_action_files.py", "test_resume.py", "test_apply.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
