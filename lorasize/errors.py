@@ -74,7 +74,7 @@ class StalePlanError(LorasizeError):
 
 
 class InfeasibleCorpusError(LorasizeError):
-    """No rank can recall this corpus: one context, two next tokens.
+    """No rank can recall this corpus: one context, two next tokens; or a token that the head cannot tell from others.
 
     Attributes:
         issues: Every conflict found (`records.FeasibilityIssue`), by file and line.

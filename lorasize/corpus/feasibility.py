@@ -1,11 +1,17 @@
-"""What no rank can recall: one context, two next tokens. Told from texts and from ids, before weights are loaded."""
+"""What no rank can recall: one context, two next tokens; or a token that the model's head cannot tell from another.
+
+The first is told from texts and from ids, before weights are loaded; the second once `losses.reach` has seen the head.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.records import Feasibility, FeasibilityIssue, Passage
+
+Decode = Callable[[Sequence[int]], str]
 
 
 def feasibility(encoded: Sequence[EncodedPassage]) -> Feasibility:
@@ -61,6 +67,63 @@ def _issue(encoded: Sequence[EncodedPassage], earlier: int, later: int, at: int)
         line=two.line,
         message=f"{places} {shared} but go on differently; no rank can hold both: make their prompts differ",
     )
+
+
+def unreachable(encoded: Sequence[EncodedPassage], twins: Mapping[int, Sequence[int]], decode: Decode) -> Feasibility:
+    """Every passage that asks for a token which the model's head cannot tell from its twins; one issue a passage.
+
+    Args:
+        encoded: The corpus.
+        twins: Each token that no rank can lift above ½, and the tokens it cannot be told from, nearest first.
+        decode: Token ids to text.
+    """
+    issues = []
+    for k, one in enumerate(encoded):
+        at = next((at for at, token in enumerate(one.target_ids) if token in twins), None)
+        if at is not None:
+            issues.append(_token_issue(one, k, at, twins[one.target_ids[at]], decode))
+    return Feasibility(feasible=not issues, issues=tuple(issues))
+
+
+def _token_issue(one: EncodedPassage, k: int, at: int, twins: Sequence[int], decode: Decode) -> FeasibilityIssue:
+    token, line = one.target_ids[at], line_of(one, at, decode)
+    others = f" and {count} more" if (count := len(twins) - 1) > 0 else ""
+    alike = f"{token_name(twins[0], decode)}{others}" if twins else "others"
+    return FeasibilityIssue(
+        kind="token",
+        passages=(k, k),
+        position=at,
+        file=one.passage.file,
+        line=line,
+        message=f"{one.passage.file}:{line} needs {token_name(token, decode)}, whose row of the model's output "
+        f"embedding is that of {alike}: it never exceeds ½, so no rank can hold it: write it in other words",
+    )
+
+
+def narrow_note(encoded: Sequence[EncodedPassage], bounds: Mapping[int, float], decode: Decode) -> str:
+    """The warning of target tokens that the head tells only just from others; `bounds` are on their log-odds."""
+    token = min(bounds, key=lambda token: bounds[token])
+    one, at = next((one, one.target_ids.index(token)) for one in encoded if token in one.target_ids)
+    place = f"{one.passage.file}:{line_of(one, at, decode)}"
+    others = f", and {more} more target token{'s' * (more > 1)} like it" if (more := len(bounds) - 1) else ""
+    most = 1.0 / (1.0 + math.exp(-bounds[token]))
+    return (
+        f"Hard to hold: {token_name(token, decode)} at {place}{others}. The model's output embedding tells it only "
+        f"just from others: with hidden states as long as this model's its p is at most {most:.2g}. It will take many "
+        "steps, or never be held; write it in other words if you can."
+    )
+
+
+def token_name(token: int, decode: Decode) -> str:
+    """A token as messages call it: its id and its text."""
+    return f"token {token} ({decode([token])!r:.60})"
+
+
+def line_of(one: EncodedPassage, at: int, decode: Decode) -> int:
+    """The line of the file on which a target token stands; that of the record where a record is a line."""
+    if one.passage.start is None:
+        return one.passage.line
+    return one.passage.line + decode(one.target_ids[:at]).count("\n")
 
 
 def conflicts(passages: Sequence[Passage]) -> Iterator[FeasibilityIssue]:

@@ -5,6 +5,7 @@ Pure arithmetic on records: nothing here knows a model, a file or a clock.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from lorasize.law.fit import LawPoint, fit_law
 from lorasize.law.transition import TransitionPoint, fit_transition
 from lorasize.records import Calibration, Demand, Law, Observation, Site, SiteEfficiency, Transition
 from lorasize.units import bits
+
+_RECURRING = 3  # probes that end on a token; not tuned
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,25 @@ class Fitted:
     transition: Transition
 
 
+def recurring_tokens(observations: Sequence[Observation]) -> set[int]:
+    """Tokens on which several probes ended with few others: what holds these up is not their capacity."""
+    ends = Counter(token for o in observations for token in set(o.stubborn))
+    return {token for token, n in ends.items() if n >= _RECURRING}
+
+
+def without_held_up(observations: Sequence[Observation]) -> tuple[Observation, ...]:
+    """The observations but those that ended on recurring tokens."""
+    recurring = recurring_tokens(observations)
+    return tuple(o for o in observations if not recurring.intersection(o.stubborn))
+
+
 def fit_observations(observations: Sequence[Observation]) -> Fitted:
     """Law, efficiencies and transition; the first site seen is the reference.
 
     Raises:
         FitError: the observations do not identify the law.
     """
+    observations = without_held_up(observations)
     order = list(dict.fromkeys(o.probe.site for o in observations))
     per_rank = {o.probe.site: o.n_parameters // o.probe.rank for o in observations}
     reference_loss = _mean([o.base_loss for o in observations if o.probe.kind == "random"])

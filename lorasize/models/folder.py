@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,10 @@ class ModelFolder:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer."""
         return load_tokenizer(self.path)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return str(self.tokenizer.decode(list(ids)))
 
     @cached_property
     def max_positions(self) -> int:

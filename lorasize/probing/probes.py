@@ -13,15 +13,19 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from lorasize.corpus.tokens import EncodedPassage, stop_token_id
-from lorasize.errors import CorpusError
+from lorasize.errors import CorpusError, ModelError
 from lorasize.losses.base import base_losses
 from lorasize.losses.neutral import neutral_text, windows
+from lorasize.losses.reach import DISTINCT, reach_of
 from lorasize.models import BaseModel, adapters
 from lorasize.models.devices import peak_memory
 from lorasize.records import CLEARLY_FAILED, LAW_STEPS, Observation, Passage, ProbeSpec, StepReport
 from lorasize.training import Stall, Trainer, TrainingOptions
+from lorasize.units import LN2
 
 _PROMPT = "[probe]\n"
+_DRAWS = 20  # of all tokens; half of a vocabulary may be alike and this suffices
+_FEW_LEFT = 8  # tokens that a failed probe is known by; more are its capacity's doing
 
 
 def probe_passage(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> EncodedPassage:
@@ -39,11 +43,24 @@ def probe_passage(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) 
 
 
 def _random_ids(base: BaseModel, spec: ProbeSpec) -> list[int]:
+    """Tokens drawn from the seed; one that the head can hardly tell from another is drawn again.
+
+    Raises:
+        ModelError: the head tells hardly any tokens apart.
+    """
     special = set(base.tokenizer.all_special_ids)
     draw = random.Random(spec.seed)
-    size = min(len(base.tokenizer), base.model.get_output_embeddings().weight.shape[0])
+    reach = reach_of(base)
+    size = min(len(base.tokenizer), reach.head.weight.shape[0])
     ordinary = [i for i in range(size) if i not in special]
-    return draw.choices(ordinary, k=spec.n_tokens - 1)
+    ids: list[int] = []
+    for _ in range(_DRAWS):
+        drawn = draw.choices(ordinary, k=spec.n_tokens - 1 - len(ids))
+        distinct = reach.log_odds(drawn) > DISTINCT
+        ids += [token for token, good in zip(drawn, distinct.tolist(), strict=True) if good]
+        if len(ids) == spec.n_tokens - 1:
+            return ids
+    raise ModelError("the rows of the model's output embedding are so alike that most tokens can hardly be told apart")
 
 
 def _text_ids(base: BaseModel, spec: ProbeSpec, sample: Sequence[int]) -> list[int]:
@@ -88,6 +105,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         training = time.perf_counter()
         last, early = _run(trainer.steps(), base_loss, spec.max_steps)
         ended = time.perf_counter()
+        left = (trainer.known.losses >= LN2).nonzero()[:, 0].tolist()
         drift = _other_loss(base) - other
     finally:
         adapters.detach(adapted)
@@ -105,6 +123,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         peak_memory_bytes=peak_memory(),
         early_loss=early,
         drift=drift if math.isfinite(drift) else None,
+        stubborn=tuple(passage.target_ids[k] for k in left) if len(left) <= _FEW_LEFT else (),
     )
 
 

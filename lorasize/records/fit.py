@@ -43,7 +43,10 @@ class ProbeJob(BaseModel):
 
 
 class Observation(BaseModel):
-    """What a probe measured. Losses in nats per target token."""
+    """What a probe measured. Losses in nats per target token.
+
+    `stubborn`: ids of the tokens it left at p ≤ ½, where those are few; empty where all were held, or many left.
+    """
 
     model_config = STRICT
     probe: ProbeSpec
@@ -59,6 +62,7 @@ class Observation(BaseModel):
     peak_memory_bytes: int
     early_loss: float | None = None  # after LAW_STEPS steps, of a run that went on
     drift: float | None = None  # loss added on the neutral text, nats per token
+    stubborn: tuple[int, ...] = ()
 
     @property
     def early_reduction(self) -> float:
@@ -170,7 +174,8 @@ class Calibration(BaseModel):
     """A fitted law with the raw observations beside it, so that it can be refitted.
 
     `grown_from` are digests of what it was before each finished run that joined it: a plan made from one of those is
-    not stale. `held_out` is for observations that the fit must not see; `calibrate` keeps none back.
+    not stale. `held_out` are observations that the fit must not see: probes that ended on the same few tokens, which no
+    rank seems to hold.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)

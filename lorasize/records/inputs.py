@@ -64,14 +64,14 @@ class CorpusSummary(BaseModel):
 
 
 class FeasibilityIssue(BaseModel):
-    """Two passages that no rank can hold both.
+    """Two passages that no rank can hold both; or, of kind `token`, a token that the head cannot tell from others.
 
     `passages` are their indices, `position` the target token at which they part (None where no tokenizer was at hand),
-    `file` and `line` the later one's.
+    `file` and `line` the later one's. Of kind `token` both indices are the same, and `position` and `line` the token's.
     """
 
     model_config = STRICT
-    kind: Literal["same_prompt", "same_prefix"]
+    kind: Literal["same_prompt", "same_prefix", "token"]
     passages: tuple[int, int]
     position: int | None
     file: str

@@ -158,12 +158,17 @@ class Trainer:
     def _harmed(self) -> bool:
         return self.retained is not None and self.retained.harmed
 
+    @property
+    def known(self) -> Evaluation:
+        """What is known of each token from when it was last looked at."""
+        return Evaluation(self._last.losses.clone())
+
     def evaluate(self) -> Evaluation:
         """Look at every target token with the adapter as it is. This does not change which passages rest."""
         with torch.no_grad(), self._path.suffix.entered():
             for batch in self._path.batches:
                 self._pieces.run(batch, self._look)
-        return Evaluation(self._last.losses.clone())
+        return self.known
 
     def full_look(self) -> Evaluation:
         """Evaluate as a part of training: it counts as an epoch on all passages, after which mastered ones rest."""

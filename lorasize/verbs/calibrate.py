@@ -18,12 +18,15 @@ from lorasize.artifacts.calibrations import calibration_path, write_calibration
 from lorasize.artifacts.workspace import locked
 from lorasize.corpus import read_corpus
 from lorasize.corpus.tokens import encode_corpus
-from lorasize.law.observations import fit_observations
+from lorasize.errors import FitError
+from lorasize.law.observations import fit_observations, recurring_tokens, without_held_up
 from lorasize.probing import Execute, Journal
 from lorasize.probing.costs import fit_cost
 from lorasize.probing.presets import PRESETS, PresetName
 from lorasize.probing.search import ProbeListener, Search
 from lorasize.records import RECIPE, Calibration, Observation, Reading
+
+_NAMED = 5  # tokens named in a sentence
 
 
 def calibrate(
@@ -102,7 +105,16 @@ def fit(
     Raises:
         FitError: they do not identify the law.
     """
-    fitted = fit_observations(observations)
+    kept = without_held_up(observations)
+    try:
+        fitted = fit_observations(kept)
+    except FitError as error:
+        if len(kept) == len(observations):
+            raise
+        raise FitError(f"{error}. {_held_up(base, observations)}", unidentified=error.unidentified) from error
+    provenance = _provenance(observations, preset, seed)
+    if len(kept) < len(observations):
+        provenance["held_out"] = _held_up(base, observations)
     return Calibration(
         model=models.record_of(base, ref),
         recipe=RECIPE,
@@ -112,9 +124,18 @@ def fit(
         sites=fitted.sites,
         transition=fitted.transition,
         cost=fit_cost(base, timed or observations),
-        observations=tuple(observations),
-        provenance=_provenance(observations, preset, seed),
+        observations=kept,
+        held_out=tuple(o for o in observations if o not in kept),
+        provenance=provenance,
     )
+
+
+def _held_up(base: models.BaseModel, observations: Sequence[Observation]) -> str:
+    """The sentence about probes that ended on the same few tokens."""
+    n = len(observations) - len(without_held_up(observations))
+    tokens = sorted(recurring_tokens(observations))
+    named = ", ".join(f"{token} ({base.tokenizer.decode([token])!r:.40})" for token in tokens[:_NAMED])
+    return f"{n} probes ended on the same few tokens, whatever their rank, and are left out: {named}"
 
 
 def _provenance(observations: Sequence[Observation], preset: PresetName, seed: int) -> dict[str, str]:

@@ -1,12 +1,12 @@
 """The verb plan: corpus, model and calibration in, recommendation out.
 
 One forward pass of the base model tells what the corpus needs written; the rest is arithmetic in `planning`. A corpus
-that no rank can recall is found from its token ids alone, before any weights are loaded.
+that no rank can recall is found from its token ids alone, before any weights are loaded, or from the model's head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from torch import Tensor
 from lorasize import models
 from lorasize.artifacts.calibrations import find_calibration, near_misses, nearest_calibration
 from lorasize.corpus import corpus_sha256, read_corpus, secrets
-from lorasize.corpus.feasibility import feasibility
+from lorasize.corpus.feasibility import feasibility, narrow_note, unreachable
 from lorasize.corpus.surprise import Surprise, surprises
 from lorasize.corpus.tokens import EncodedPassage, encode_corpus
 from lorasize.errors import CalibrationError
 from lorasize.losses.base import base_losses
 from lorasize.losses.batches import sequence_length
 from lorasize.losses.demand import demand
+from lorasize.losses.reach import hardship, reach_of
 from lorasize.models import adapters
 from lorasize.planning import Limits, Wishes, Workload, infeasible_plan, make_plan, prior_calibration
 from lorasize.records import (
@@ -29,6 +30,7 @@ from lorasize.records import (
     Calibration,
     CorpusFile,
     CorpusSummary,
+    Feasibility,
     Level,
     Minimize,
     ModelFingerprint,
@@ -108,9 +110,8 @@ class Sized:
         """Each passage token by token, with what the model does not know of it; empty where nothing was measured."""
         if not self.losses or self.folder is None:
             return []
-        tokenizer = self.folder.tokenizer
         losses = [loss.tolist() for loss in self.losses]
-        return list(surprises(self.encoded[: len(losses)], losses, lambda ids: str(tokenizer.decode(list(ids)))))
+        return list(surprises(self.encoded[: len(losses)], losses, self.folder.decode))
 
 
 def plan(
@@ -139,13 +140,18 @@ def plan(
     encoded = tuple(encode_corpus(passages, folder.tokenizer, options.reading, folder.max_positions))
     summary = _summary(encoded, files, options.reading)
     model = PlanModel(ref=ref, revision=revision, fingerprint=fingerprint.digest, dtype=kind, n_layers=folder.n_layers)
+    told: dict[str, object] = {"warnings": notes, "secrets": findings}
     lint = feasibility(encoded)
     if not lint.feasible:
-        inputs = _inputs(summary, fingerprint, calibration_sha256="")
-        made = infeasible_plan(model=model, corpus=summary, feasibility=lint, inputs=inputs)
-        return Sized(made.model_copy(update={"warnings": notes, "secrets": findings}), encoded)
+        return _infeasible(model, summary, lint, fingerprint, encoded, told)
     calibration, own = _calibration(fingerprint, ref, where.type, kind, options.calibration)
     base = folder.load(device, dtype)
+    hard = hardship(reach_of(base), (token for passage in encoded for token in passage.target_ids))
+    lint = unreachable(encoded, hard.impossible, folder.decode)
+    if not lint.feasible:
+        return _infeasible(model, summary, lint, fingerprint, encoded, told)
+    if hard.narrow:
+        notes = (*notes, narrow_note(encoded, hard.narrow, folder.decode))
     if not own:
         calibration = _moved_over(calibration, base, ref)
         passed_over = near_misses(fingerprint, ref, where.type, kind, RECIPE)
@@ -164,8 +170,22 @@ def plan(
         at=None if old is None else old.spec,
     )
     update = None if old is None else _update(old, base, encoded)
-    told = {"warnings": (*made.warnings, *notes), "secrets": findings, "update": update}
+    told |= {"warnings": (*made.warnings, *notes), "update": update}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
+
+
+def _infeasible(
+    model: PlanModel,
+    summary: CorpusSummary,
+    lint: Feasibility,
+    fingerprint: ModelFingerprint,
+    encoded: tuple[EncodedPassage, ...],
+    told: Mapping[str, object],
+) -> Sized:
+    """The plan for a corpus that no rank can hold."""
+    inputs = _inputs(summary, fingerprint, calibration_sha256="")
+    made = infeasible_plan(model=model, corpus=summary, feasibility=lint, inputs=inputs)
+    return Sized(made.model_copy(update=told), encoded)
 
 
 def _update(old: BaseAdapter, base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> PlanUpdate:

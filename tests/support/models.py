@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,20 @@ def save_able_llama(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     return save_model(LlamaForCausalLM, config, tokenizer, folder)
+
+
+def edit_head(folder: Path, out: Path, rows: Mapping[int, int]) -> Path:
+    """A copy of a model folder in which some rows of the (tied) embedding are replaced by others."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, out, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith("embed_tokens.weight"))
+    table = weights[name].clone()
+    for row, other in rows.items():
+        table[row] = weights[name][other]
+    save_file({**weights, name: table}, out / "model.safetensors", metadata={"format": "pt"})
+    return out
 
 
 def plan_by_hand(folder: Path, corpus: Path, site: Site, rank: int, **reading: Any) -> Plan:
