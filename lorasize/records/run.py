@@ -243,6 +243,7 @@ class Memorization(BaseModel):
     probabilities: Histogram | None = None
     update: Update | None = None
     margin: float | None = None  # above the threshold, that every token's p was trained to
+    notes: tuple[str, ...] = ()  # what took longer with this model than with others, and why
 
     @property
     def proven(self) -> bool:

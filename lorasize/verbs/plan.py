@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from lorasize import models
@@ -22,10 +23,13 @@ from lorasize.errors import CalibrationError
 from lorasize.losses.base import base_losses
 from lorasize.losses.batches import sequence_length
 from lorasize.losses.demand import demand
+from lorasize.losses.frozen_layers import notes_on, suffix_of
+from lorasize.losses.head import LOOK, OwnLogits, checked_head
 from lorasize.models import adapters
 from lorasize.planning import Limits, Wishes, Workload, infeasible_plan, make_plan, prior_calibration
 from lorasize.records import (
     RECIPE,
+    AdapterSpec,
     Calibration,
     CorpusFile,
     CorpusSummary,
@@ -164,8 +168,16 @@ def plan(
         at=None if old is None else old.spec,
     )
     update = None if old is None else _update(old, base, encoded)
-    told = {"warnings": (*made.warnings, *notes), "secrets": findings, "update": update}
+    slower = () if made.adapter is None else _slower(base, made.adapter, encoded)
+    told = {"warnings": (*made.warnings, *slower, *notes), "secrets": findings, "update": update}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
+
+
+def _slower(base: models.BaseModel, spec: AdapterSpec, encoded: Sequence[EncodedPassage]) -> tuple[str, ...]:
+    """What takes longer with this model than with others, and why."""
+    ids = torch.tensor([[*encoded[0].prompt_ids, *encoded[0].target_ids][:LOOK]], device=base.device)
+    own = isinstance(checked_head(base.model, ids), OwnLogits)
+    return notes_on(suffix_of(base.model, min(spec.layers_to_transform), ids, logits=own))
 
 
 def _update(old: BaseAdapter, base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> PlanUpdate:
