@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.losses.batches import groups, layout
-from lorasize.losses.frozen_layers import Suffix
-from lorasize.losses.head import OwnLogits, checked_head
+from lorasize.losses.frozen_layers import Suffix, notes_on, suffix_of
+from lorasize.losses.head import LOOK, OwnLogits, checked_head
 from lorasize.losses.token_losses import token_losses
 from lorasize.models import BaseModel
 
@@ -32,3 +32,14 @@ def base_losses(base: BaseModel, encoded: Sequence[EncodedPassage], batch_tokens
         losses = token_losses(head, hidden, targets).loss.cpu()
         found.update(zip(group, losses.split([encoded[i].n_tokens for i in group]), strict=True))
     return [found[i] for i in range(len(encoded))]
+
+
+def slower(base: BaseModel, first: int, ids: Sequence[int]) -> tuple[str, ...]:
+    """What takes longer in training an adapter from layer `first` on than with other models, tried on these token ids.
+
+    Raises:
+        ModelError: its logits are no numbers.
+    """
+    few = torch.tensor([list(ids[:LOOK])], device=base.device)
+    own = isinstance(checked_head(base.model, few), OwnLogits)
+    return notes_on(suffix_of(base.model, first, few, logits=own))

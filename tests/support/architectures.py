@@ -18,6 +18,7 @@ SHAPE: dict[str, Any] = {
     "head_dim": 12,
     "max_position_embeddings": 256,
     "bos_token_id": None,
+    "tie_word_embeddings": False,  # a random embedding large enough to tell tokens apart would drown its layers
 }
 LINEAR, FULL = "linear_attention", "full_attention"
 EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -37,6 +38,20 @@ DELTA: dict[str, Any] = {
     "layer_types": [LINEAR, LINEAR, LINEAR, FULL],
 }  # fmt: skip
 
+DBRX: dict[str, Any] = {
+    "d_model": 48, "n_heads": 4, "n_layers": 4, "max_seq_len": 256,
+    "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+}  # fmt: skip
+GEMMA3N: dict[str, Any] = {
+    "layer_types": ["sliding_attention", FULL] * 2, "num_kv_shared_layers": 2, "activation_sparsity_pattern": 0.0,
+    "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 400, "laurel_rank": 8, "altup_num_inputs": 2,
+}  # fmt: skip
+GEMMA4: dict[str, Any] = {
+    "layer_types": ["sliding_attention", FULL] * 2, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 400, "global_head_dim": 12, "sliding_window": 64,
+}  # fmt: skip
+
 # Of each architecture, by the `model_type` of its configuration: what it needs besides or instead of SHAPE.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "afmoe": MANY_EXPERTS | {"num_dense_layers": 1},
@@ -50,8 +65,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "cohere": {"logit_scale": 1.0},
     "cohere2": {"logit_scale": 1.0},
     "ctrl": {"dff": 64},
-    "cwm": {},
-    "dbrx": {},
+    "cwm": {"bos_token_id": 0},
+    "dbrx": DBRX,
     "deepseek_v2": ROUTED | LATENT,
     "deepseek_v3": ROUTED | LATENT,
     "diffllama": {},
@@ -67,8 +82,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma2": {"query_pre_attn_scalar": 12},
     "gemma3_text": {"query_pre_attn_scalar": 12},
-    "gemma3n_text": {},
-    "gemma4_text": {},
+    "gemma3n_text": GEMMA3N,
+    "gemma4_text": GEMMA4,
     "glm": {},
     "glm4": {},
     "glm4_moe": ROUTED,
@@ -122,7 +137,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "rwkv": {"attention_hidden_size": 48, "context_length": 256},
     "seed_oss": {},
     "smollm3": {},
-    "stablelm": {},
+    "stablelm": {"partial_rotary_factor": 0.5},
     "starcoder2": {},
     "vaultgemma": {"query_pre_attn_scalar": 12},
     "xglm": {"ffn_dim": 64, "attention_heads": 4},
@@ -132,20 +147,28 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
+LEFT_OUT = {"falcon": ("head_dim",), "dbrx": ("head_dim",)}  # settings that these know as something else
+
+
 def save_architecture(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     """A folder with a random model of this architecture and the tokenizer; its head can tell tokens apart."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    changes = {**SHAPE, **ARCHITECTURES[name], "vocab_size": len(tokenizer)}
+    from lorasize.models import decoder_layers
+
+    given = {**SHAPE, **ARCHITECTURES[name], "vocab_size": len(tokenizer)}
+    changes = {key: value for key, value in given.items() if key not in LEFT_OUT.get(name, ())}
     changes |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = CONFIG_MAPPING[name](**changes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
-        head = model.get_output_embeddings()
-        torch.nn.init.normal_(head.weight, std=0.5)
+        for module in decoder_layers(model).modules():
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.normal_(module.weight, std=0.15)
+        torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.5)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
