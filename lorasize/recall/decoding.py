@@ -35,8 +35,8 @@ def decode(job: DecodeJob) -> Iterator[Decoded]:
     """
     model = _served(job)
     alone = job.batch_size > 1 and not _pads(model, job)
-    size = 1 if alone else job.batch_size
-    for rows in _together(job, size, models.max_positions(Path(job.base))):
+    together = job.model_copy(update={"batch_size": 1}) if alone else job
+    for rows in _together(together, models.max_positions(Path(job.base))):
         for one in _decode_batch(model, job, rows):
             yield one.model_copy(update={"batch_size": 1}) if alone else one
 
@@ -46,16 +46,18 @@ def _pads(model: Any, job: DecodeJob) -> bool:
 
     The shortest prompt is decoded for a few tokens beside the longest and alone, and the logits are compared.
     """
-    device = torch.device(job.device)
-    short, long = min(job.prompts, key=len), max(job.prompts, key=len)
+    rows = sorted(range(len(job.prompts)), key=lambda row: len(job.prompts[row]))
+    short, long = (job.prompts[row] for row in (rows[0], rows[-1]))
     if len(short) == len(long):
         return True
-    beside, alone = (_first_logits(model, prompts, device) for prompts in ((short, long), (short,)))
-    n = next((k + 1 for k, (a, b) in enumerate(zip(beside, alone, strict=True)) if a.argmax() != b.argmax()), _TRIED)
+    how = torch.device(job.device), min(_TRIED, job.n_tokens[rows[-1]])  # for which the longest has positions
+    beside, alone = (_first_logits(model, prompts, *how) for prompts in ((short, long), (short,)))
+    pairs = enumerate(zip(beside, alone, strict=True))
+    n = next((k + 1 for k, (one, other) in pairs if one.argmax() != other.argmax()), len(alone))
     return alike(beside[:n], alone[:n])  # up to where they part
 
 
-def _first_logits(model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def _first_logits(model: Any, prompts: Sequence[Sequence[int]], device: torch.device, n_tokens: int) -> Tensor:
     """Logits of the first tokens decoded after the first of these prompts, shape (token, vocabulary)."""
     ids, mask = _padded(prompts, device, left=True)
     seen: list[Tensor] = []
@@ -64,7 +66,7 @@ def _first_logits(model: Any, prompts: Sequence[Sequence[int]], device: torch.de
         seen.append(scores[0].to(model.dtype))  # by whose rounding they are compared
         return scores
 
-    config = clean_generation_config(_TRIED, pad_token_id=_PAD)
+    config = clean_generation_config(n_tokens, pad_token_id=_PAD)
     with torch.no_grad():
         model.generate(
             input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([watch])
@@ -72,13 +74,13 @@ def _first_logits(model: Any, prompts: Sequence[Sequence[int]], device: torch.de
     return torch.stack(seen)
 
 
-def _together(job: DecodeJob, size: int, max_positions: int) -> Iterator[list[int]]:
-    """Rows decoded together: at most `size`, and fewer where the model has no positions for the longest both."""
+def _together(job: DecodeJob, max_positions: int) -> Iterator[list[int]]:
+    """Rows decoded together: at most `batch_size`, and fewer where the model has no positions for the longest both."""
     rows: list[int] = []
     for row in range(len(job.prompts)):
         more = [*rows, row]
         longest = max(len(job.prompts[r]) for r in more) + max(job.n_tokens[r] for r in more)
-        if rows and (len(rows) == size or longest > max_positions):
+        if rows and (len(rows) == job.batch_size or longest > max_positions):
             yield rows
             more = [row]
         rows = more

@@ -44,7 +44,7 @@ DBRX: dict[str, Any] = {
     "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
 }  # fmt: skip
 GEMMA3N: dict[str, Any] = {
-    "layer_types": ["sliding_attention", FULL] * 2, "num_kv_shared_layers": 2, "activation_sparsity_pattern": 0.0,
+    "layer_types": ["sliding_attention", FULL] * 2, "num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.0] * 4,
     "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 400, "laurel_rank": 8, "altup_num_inputs": 2,
 }  # fmt: skip
 GEMMA4: dict[str, Any] = {
