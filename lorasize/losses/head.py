@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasize.errors import ModelError
+from lorasize.models.shapes import text_config, text_decoder
 
 _CHUNK_BYTES = 256 * 2**20  # float32 logits held at once
 LOOK = 16  # positions on which a way to run a model is compared with the model itself; not tuned
@@ -111,7 +112,7 @@ def head_of(model: Any) -> Head:
     layer = model.get_output_embeddings()
     if not isinstance(getattr(layer, "weight", None), Tensor):
         raise ModelError(f"{type(model).__name__} has no linear LM head")
-    config = model.config
+    config = text_config(model)
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
     return Head(layer.weight.detach(), getattr(layer, "bias", None), softcap, scale)
@@ -119,8 +120,7 @@ def head_of(model: Any) -> Head:
 
 def decoder(model: Any) -> nn.Module:
     """The model without its LM head: returns final hidden states after the last norm."""
-    found: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    return found
+    return text_decoder(model)
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ class ModelFolder:
         """The base model in memory: frozen, in eval mode, dropout off, on its device.
 
         Raises:
-            ModelError: it cannot be read or is not supported (mixture of experts, encoder-decoder).
+            ModelError: it cannot be read or is not supported (encoder-decoder).
         """
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
@@ -73,6 +73,6 @@ def load(
     """The base model in memory: found, then loaded.
 
     Raises:
-        ModelError: it cannot be found, read or is not supported (mixture of experts, encoder-decoder).
+        ModelError: it cannot be found, read or is not supported (encoder-decoder).
     """
     return open(ref, revision).load(device, dtype, attn)

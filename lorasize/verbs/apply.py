@@ -261,5 +261,10 @@ def _require_fitting(plan: Plan, base: models.BaseModel) -> None:
     wrong = [f"module {name}" for name in spec.target_modules if name not in shapes]
     wrong += [f"layer {layer}" for layer in spec.layers_to_transform if not 0 <= layer < base.n_layers]
     wrong += ["no module or no layer"] if not (spec.target_modules and spec.layers_to_transform) else []
+    wrong = wrong or [
+        f"{name} in none of its layers"
+        for name in spec.target_modules
+        if not set(shapes[name].in_layers) & set(spec.layers_to_transform)
+    ]
     if wrong:
         raise ModelError(f"{plan.model.ref} cannot carry the plan's adapter: {wrong[0]}; plan again")

@@ -211,7 +211,7 @@ def _moved_over(source: Calibration, base: models.BaseModel, ref: str) -> Calibr
     return prior_calibration(
         source,
         models.record_of(base, ref),
-        {name: shape.parameters_per_rank for name, shape in shapes.items()},
+        {name: shape.in_layers for name, shape in shapes.items()},
         models.widening_module(shapes),
         device=models.device_name(base.device),
         dtype=models.dtype_name(base.dtype),
@@ -244,7 +244,7 @@ def _workload(base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> Work
     shapes = models.linear_shapes(base.model).values()
     return Workload(
         n_positions=sum(lengths),
-        linear_parameters_per_rank=base.n_layers * sum(shape.parameters_per_rank for shape in shapes),
+        linear_parameters_per_rank=sum(sum(shape.in_layers.values()) for shape in shapes),
         longest_sequence=max(lengths),
         state_bytes=base.width * base.dtype.itemsize,
     )
