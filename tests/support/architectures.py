@@ -146,7 +146,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "xglm": {"ffn_dim": 96, "attention_heads": 4},
     "xlstm": {"num_heads": 4},
     "youtu": LATENT,
-    "zamba2": MAMBA2 | {"layers_block_type": ["mamba", "hybrid"] * 2, "mamba_ngroups": 1, "mamba_headdim": 16, "num_mem_blocks": 1},
+    "zamba2": MAMBA2 | {
+        "layers_block_type": ["mamba", "hybrid"] * 2, "mamba_ngroups": 1, "mamba_headdim": 16, "num_mem_blocks": 1,
+    },
 }
 
 
