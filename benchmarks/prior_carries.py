@@ -117,7 +117,7 @@ def compare(
     assert source is not None
     shapes = linear_shapes(base.model)
     prior = prior_calibration(
-        source, record_of(base, name), {k: s.parameters_per_rank for k, s in shapes.items()}, widening_module(shapes),
+        source, record_of(base, name), {k: s.in_layers for k, s in shapes.items()}, widening_module(shapes),
         device="cpu", dtype="float32", weight_bytes=sum(p.numel() * 4 for p in base.model.parameters()),
     )  # fmt: skip
     found = {"own": bits_per_parameter(own), "prior": bits_per_parameter(prior)}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorasize.losses.head import Head, decoder, head_of
+from lorasize.losses.head import Head, checked_head, decoder
 from lorasize.losses.neutral import neutral_text, windows
 from lorasize.models import BaseModel
 
@@ -100,8 +100,17 @@ class Hardship:
     narrow: Mapping[int, float]
 
 
-def hardship(reach: Reach, tokens: Iterable[int]) -> Hardship:
-    """Which of these tokens no adapter can hold, and which cost steps, if they can be held at all."""
+def hardship(base: BaseModel, tokens: Iterable[int]) -> Hardship:
+    """Which of these tokens no adapter can hold, and which cost steps, if they can be held at all.
+
+    Nothing is said of a model whose head is not known.
+    """
+    reach = reach_of(base)
+    return Hardship({}, {}) if reach is None else hardship_under(reach, tokens)
+
+
+def hardship_under(reach: Reach, tokens: Iterable[int]) -> Hardship:
+    """The same of a head by itself."""
     distinct = sorted(set(tokens))
     bounds = dict(zip(distinct, reach.log_odds(distinct).tolist(), strict=True))
     narrow = {token: bound for token, bound in bounds.items() if bound < NARROW}
@@ -111,11 +120,15 @@ def hardship(reach: Reach, tokens: Iterable[int]) -> Hardship:
 
 
 @torch.no_grad()
-def reach_of(base: BaseModel) -> Reach:
-    """What the head of this model can do with hidden states as long as those of the neutral text."""
-    longest = 0.0
-    for window in windows(neutral_text(), base.tokenizer, base.max_positions - 1)[:_WINDOWS]:
-        ids = torch.tensor([[*window.prompt_ids, *window.target_ids]], device=base.device)
-        hidden = decoder(base.model)(input_ids=ids, use_cache=False).last_hidden_state
-        longest = max(longest, float(torch.linalg.vector_norm(hidden[0].float(), dim=1).max()))
-    return Reach(head_of(base.model), longest)
+def reach_of(base: BaseModel) -> Reach | None:
+    """What the head of this model can do with hidden states as long as those of the neutral text.
+
+    None where the model does more to its logits than is known here.
+    """
+    texts = windows(neutral_text(), base.tokenizer, base.max_positions - 1)[:_WINDOWS]
+    ids = [torch.tensor([[*text.prompt_ids, *text.target_ids]], device=base.device) for text in texts]
+    head = checked_head(base.model, ids[0])
+    if not isinstance(head, Head):
+        return None
+    states = [decoder(base.model)(input_ids=some, use_cache=False).last_hidden_state[0] for some in ids]
+    return Reach(head, max(float(torch.linalg.vector_norm(hidden.float(), dim=1).max()) for hidden in states))

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lorasize.errors import ModelError
-from lorasize.models.shapes import LinearShape, transposes_weights
+from lorasize.models.shapes import LinearShape, linear_shapes, stack_path, transposes_weights
 from lorasize.records import Site
 
 if TYPE_CHECKING:
@@ -26,13 +27,18 @@ if TYPE_CHECKING:
 
 
 def count_parameters(shapes: Mapping[str, LinearShape], site: Site, rank: int) -> int:
-    """Trainable parameters of an adapter: Σ rank · (d_in + d_out) over its modules and layers."""
-    per_layer = sum(shapes[name].parameters_per_rank for name in site.target_modules)
-    return rank * per_layer * len(site.layers_to_transform)
+    """Trainable parameters of an adapter: Σ rank · (d_in + d_out) over its modules, in those layers that have them."""
+    layers = site.layers_to_transform
+    return rank * sum(shapes[name].in_layers.get(layer, 0) for name in site.target_modules for layer in layers)
 
 
 def attach(model: PreTrainedModel, site: Site, rank: int, seed: int) -> PeftModel:
-    """The model with a fresh float32 adapter: A drawn from `seed`, B zero, so that it starts as a no-op."""
+    """The model with a fresh float32 adapter: A drawn from `seed`, B zero, so that it starts as a no-op.
+
+    Raises:
+        ModelError: PEFT cannot put it on these modules of these layers and on nothing else.
+    """
+    wanted = _modules_of(model, site)
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
@@ -43,11 +49,56 @@ def attach(model: PreTrainedModel, site: Site, rank: int, seed: int) -> PeftMode
         task_type="CAUSAL_LM",
         fan_in_fan_out=transposes_weights(model),
     )
+    _confine(config, model, wanted)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, config)
-    return cast(PeftModel, adapted).eval()
+        adapted = cast(PeftModel, get_peft_model(model, config))
+    if (sits := _adapted_modules(adapted)) != wanted:
+        detach(adapted)
+        raise _misplaced(model, wanted, sits)
+    return adapted.eval()
+
+
+def _modules_of(model: PreTrainedModel, site: Site) -> frozenset[str]:
+    """The names of the modules at a site: in each of its layers, those of its modules that the layer has."""
+    shapes, stack = linear_shapes(model), stack_path(model)
+    for name in site.target_modules:
+        if name not in shapes:
+            raise ModelError(f"{type(model).__name__} has no linear layer {name} that sees every token")
+    return frozenset(
+        f"{stack}.{layer}.{shapes[name].path}"
+        for name in site.target_modules
+        for layer in site.layers_to_transform
+        if layer in shapes[name].in_layers
+    )
+
+
+def _confine(config: LoraConfig, model: PreTrainedModel, wanted: frozenset[str]) -> None:
+    """Say more in the config where module names and numbers of layers would also hit others, or miss some.
+
+    A vision tower may have modules and layers of the same names, and a layer may hold one that it never calls.
+    """
+
+    def hit() -> frozenset[str]:
+        return frozenset(name for name, _ in model.named_modules() if check_target_module_exists(config, name))
+
+    if hit() != wanted:
+        config.layers_pattern = stack_path(model)
+    if more := hit() - wanted:
+        config.exclude_modules = sorted(more)
+    if (sits := hit()) != wanted:
+        raise _misplaced(model, wanted, sits)
+
+
+def _adapted_modules(adapted: PeftModel) -> frozenset[str]:
+    return frozenset(name for name, module in base_of(adapted).named_modules() if hasattr(module, "lora_A"))
+
+
+def _misplaced(model: PreTrainedModel, wanted: frozenset[str], sits: frozenset[str]) -> ModelError:
+    missed = wanted - sits
+    where = f"not on {min(missed)}" if missed else f"on {min(sits - wanted)} as well"
+    return ModelError(f"{type(model).__name__}: PEFT would put the adapter {where}, so it cannot be made here")
 
 
 def base_of(adapted: PeftModel) -> PreTrainedModel:

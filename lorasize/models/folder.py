@@ -47,15 +47,15 @@ class ModelFolder:
         """Number of decoder layers."""
         return n_layers(self.path)
 
-    def load(self, device: str = "auto", dtype: str = "auto") -> BaseModel:
+    def load(self, device: str = "auto", dtype: str = "auto", attn: str = "auto") -> BaseModel:
         """The base model in memory: frozen, in eval mode, dropout off, on its device.
 
         Raises:
-            ModelError: it cannot be read or is not supported (mixture of experts, encoder-decoder).
+            ModelError: it cannot be read or is not supported (encoder-decoder).
         """
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
-        model = load_weights(self.path, where, kind)
+        model = load_weights(self.path, where, kind, attn)
         return BaseModel(self.ref, self.path, self.fingerprint, model, self.tokenizer, where, kind)
 
 
@@ -72,10 +72,12 @@ def open(ref: str, revision: str | None = None) -> ModelFolder:
     return ModelFolder(ref, resolve(ref, revision))
 
 
-def load(ref: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto") -> BaseModel:
+def load(
+    ref: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto", attn: str = "auto"
+) -> BaseModel:
     """The base model in memory: found, then loaded.
 
     Raises:
-        ModelError: it cannot be found, read or is not supported (mixture of experts, encoder-decoder).
+        ModelError: it cannot be found, read or is not supported (encoder-decoder).
     """
-    return open(ref, revision).load(device, dtype)
+    return open(ref, revision).load(device, dtype, attn)

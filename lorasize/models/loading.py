@@ -8,7 +8,14 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lorasize.errors import ModelError
 from lorasize.models.conversion import check_loaded, quiet_transformers, reason
@@ -35,6 +42,16 @@ class BaseModel:
     def n_layers(self) -> int:
         """Number of decoder layers."""
         return len(decoder_layers(self.model))
+
+    @property
+    def width(self) -> int:
+        """Numbers in the hidden state of one position."""
+        return int(self.model.config.get_text_config(decoder=True).hidden_size)
+
+    @property
+    def attn(self) -> str:
+        """The attention kernel it runs with."""
+        return str(self.model.config._attn_implementation)
 
     @property
     def max_positions(self) -> int:
@@ -78,6 +95,7 @@ def _config(folder: Path) -> Any:
 
 
 def _positions(config: Any) -> int:
+    config = config.get_text_config(decoder=True)
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1024)
 
 
@@ -88,54 +106,76 @@ def max_positions(folder: Path) -> int:
 
 def n_layers(folder: Path) -> int:
     """Decoder layers of the model of a folder, from its config."""
-    layers = getattr(_config(folder), "num_hidden_layers", None)
+    layers = getattr(_config(folder).get_text_config(decoder=True), "num_hidden_layers", None)
     if layers is None:
         raise ModelError(f"{folder}: the config names no number of layers; is it a causal language model?")
     return int(layers)
 
 
-def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The causal language model of a folder, frozen and in eval mode."""
+def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, attn: str = "auto") -> PreTrainedModel:
+    """The causal language model of a folder, frozen and in eval mode; a multimodal one with all that it has.
+
+    `attn` names the attention kernel; `auto` is the best that the model has here (sdpa, else eager).
+
+    Raises:
+        ModelError: it cannot be read, is damaged, is no causal language model, or has no such attention here.
+    """
     config = _config(folder)
-    _refuse_unsupported(config)
+    kind = _kind(config)
     with quiet_transformers():
         try:
-            read: Any = AutoModelForCausalLM.from_pretrained(
+            read: Any = kind.from_pretrained(
                 str(folder),
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                attn_implementation="sdpa",
             )
         except Exception as error:
             raise ModelError(f"{folder}: the model cannot be loaded ({reason(error)})") from error
     model, loaded = read
     check_loaded(folder, loaded)
     model.requires_grad_(False)
-    _refuse_experts(model)
     _refuse_damage(folder, model)
     moved: PreTrainedModel = cast(Any, model).to(device)
     moved.eval()
+    _attend(moved, attn)
     return moved
 
 
-def _refuse_unsupported(config: Any) -> None:
+def _attend(model: PreTrainedModel, name: str) -> None:
+    """Let the model use the attention kernel of this name.
+
+    Raises:
+        ModelError: this machine lacks it, or the model has no such.
+    """
+    before = model.config._attn_implementation
+    if name in ("auto", before):
+        return
+    try:
+        model.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        raise ModelError(f"attention {name} cannot be used here: {' '.join(str(error).split())}") from error
+    if model.config._attn_implementation == before:
+        raise ModelError(f"{type(model).__name__} has no other attention than {before}, asked for was {name}")
+
+
+def _kind(config: Any) -> Any:
+    """The class of transformers that reads a model as it was saved, so that an adapter's names are those of the whole.
+
+    Raises:
+        ModelError: neither a causal language model nor a multimodal one around it.
+    """
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{config.model_type}: encoder-decoder models are not supported")
-    for key in ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"):
-        if (getattr(config, key, 0) or 0) > 1:
-            raise ModelError(
-                f"{config.model_type} is a mixture of experts ({key} = {getattr(config, key)}): its experts are not "
-                "linear layers that a plain LoRA adapter can reach. Use a dense model."
-            )
-
-
-def _refuse_experts(model: nn.Module) -> None:
-    for name, parameter in decoder_layers(model).named_parameters():
-        if parameter.dim() >= 3:
-            raise ModelError(f"{name} has {parameter.dim()} dimensions: mixture-of-experts layers are not supported")
+    kinds = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    known = [kind for kind in kinds if type(config) in cast(Any, kind)._model_mapping]
+    if not known:
+        raise ModelError(f"{config.model_type}: transformers knows no causal language model of this type")
+    saved = (config.architectures or [""])[0]
+    fitting = [kind for kind in known if cast(Any, kind)._model_mapping[type(config)].__name__ == saved]
+    return (fitting or known)[0]
 
 
 def _refuse_damage(folder: Path, model: nn.Module) -> None:

@@ -1,9 +1,10 @@
 """What to go by before a model is calibrated: another model's calibration, moved over and much less certain.
 
 A parameter at the same relative depth of the same kind of layer is taken to hold as many bits. The law and the
-transition are the other model's; its reference site becomes this model's widening layer, its other modules count where
-this model has layers of that name. How far that carries is unknown until measured, so an even chance of recall moves
-by half an e-fold either way, and every plan made from it is `extrapolated`.
+transition are the other model's; its reference site becomes this model's reference module, at what that module is worth
+in the other model where it is known there. Its other modules count where this model has layers of that name, in the
+nearest layers that have them all. How far that carries is unknown until measured, so an even chance of recall moves by
+half an e-fold either way, and every plan made from it is `extrapolated`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from lorasize.planning.depths import nearest_layers
 from lorasize.records import Calibration, CalibrationModel, CostModel, Site, SiteEfficiency
 
 LOCATION_SD = 0.5  # of ln slack: what bits per parameter of another model are worth here
@@ -22,7 +24,7 @@ SOURCE = "prior_from"  # provenance: the model whose calibration stands in
 def prior_calibration(
     source: Calibration,
     model: CalibrationModel,
-    parameters_per_rank: Mapping[str, int],
+    parameters_per_rank: Mapping[str, Mapping[int, int]],
     reference_module: str,
     *,
     device: str,
@@ -34,8 +36,8 @@ def prior_calibration(
     Args:
         source: The calibration to move over.
         model: The model that has none.
-        parameters_per_rank: Of each linear layer of one decoder layer, by module name.
-        reference_module: Where this model's adapters sit by default.
+        parameters_per_rank: Of each linear layer, by module name, in each decoder layer that has it.
+        reference_module: Where this model's adapters sit by default: not always the same kind of module.
         device: This device, by name.
         dtype: Of the base weights.
         weight_bytes: Size of this model's weights; memory and seconds are scaled by it.
@@ -56,22 +58,27 @@ def prior_calibration(
 
 
 def _moved_sites(
-    source: Calibration, n_layers: int, parameters_per_rank: Mapping[str, int], reference_module: str
+    source: Calibration, n_layers: int, parameters_per_rank: Mapping[str, Mapping[int, int]], reference_module: str
 ) -> tuple[SiteEfficiency, ...]:
     """The sites whose modules this model has, at the same relative depth; the first of those that fall together."""
     best, depth = source.sites[0].target_modules, n_layers / source.model.n_layers
+    worth = next((s.efficiency for s in source.sites if s.target_modules == (reference_module,)), 1.0)
     sites: dict[Site, SiteEfficiency] = {}
     for site in source.sites:
         modules = (reference_module,) if site.target_modules == best else site.target_modules
         if any(name not in parameters_per_rank for name in modules):
             continue
-        layers = tuple(sorted({int(layer * depth) for layer in site.layers_to_transform}))
+        have = set.intersection(*(set(parameters_per_rank[name]) for name in modules))
+        layers = nearest_layers({int(layer * depth) for layer in site.layers_to_transform}, have)
+        if not layers:
+            continue
+        efficiency = site.efficiency * (worth if site.target_modules == best else 1.0)
         moved = SiteEfficiency(
             target_modules=modules,
             layers_to_transform=layers,
-            efficiency=site.efficiency,
-            stderr=math.hypot(site.stderr, EFFICIENCY_SD * site.efficiency),
-            parameters_per_rank=len(layers) * sum(parameters_per_rank[name] for name in modules),
+            efficiency=efficiency,
+            stderr=math.hypot(site.stderr, EFFICIENCY_SD * efficiency),
+            parameters_per_rank=sum(parameters_per_rank[name][layer] for name in modules for layer in layers),
         )
         sites.setdefault(moved.site, moved)
     return tuple(sites.values())

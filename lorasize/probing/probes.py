@@ -51,13 +51,13 @@ def _random_ids(base: BaseModel, spec: ProbeSpec) -> list[int]:
     special = set(base.tokenizer.all_special_ids)
     draw = random.Random(spec.seed)
     reach = reach_of(base)
-    size = min(len(base.tokenizer), reach.head.weight.shape[0])
+    size = min(len(base.tokenizer), base.model.get_output_embeddings().weight.shape[0])
     ordinary = [i for i in range(size) if i not in special]
     ids: list[int] = []
     for _ in range(_DRAWS):
         drawn = draw.choices(ordinary, k=spec.n_tokens - 1 - len(ids))
-        distinct = reach.log_odds(drawn) > DISTINCT
-        ids += [token for token, good in zip(drawn, distinct.tolist(), strict=True) if good]
+        distinct = [True] * len(drawn) if reach is None else (reach.log_odds(drawn) > DISTINCT).tolist()
+        ids += [token for token, good in zip(drawn, distinct, strict=True) if good]
         if len(ids) == spec.n_tokens - 1:
             return ids
     raise ModelError("the rows of the model's output embedding are so alike that most tokens can hardly be told apart")

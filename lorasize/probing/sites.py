@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from lorasize import models
+from lorasize.planning.depths import nearest_layers
 from lorasize.probing.presets import Preset
 from lorasize.records import Site
 
@@ -14,18 +17,21 @@ _LAYERS_OF_30 = ((20,), (16, 20), (16, 18, 20, 22), (14, 16, 18, 20, 22, 24), tu
 def calibrated_sites(base: models.BaseModel, preset: Preset) -> list[Site]:
     """Sites to probe, the reference first.
 
-    The reference is the last linear layer of a decoder layer that widens its input (the MLP's up-projection; why:
+    The reference is the linear layer that widens the residual stream (the MLP's up-projection; why:
     docs/log/law.md#modules-and-layers), in one layer at two thirds of the depth. Then come more layers around it and,
-    where the preset asks for them, the other projections.
+    where the preset asks for them, the other projections: each in the nearest layers that have it.
     """
     shapes = models.linear_shapes(base.model)
     widening = models.widening_module(shapes)
     sets = layer_sets(base.n_layers, preset.n_layer_sets)
-    sites = [Site(target_modules=(widening,), layers_to_transform=layers) for layers in sets]
+    sites = [_site(shapes, widening, layers) for layers in sets]
     if preset.other_modules:
-        others = [name for name in shapes if name != widening]
-        sites += [Site(target_modules=(name,), layers_to_transform=sets[0]) for name in others]
+        sites += [_site(shapes, name, sets[0]) for name in shapes if name != widening]
     return list(dict.fromkeys(sites))
+
+
+def _site(shapes: Mapping[str, models.LinearShape], name: str, layers: Sequence[int]) -> Site:
+    return Site(target_modules=(name,), layers_to_transform=nearest_layers(layers, shapes[name].in_layers))
 
 
 def layer_sets(n_layers: int, how_many: int) -> list[tuple[int, ...]]:

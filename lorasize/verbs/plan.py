@@ -19,10 +19,10 @@ from lorasize.corpus.feasibility import feasibility, narrow_note, unreachable
 from lorasize.corpus.surprise import Surprise, surprises
 from lorasize.corpus.tokens import EncodedPassage, encode_corpus
 from lorasize.errors import CalibrationError
-from lorasize.losses.base import base_losses
+from lorasize.losses.base import base_losses, slower
 from lorasize.losses.batches import sequence_length
 from lorasize.losses.demand import demand
-from lorasize.losses.reach import hardship, reach_of
+from lorasize.losses.reach import hardship
 from lorasize.models import adapters
 from lorasize.planning import Limits, Wishes, Workload, infeasible_plan, make_plan, prior_calibration
 from lorasize.records import (
@@ -121,6 +121,7 @@ def plan(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    attn: str = "auto",
     options: PlanOptions | None = None,
 ) -> Sized:
     """The recommendation for these corpus files.
@@ -139,14 +140,16 @@ def plan(
     kind = models.dtype_name(models.pick_dtype(dtype, where))
     encoded = tuple(encode_corpus(passages, folder.tokenizer, options.reading, folder.max_positions))
     summary = _summary(encoded, files, options.reading)
-    model = PlanModel(ref=ref, revision=revision, fingerprint=fingerprint.digest, dtype=kind, n_layers=folder.n_layers)
+    kernel = None if attn == "auto" else attn
+    known = {"fingerprint": fingerprint.digest, "dtype": kind}
+    model = PlanModel(ref=ref, revision=revision, n_layers=folder.n_layers, attn=kernel, **known)
     told: dict[str, object] = {"warnings": notes, "secrets": findings}
     lint = feasibility(encoded)
     if not lint.feasible:
         return _infeasible(model, summary, lint, fingerprint, encoded, told)
     calibration, own = _calibration(fingerprint, ref, where.type, kind, options.calibration)
-    base = folder.load(device, dtype)
-    hard = hardship(reach_of(base), (token for passage in encoded for token in passage.target_ids))
+    base = folder.load(device, dtype, attn)
+    hard = hardship(base, (token for passage in encoded for token in passage.target_ids))
     lint = unreachable(encoded, hard.impossible, folder.decode)
     if not lint.feasible:
         return _infeasible(model, summary, lint, fingerprint, encoded, told)
@@ -170,6 +173,9 @@ def plan(
         at=None if old is None else old.spec,
     )
     update = None if old is None else _update(old, base, encoded)
+    if made.adapter is not None:
+        ids = (*encoded[0].prompt_ids, *encoded[0].target_ids)
+        notes = (*slower(base, min(made.adapter.layers_to_transform), ids), *notes)
     told |= {"warnings": (*made.warnings, *notes), "update": update}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
 
@@ -225,7 +231,7 @@ def _moved_over(source: Calibration, base: models.BaseModel, ref: str) -> Calibr
     return prior_calibration(
         source,
         models.record_of(base, ref),
-        {name: shape.parameters_per_rank for name, shape in shapes.items()},
+        {name: shape.in_layers for name, shape in shapes.items()},
         models.widening_module(shapes),
         device=models.device_name(base.device),
         dtype=models.dtype_name(base.dtype),
@@ -258,7 +264,7 @@ def _workload(base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> Work
     shapes = models.linear_shapes(base.model).values()
     return Workload(
         n_positions=sum(lengths),
-        linear_parameters_per_rank=base.n_layers * sum(shape.parameters_per_rank for shape in shapes),
+        linear_parameters_per_rank=sum(sum(shape.in_layers.values()) for shape in shapes),
         longest_sequence=max(lengths),
-        state_bytes=base.model.get_output_embeddings().weight.shape[1] * base.dtype.itemsize,
+        state_bytes=base.width * base.dtype.itemsize,
     )

@@ -13,7 +13,7 @@ from support.models import edit_head
 from lorasize import models
 from lorasize.errors import ModelError
 from lorasize.losses.head import Head
-from lorasize.losses.reach import DISTINCT, Reach, hardship, reach_of
+from lorasize.losses.reach import DISTINCT, Reach, hardship_under, reach_of
 from lorasize.probing import probe_passage
 from lorasize.records import Calibration, ProbeSpec
 from lorasize.verbs.plan import PlanOptions, plan
@@ -84,11 +84,11 @@ def test_the_rough_distances_do_not_matter(torch: Any) -> None:
 
 
 def test_twins_are_impossible_and_near_ones_hard(torch: Any) -> None:
-    hard = hardship(Reach(a_head(torch, "plain"), LENGTH), [1, 3, 5, 20, 20])
+    hard = hardship_under(Reach(a_head(torch, "plain"), LENGTH), [1, 3, 5, 20, 20])
     assert set(hard.impossible) == {1}
     assert hard.impossible[1] == [2]
     assert set(hard.narrow) == {3, 5}
-    assert hardship(Reach(a_head(torch, "plain"), LENGTH), []).impossible == {}
+    assert hardship_under(Reach(a_head(torch, "plain"), LENGTH), []).impossible == {}
 
 
 SPEC = ProbeSpec(

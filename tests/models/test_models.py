@@ -197,29 +197,6 @@ def test_a_damaged_tokenizer_is_refused(copied: Path) -> None:
         models.load_tokenizer(copied)
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("Mixtral", {"num_local_experts": 2}),
-        ("Qwen3Moe", {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}),
-    ],
-)
-def test_a_mixture_of_experts_is_refused(
-    torch: Any, name: str, changes: dict[str, Any], tiny_tokenizer_dir: Path, tmp_path: Path
-) -> None:
-    architecture(name, **changes).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"mixture of experts .* Use a dense model"):
-        models.load_weights(tmp_path, torch.device("cpu"), torch.float32)
-
-
-def test_experts_under_an_unknown_name_are_refused_too() -> None:
-    """The config may name its experts as it likes: their weights have three dimensions."""
-    from lorasize.models.loading import _refuse_experts
-
-    with pytest.raises(ModelError, match="mixture-of-experts layers are not supported"):
-        _refuse_experts(architecture("Mixtral", num_local_experts=2))
-
-
 def test_an_encoder_decoder_is_refused(torch: Any, tmp_path: Path) -> None:
     from transformers import T5Config
 
@@ -265,10 +242,12 @@ def test_gpt2_names_are_unambiguous_and_its_weights_transposed(tiny_gpt2: Path) 
     assert models.transposes_weights(model)
 
 
-def test_a_layer_only_some_have_is_left_out(torch: Any) -> None:
+def test_a_layer_of_another_width_counts_with_its_own(torch: Any) -> None:
     model = architecture("Llama")
+    model.model.layers[1].mlp.gate_proj = torch.nn.Linear(32, 50)
     model.model.layers[1].mlp.up_proj = torch.nn.Linear(32, 50)
-    assert set(LLAMA_LIKE) - set(linear_shapes(model)) == {"up_proj"}
+    model.model.layers[1].mlp.down_proj = torch.nn.Linear(50, 32)
+    assert linear_shapes(model)["up_proj"].in_layers == {0: 80, 1: 82, 2: 80}
 
 
 def test_a_model_without_layers_is_refused(torch: Any) -> None:

@@ -18,7 +18,8 @@ def moved(n_layers: int = 30, shapes: dict[str, int] | None = None, reference: s
     """The synthetic calibration moved over to a model of so many layers."""
     model = CALIBRATION.model.model_copy(update={"ref": "other", "n_layers": n_layers})
     where: dict[str, Any] = {"device": "cpu", "dtype": "bfloat16", "weight_bytes": 1_200_000_000}
-    return prior_calibration(CALIBRATION, model, shapes or SHAPES, reference, **where)
+    everywhere = {name: dict.fromkeys(range(n_layers), each) for name, each in (shapes or SHAPES).items()}
+    return prior_calibration(CALIBRATION, model, everywhere, reference, **where)
 
 
 def test_a_prior_keeps_bits_per_parameter_and_says_less() -> None:
