@@ -16,6 +16,7 @@ from lorasize import models
 from lorasize.artifacts.calibrations import find_calibration, near_misses, nearest_calibration
 from lorasize.corpus import corpus_sha256, read_corpus, secrets
 from lorasize.corpus.feasibility import feasibility
+from lorasize.corpus.special_tokens import Told, told_of
 from lorasize.corpus.surprise import Surprise, surprises
 from lorasize.corpus.tokens import EncodedPassage, encode_corpus
 from lorasize.errors import CalibrationError
@@ -136,7 +137,9 @@ def plan(
     fingerprint = folder.fingerprint
     where = models.pick_device(device)
     kind = models.dtype_name(models.pick_dtype(dtype, where))
-    encoded = tuple(encode_corpus(passages, folder.tokenizer, options.reading, folder.max_positions))
+    encoded = tuple(encode_corpus(passages, folder.tokenizer, options.reading, folder.max_positions, folder.n_ids))
+    around = told_of(folder.tokenizer) if any(not one.passage.messages for one in encoded) else Told()
+    notes = (*notes, *around.warnings)
     summary = _summary(encoded, files, options.reading)
     model = PlanModel(ref=ref, revision=revision, fingerprint=fingerprint.digest, dtype=kind, n_layers=folder.n_layers)
     lint = feasibility(encoded)
@@ -164,7 +167,8 @@ def plan(
         at=None if old is None else old.spec,
     )
     update = None if old is None else _update(old, base, encoded)
-    told = {"warnings": (*made.warnings, *notes), "secrets": findings, "update": update}
+    serving = made.serving and made.serving.model_copy(update={"notes": (*made.serving.notes, *around.notes)})
+    told = {"warnings": (*made.warnings, *notes), "secrets": findings, "update": update, "serving": serving}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
 
 
