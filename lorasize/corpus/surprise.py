@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lorasize.corpus.repetition import repeated
+from lorasize.corpus.text import Decode, text_after
 from lorasize.corpus.tokens import EncodedPassage
 
 _MOST = 6  # tokens that make one character together: a byte each, and some to spare
-
-Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def spelled(before: int, ids: Sequence[int], decode: Decode) -> list[str]:
     pending: list[int] = []
     for token in ids:
         pending.append(token)
-        text = decode([before, *pending])[len(decode([before])) :]
+        text = text_after(decode, [before], pending)
         if text.endswith("\ufffd") and len(pending) < _MOST:
             texts.append("")
             continue

@@ -16,7 +16,9 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from lorasize.artifacts.files import text_digest
+from lorasize.corpus.encoding import Encoding
 from lorasize.corpus.reading import unique_ids
+from lorasize.corpus.text import text_after
 from lorasize.errors import CorpusError, ModelError
 from lorasize.records import Passage, PassageAddress, Reading
 
@@ -65,49 +67,32 @@ class EncodedPassage:
         )
 
 
-@dataclass(frozen=True)
-class _Encoding:
-    """What every step below needs to know."""
-
-    tokenizer: PreTrainedTokenizerBase
-    stop: int
-    literals: re.Pattern[str]
-    reading: Reading
-    max_positions: int
-
-    def ids(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of the text; with `special`, as `tokenizer(text)` gives them."""
-        return list(self.tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"])
-
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of the ids, nothing skipped or cleaned."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    def readings(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> Iterator[str]:
-        """What the ids say: after the prompt, then alone.
-
-        The two differ for tokenizers of SentencePiece's kind, whose decoder drops the first space it meets.
-        """
-        before, both = self.text(prompt_ids), self.text([*prompt_ids, *ids])
-        if both.startswith(before):
-            yield both[len(before) :]
-        yield self.text(ids)
-
-
-def stop_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def stop_token_id(tokenizer: PreTrainedTokenizerBase, n_ids: int | None = None) -> int:
     """The id that ends every target: the tokenizer's end-of-sequence token.
 
     Raises:
-        ModelError: The tokenizer has none.
+        ModelError: The tokenizer has none, or one that is none of the model's `n_ids`.
     """
     stop: object = tokenizer.eos_token_id
     if not isinstance(stop, int):
         raise ModelError("the tokenizer has no end-of-sequence token, so recall could not stop; set its eos_token")
+    if n_ids is not None and stop >= n_ids:
+        told = f"the tokenizer's end-of-sequence token {tokenizer.eos_token} is {beyond(stop, n_ids)}"
+        raise ModelError(f"{told}; set its eos_token to one that the model has")
     return stop
 
 
+def beyond(token: int, n_ids: int) -> str:
+    """What is wrong with an id that the model's embedding has no row for."""
+    return f"token {token}, and the model's embedding has rows for 0 to {n_ids - 1} only"
+
+
 def encode_corpus(
-    passages: Sequence[Passage], tokenizer: PreTrainedTokenizerBase, reading: Reading, max_positions: int
+    passages: Sequence[Passage],
+    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
+    max_positions: int,
+    n_ids: int | None = None,
 ) -> list[EncodedPassage]:
     """The passages as ids, in order; text blocks packed or split to at most `reading.passage_tokens` target tokens.
 
@@ -116,24 +101,34 @@ def encode_corpus(
         tokenizer: The base model's.
         reading: Prompt template and passage size.
         max_positions: The longest prompt and target, in tokens, that the model takes.
+        n_ids: Rows of the model's embedding, where known. A tokenizer may have more ids.
 
     Raises:
-        CorpusError: A passage cannot be tokenised without loss, is too long or has no prompt; the place is named.
-        ModelError: The tokenizer has no stop token.
+        CorpusError: A passage cannot be tokenised without loss, is too long, has no prompt or needs a token that the
+            model does not have; the place is named.
+        ModelError: The tokenizer has no stop token, or the model does not have it.
     """
-    encoding = _Encoding(tokenizer, stop_token_id(tokenizer), _special_literals(tokenizer), reading, max_positions)
+    stop = stop_token_id(tokenizer, n_ids)
+    encoding = Encoding(tokenizer, stop, reading, max_positions)
     names = _file_names(passages)
     files = groupby(passages, key=lambda passage: passage.file)
     encoded = [one for file, group in files for one in _encode_file(list(group), names[file], encoding)]
+    if n_ids is not None:
+        _require_known(encoded, n_ids, encoding)
     named = unique_ids(one.passage for one in encoded)
     return [replace(one, passage=passage) for one, passage in zip(encoded, named, strict=True)]
 
 
-def _special_literals(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Matches any text that the tokenizer would read as a control token."""
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    literals = sorted({*tokenizer.all_special_tokens, *added} - {""}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, literals)) or r"(?!)")
+def _require_known(encoded: Iterable[EncodedPassage], n_ids: int, encoding: Encoding) -> None:
+    """Refuse the first passage with a token that the model's embedding has no row for."""
+    for one in encoded:
+        for where, ids in (("prompt", one.prompt_ids), ("target", one.target_ids)):
+            at = next((at for at, token in enumerate(ids) if token >= n_ids), None)
+            if at is not None:
+                token = encoding.tokenizer.convert_ids_to_tokens(ids[at])
+                said = text_after(encoding.decode, one.prompt_ids, ids[:at]) if where == "target" else ""
+                what = f"its {where} needs {token!r}, which is {beyond(ids[at], n_ids)}"
+                raise _error(one.passage, f"{what}; write it otherwise, or give the embedding more rows", said)
 
 
 def _file_names(passages: Iterable[Passage]) -> dict[str, str]:
@@ -148,7 +143,7 @@ def _file_names(passages: Iterable[Passage]) -> dict[str, str]:
     return names
 
 
-def _encode_file(passages: Sequence[Passage], name: str, encoding: _Encoding) -> list[EncodedPassage]:
+def _encode_file(passages: Sequence[Passage], name: str, encoding: Encoding) -> list[EncodedPassage]:
     """One file's passages, numbered from 1 in the order they come out."""
     encoded: list[EncodedPassage] = []
     for run in _runs(passages):
@@ -172,7 +167,7 @@ def _runs(passages: Sequence[Passage]) -> list[list[Passage]]:
     return runs
 
 
-def _fill(passage: Passage, name: str, number: int, encoding: _Encoding) -> str:
+def _fill(passage: Passage, name: str, number: int, encoding: Encoding) -> str:
     """The prompt template with {prompt}, {file} and {number} filled in; other braces stay.
 
     Raises:
@@ -190,7 +185,7 @@ def _fill(passage: Passage, name: str, number: int, encoding: _Encoding) -> str:
     return _FIELD.sub(lambda match: values[match[1]], template)
 
 
-def _prompt_ids(passage: Passage, prompt: str, encoding: _Encoding) -> list[int]:
+def _prompt_ids(passage: Passage, prompt: str, encoding: Encoding) -> list[int]:
     """What `tokenizer(prompt)` gives. A chat is rendered with its own special tokens, so none are added to it."""
     if not passage.messages:
         _refuse_literals(passage, prompt, "prompt", encoding)
@@ -200,14 +195,14 @@ def _prompt_ids(passage: Passage, prompt: str, encoding: _Encoding) -> list[int]
     return ids
 
 
-def _refuse_literals(passage: Passage, text: str, where: str, encoding: _Encoding) -> None:
+def _refuse_literals(passage: Passage, text: str, where: str, encoding: Encoding) -> None:
     found = encoding.literals.search(text)
     if found:
         message = f"the {where} holds {found[0]!r}, which the tokenizer reads as a control token; write it otherwise"
         raise _error(passage, message, text[: found.start()] if where == "text" else "")
 
 
-def _render_chat(passage: Passage, encoding: _Encoding) -> str:
+def _render_chat(passage: Passage, encoding: Encoding) -> str:
     """The chat turns in the model's own template, up to where the assistant speaks."""
     if encoding.tokenizer.chat_template is None:
         raise _error(passage, "the tokenizer has no chat template; give prompt and completion as text")
@@ -220,7 +215,7 @@ def _render_chat(passage: Passage, encoding: _Encoding) -> str:
         raise _error(passage, f"the model's chat template refuses these messages: {error}") from error
 
 
-def _encode_record(passage: Passage, name: str, number: int, encoding: _Encoding) -> EncodedPassage:
+def _encode_record(passage: Passage, name: str, number: int, encoding: Encoding) -> EncodedPassage:
     prompt = _render_chat(passage, encoding) if passage.messages else _fill(passage, name, number, encoding)
     prompt_ids = _prompt_ids(passage, prompt, encoding)
     _refuse_literals(passage, passage.target, "target", encoding)
@@ -232,23 +227,23 @@ def _encode_record(passage: Passage, name: str, number: int, encoding: _Encoding
     return EncodedPassage(final, tuple(prompt_ids), (*target_ids, encoding.stop))
 
 
-def _target_ids(passage: Passage, prompt: str, prompt_ids: list[int], encoding: _Encoding) -> list[int]:
+def _target_ids(passage: Passage, prompt: str, prompt_ids: list[int], encoding: Encoding) -> list[int]:
     """Ids of the target as it follows the prompt.
 
     Prompt and target are encoded together and cut after the prompt's ids. Where a token straddles the cut, the target
-    is encoded alone: the ids of the prompt alone are what an inference user sends, so they must stay what they are.
+    is encoded without the prompt: the prompt's ids alone are what an inference user sends, and stay what they are.
     """
     joint = encoding.ids(prompt + passage.target, special=not passage.messages)
     cut = len(prompt_ids)
     tried = [joint[cut:]] if joint[:cut] == prompt_ids else []
-    tried.append(encoding.ids(passage.target))
+    tried.append(encoding.following(passage.target))
     for ids in tried:
-        if ids and passage.target in encoding.readings(prompt_ids, ids):
+        if ids and text_after(encoding.decode, prompt_ids, ids) == passage.target:
             return ids
-    raise _altered(passage, encoding.text(tried[-1]))
+    raise _altered(passage, text_after(encoding.decode, prompt_ids, tried[-1]))
 
 
-def _room(prompt_ids: Sequence[int], passage: Passage, encoding: _Encoding) -> int:
+def _room(prompt_ids: Sequence[int], passage: Passage, encoding: Encoding) -> int:
     """How many text tokens fit after this address, the stop token left room for."""
     room = min(encoding.reading.passage_tokens, encoding.max_positions - len(prompt_ids)) - 1
     if room < 1:
@@ -256,7 +251,7 @@ def _room(prompt_ids: Sequence[int], passage: Passage, encoding: _Encoding) -> i
     return room
 
 
-def _encode_run(run: Sequence[Passage], name: str, number: int, encoding: _Encoding) -> Iterator[EncodedPassage]:
+def _encode_run(run: Sequence[Passage], name: str, number: int, encoding: Encoding) -> Iterator[EncodedPassage]:
     """A run of blocks as passages, numbered from `number` on."""
     sizes = [len(encoding.ids(block.gap + block.target)) for block in run]
     at = 0
@@ -268,7 +263,7 @@ def _encode_run(run: Sequence[Passage], name: str, number: int, encoding: _Encod
         at, number = at + count, number + len(pieces)
 
 
-def _pack(run: Sequence[Passage], at: int, sizes: Sequence[int], room: int, encoding: _Encoding) -> _Packed:
+def _pack(run: Sequence[Passage], at: int, sizes: Sequence[int], room: int, encoding: Encoding) -> _Packed:
     """As many of the blocks from `at` on as fit together, at least one.
 
     `sizes`, the token counts of the blocks alone, only start the search: the ids of the joined text decide.
@@ -285,15 +280,15 @@ def _pack(run: Sequence[Passage], at: int, sizes: Sequence[int], room: int, enco
     return packed
 
 
-def _join(blocks: Sequence[Passage], encoding: _Encoding) -> _Packed:
+def _join(blocks: Sequence[Passage], encoding: Encoding) -> _Packed:
     """The blocks as one passage: the exact text of the file from the first's start to the last's end."""
     first, *rest = blocks
     target = first.target + "".join(block.gap + block.target for block in rest)
     joined = first.model_copy(update={"target": target, "end": blocks[-1].end})
-    return len(blocks), joined, encoding.ids(target)
+    return len(blocks), joined, encoding.following(target)
 
 
-def _split(joined: Passage, ids: list[int], name: str, number: int, encoding: _Encoding) -> Iterator[EncodedPassage]:
+def _split(joined: Passage, ids: list[int], name: str, number: int, encoding: Encoding) -> Iterator[EncodedPassage]:
     """The joined text under one address, or under several when it is too long; numbered from `number` on."""
     _refuse_literals(joined, joined.target, "text", encoding)
     at, begin, start, line = 0, 0, joined.start, joined.line
@@ -308,28 +303,28 @@ def _split(joined: Passage, ids: list[int], name: str, number: int, encoding: _E
         at, begin, start, line, number = at + count, begin + len(text), end, line + _lines(joined, text), number + 1
 
 
-def _cut(joined: Passage, ids: list[int], begin: int, prompt_ids: list[int], encoding: _Encoding) -> tuple[int, str]:
+def _cut(joined: Passage, ids: list[int], begin: int, prompt_ids: list[int], encoding: Encoding) -> tuple[int, str]:
     """How many of the ids, the next of the text, its passage takes, and their text, which they read back exactly."""
     room = _room(prompt_ids, joined, encoding)
     whole = len(ids) <= room
     for count in [len(ids)] if whole else _cut_points(ids, room, encoding):
-        for text in encoding.readings(prompt_ids, ids[:count]):
-            complete = begin + len(text) == len(joined.target) if whole else not text.endswith(_REPLACEMENT)
-            if text and complete and joined.target.startswith(text, begin):
-                return count, text
-    raise _altered(joined, joined.target[:begin] + encoding.text(ids))
+        text = text_after(encoding.decode, prompt_ids, ids[:count])
+        complete = begin + len(text) == len(joined.target) if whole else not text.endswith(_REPLACEMENT)
+        if text and complete and joined.target.startswith(text, begin):
+            return count, text
+    raise _altered(joined, joined.target[:begin] + text_after(encoding.decode, prompt_ids, ids))
 
 
-def _cut_points(ids: list[int], room: int, encoding: _Encoding) -> Iterator[int]:
+def _cut_points(ids: list[int], room: int, encoding: Encoding) -> Iterator[int]:
     """Places to cut, best first: in the later half after a line, a sentence, a word; then anywhere, latest first."""
     window = range(room, room // 2, -1)
     yield from chain(sorted(window, key=lambda count: -_cut_score(ids, count, encoding)), range(room // 2, 0, -1))
 
 
-def _cut_score(ids: list[int], count: int, encoding: _Encoding) -> int:
+def _cut_score(ids: list[int], count: int, encoding: Encoding) -> int:
     """3 after a newline, 2 after a sentence, 1 between words, 0 within a word."""
-    before = encoding.text(ids[count - 1 : count])
-    after = encoding.text(ids[count - 1 : count + 1])[len(before) :]
+    before = encoding.decode(ids[count - 1 : count])
+    after = text_after(encoding.decode, ids[count - 1 : count], ids[count : count + 1])
     if before.endswith("\n"):
         return 3
     if not (after[:1].isspace() or before[-1:].isspace()):
@@ -350,6 +345,9 @@ def _lines(passage: Passage, text: str) -> int:
 def _altered(passage: Passage, said: str) -> CorpusError:
     """The error of a text that does not survive the tokenizer, with the first character that does not."""
     at = len(commonprefix([passage.target, said]))
+    if said[:1] == " " and said[1:] and passage.target.startswith(said[1:]):
+        message = "after its prompt the tokenizer gives this text back with a space before it; "
+        return _error(passage, message + "give it as a record whose target begins with that space")
     seen = f" from U+{ord(passage.target[at]):04X}, character {at + 1} of it, on" if at < len(passage.target) else ""
     message = f"the tokenizer does not give this text back{seen}; change it, or end the prompt with a newline"
     return _error(passage, message, passage.target[:at])

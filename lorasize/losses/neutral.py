@@ -22,12 +22,13 @@ def neutral_text() -> str:
     return (files("lorasize.losses") / "neutral.txt").read_text(encoding="utf-8")
 
 
-def windows(text: str, tokenizer: PreTrainedTokenizerBase, max_positions: int) -> list[EncodedPassage]:
+def windows(text: str, tokenizer: PreTrainedTokenizerBase, max_positions: int, n_ids: int) -> list[EncodedPassage]:
     """The text as passages of a few hundred tokens, each prompted by its first token; of a long text, some of them.
 
-    At most `TOKENS` tokens are kept, in windows spread evenly over the text.
+    At most `TOKENS` tokens are kept, in windows spread evenly over the text. Tokens from `n_ids` on, which the
+    model has no embedding for, are left out.
     """
-    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    ids = [i for i in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if i < n_ids]
     size = min(POSITIONS, max_positions)
     starts = list(range(0, max(1, len(ids) - 1), size))
     most = max(1, TOKENS // size)

@@ -125,7 +125,7 @@ def reach_of(base: BaseModel) -> Reach | None:
 
     None where the model does more to its logits than is known here.
     """
-    texts = windows(neutral_text(), base.tokenizer, base.max_positions - 1)[:_WINDOWS]
+    texts = windows(neutral_text(), base.tokenizer, base.max_positions - 1, base.n_ids)[:_WINDOWS]
     ids = [torch.tensor([[*text.prompt_ids, *text.target_ids]], device=base.device) for text in texts]
     head = checked_head(base.model, ids[0])
     if not isinstance(head, Head):

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasize.models.devices import pick_device, pick_dtype
 from lorasize.models.fingerprint import fingerprint
-from lorasize.models.loading import BaseModel, load_tokenizer, load_weights, max_positions, n_layers
+from lorasize.models.loading import BaseModel, load_tokenizer, load_weights, max_positions, n_ids, n_layers
 from lorasize.models.references import resolve
 from lorasize.records import ModelFingerprint
 
@@ -41,6 +41,11 @@ class ModelFolder:
     def max_positions(self) -> int:
         """Longest sequence the model was made for."""
         return max_positions(self.path)
+
+    @cached_property
+    def n_ids(self) -> int | None:
+        """Token ids that the model knows; the tokenizer may have more. None where the config does not say."""
+        return n_ids(self.path)
 
     @cached_property
     def n_layers(self) -> int:

@@ -58,6 +58,12 @@ class BaseModel:
         """Longest sequence the model was made for."""
         return _positions(self.model.config)
 
+    @property
+    def n_ids(self) -> int:
+        """Token ids that it knows: rows of its embedding and of its head."""
+        ends: list[Any] = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
+        return min(int(end.weight.shape[0]) for end in ends if end is not None)
+
 
 def record_of(base: BaseModel, ref: str) -> CalibrationModel:
     """What a calibration says of its model."""
@@ -102,6 +108,12 @@ def _positions(config: Any) -> int:
 def max_positions(folder: Path) -> int:
     """Longest sequence the model of a folder was made for, from its config."""
     return _positions(_config(folder))
+
+
+def n_ids(folder: Path) -> int | None:
+    """Token ids that the model of a folder knows, from its config; None where that does not say."""
+    size = getattr(_config(folder).get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None
 
 
 def n_layers(folder: Path) -> int:

@@ -39,7 +39,7 @@ def probe_passage(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) 
     ids = _random_ids(base, spec) if spec.kind == "random" else _text_ids(base, spec, sample)
     prompt = tuple(base.tokenizer(_PROMPT).input_ids)
     nothing = Passage(id="probe", file="probe", line=1, prompt=_PROMPT, target="")
-    return EncodedPassage(nothing, prompt, (*ids, stop_token_id(base.tokenizer)))
+    return EncodedPassage(nothing, prompt, (*ids, stop_token_id(base.tokenizer, base.n_ids)))
 
 
 def _random_ids(base: BaseModel, spec: ProbeSpec) -> list[int]:
@@ -51,7 +51,7 @@ def _random_ids(base: BaseModel, spec: ProbeSpec) -> list[int]:
     special = set(base.tokenizer.all_special_ids)
     draw = random.Random(spec.seed)
     reach = reach_of(base)
-    size = min(len(base.tokenizer), base.model.get_output_embeddings().weight.shape[0])
+    size = min(len(base.tokenizer), base.n_ids)
     ordinary = [i for i in range(size) if i not in special]
     ids: list[int] = []
     for _ in range(_DRAWS):
@@ -69,7 +69,7 @@ def _text_ids(base: BaseModel, spec: ProbeSpec, sample: Sequence[int]) -> list[i
         start = random.Random(spec.seed).randint(0, len(sample) - wanted)
         return list(sample[start : start + wanted])
     text = " ".join(invented_sentences(spec.seed, 1 + wanted // 4))
-    ids: list[int] = base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    ids = [i for i in base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids if i < base.n_ids]
     if len(ids) < wanted:
         raise CorpusError(f"a probe of {spec.n_tokens} tokens needs a longer sample: {len(ids)} tokens are there")
     return ids[:wanted]
@@ -129,7 +129,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
 
 def _other_loss(base: BaseModel) -> float:
     """Loss of the model, with the adapter that is in it, on the neutral text, nats per token."""
-    losses = base_losses(base, windows(neutral_text(), base.tokenizer, base.max_positions - 1))
+    losses = base_losses(base, windows(neutral_text(), base.tokenizer, base.max_positions - 1, base.n_ids))
     return float(torch.cat(losses).mean())
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasize import models
 from lorasize.artifacts.files import text_digest
+from lorasize.corpus.text import Decode, decoder, text_after
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.recall.generation_config import generation_warnings
 from lorasize.recall.process import decode_afresh
@@ -151,35 +152,46 @@ def _compare(
     passage = PassageRecall(
         passage=stored.id, recalled=good, n_tokens=stored.n_tokens, min_probability=lowest, text=text
     )
-    return passage, None if good else _failure(tokenizer, stored, target, decoded)
+    if good:
+        return passage, None
+    if target is None:
+        got = "another text" if stopped else "a text that does not stop"
+        return passage, _without_place(stored, "(the corpus is not at hand)", got)
+    if same_ids:
+        why = "(every token is the target's, read otherwise by this tokenizer)"
+        return passage, _without_place(stored, why, "another text")
+    return passage, _failure(tokenizer, target, decoded, stored.id)
 
 
 def target_text(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
-    """Text of decoded ids without a final stop token, read in the context of their prompt."""
-    kept = list(ids[:-1]) if ids and ids[-1] == tokenizer.eos_token_id else list(ids)
-    prompt = _text(tokenizer, list(prompt_ids))
-    whole = _text(tokenizer, [*prompt_ids, *kept])
-    return whole[len(prompt) :] if whole.startswith(prompt) else _text(tokenizer, kept)
+    """Text of decoded ids after their prompt, without a final stop token."""
+    kept = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    return text_after(decoder(tokenizer), prompt_ids, kept)
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+def _without_place(stored: PassageAddress, why: str, got: str) -> RecallFailure:
+    """A difference of texts, at no token."""
+    return RecallFailure(passage=stored.id, position=-1, expected=why, got=got, probability=None)
 
 
 def _failure(
-    tokenizer: PreTrainedTokenizerBase, stored: PassageAddress, target: EncodedPassage | None, decoded: Decoded
+    tokenizer: PreTrainedTokenizerBase, target: EncodedPassage, decoded: Decoded, passage: str
 ) -> RecallFailure:
-    if target is None:
-        return RecallFailure(
-            passage=stored.id, position=-1, expected="(the corpus is not at hand)", got="another text", probability=None
-        )
-    pairs = zip(target.target_ids, (*decoded.ids, *[None] * stored.n_tokens), strict=False)
-    position = next((i for i, (expected, got) in enumerate(pairs) if expected != got), stored.n_tokens - 1)
-    got = _text(tokenizer, [decoded.ids[position]]) if position < len(decoded.ids) else "(nothing)"
+    """The first token that differs. Tokens that read alike are given by their names in the vocabulary."""
+    wanted, seen = target.target_ids, (*decoded.ids, *[None] * target.n_tokens)
+    position = next(i for i, (expected, got) in enumerate(zip(wanted, seen, strict=False)) if expected != got)
+    pair, before = (wanted[position], seen[position]), (*target.prompt_ids, *wanted[:position])
+    expected, got = (_said(decoder(tokenizer), before, token) for token in pair)
+    if expected == got:
+        expected, got = (str(tokenizer.convert_ids_to_tokens([token])[0]) for token in pair if token is not None)
     return RecallFailure(
-        passage=stored.id,
+        passage=passage,
         position=position,
-        expected=_text(tokenizer, [target.target_ids[position]]),
+        expected=expected,
         got=got,
         probability=decoded.probabilities[position],
     )
+
+
+def _said(decode: Decode, before: Sequence[int], token: int | None) -> str:
+    return "(nothing)" if token is None else text_after(decode, before, [token])

@@ -59,7 +59,10 @@ class Escalation(BaseModel):
 
 
 class RecallFailure(BaseModel):
-    """The first target token at which greedy decoding left the target."""
+    """The first target token at which greedy decoding left the target.
+
+    `position` is -1 where texts differ and no token is known to: `expected` says why no token is named.
+    """
 
     model_config = STRICT
     passage: str

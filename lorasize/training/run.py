@@ -187,7 +187,7 @@ class Session:
         trainer = Trainer(
             self.adapted,
             self.encoded,
-            retained=windows(self.retained, self.base.tokenizer, self.base.max_positions - 1),
+            retained=windows(self.retained, self.base.tokenizer, self.base.max_positions - 1, self.base.n_ids),
             options=TrainingOptions(
                 method=options.method,
                 threshold=options.threshold,

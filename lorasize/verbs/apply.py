@@ -91,7 +91,7 @@ def apply(
     with staged(out, _job(plan, options, retained)) as work:
         checkpoint = read_checkpoint(work.checkpoint)
         base, encoded = load_inputs(plan, options.device, options.attn)
-        if options.retain is not None and not windows(retained, base.tokenizer, base.max_positions - 1):
+        if options.retain is not None and not windows(retained, base.tokenizer, base.max_positions - 1, base.n_ids):
             raise CorpusError("holds a single token: too little to measure drift on", file=str(options.retain))
         state = {} if checkpoint is None else checkpoint.state
         events = EventLog(work.folder / EVENTS, notify, state.get("steps", 0), ended=state.get("outcome") is not None)
@@ -246,7 +246,7 @@ def load_inputs(plan: Plan, device: str, attn: str = "auto") -> tuple[models.Bas
         message = f"{plan.model.ref} changed since the plan was made: plan again"
         raise StalePlanError(message, changed=["model_fingerprint"])
     _require_fitting(plan, base)
-    return base, encode_corpus(passages, base.tokenizer, plan.corpus.reading, base.max_positions)
+    return base, encode_corpus(passages, base.tokenizer, plan.corpus.reading, base.max_positions, base.n_ids)
 
 
 def _require_fitting(plan: Plan, base: models.BaseModel) -> None:

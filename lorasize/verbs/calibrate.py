@@ -102,7 +102,7 @@ def _sample(base: models.BaseModel, corpus: Sequence[Path]) -> list[int]:
     if not corpus:
         return []
     passages, _ = read_corpus(corpus)
-    encoded = encode_corpus(passages, base.tokenizer, Reading(), base.max_positions)
+    encoded = encode_corpus(passages, base.tokenizer, Reading(), base.max_positions, base.n_ids)
     return [token for passage in encoded for token in passage.target_ids[:-1]]
 
 

@@ -16,6 +16,7 @@ from lorasize import models
 from lorasize.artifacts.calibrations import find_calibration, near_misses, nearest_calibration
 from lorasize.corpus import corpus_sha256, read_corpus, secrets
 from lorasize.corpus.feasibility import feasibility, narrow_note, unreachable
+from lorasize.corpus.special_tokens import Told, told_of
 from lorasize.corpus.surprise import Surprise, surprises
 from lorasize.corpus.tokens import EncodedPassage, encode_corpus
 from lorasize.errors import CalibrationError
@@ -138,7 +139,9 @@ def plan(
     fingerprint = folder.fingerprint
     where = models.pick_device(device)
     kind = models.dtype_name(models.pick_dtype(dtype, where))
-    encoded = tuple(encode_corpus(passages, folder.tokenizer, options.reading, folder.max_positions))
+    encoded = tuple(encode_corpus(passages, folder.tokenizer, options.reading, folder.max_positions, folder.n_ids))
+    around = told_of(folder.tokenizer) if any(not one.passage.messages for one in encoded) else Told()
+    notes = (*notes, *around.warnings)
     summary = _summary(encoded, files, options.reading)
     kernel = None if attn == "auto" else attn
     known = {"fingerprint": fingerprint.digest, "dtype": kind}
@@ -176,7 +179,8 @@ def plan(
     if made.adapter is not None:
         ids = (*encoded[0].prompt_ids, *encoded[0].target_ids)
         notes = (*slower(base, min(made.adapter.layers_to_transform), ids), *notes)
-    told |= {"warnings": (*made.warnings, *notes), "update": update}
+    serving = made.serving and made.serving.model_copy(update={"notes": (*made.serving.notes, *around.notes)})
+    told |= {"warnings": (*made.warnings, *notes), "update": update, "serving": serving}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
 
 

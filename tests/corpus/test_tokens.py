@@ -281,7 +281,12 @@ def test_sentencepiece_spaces_survive(sentencepiece_like: PreTrainedTokenizerBas
     assert len(encoded) > 3
     assert "".join(one.passage.target for one in encoded) + "\n" == path.read_text()
     tokens = [token for one in encoded for token in one.target_ids[:-1]]
-    assert tokens == sentencepiece_like(path.read_text()[:-1], add_special_tokens=False)["input_ids"]
+    newline, *rest = sentencepiece_like("\n" + path.read_text()[:-1], add_special_tokens=False)["input_ids"][1:]
+    assert sentencepiece_like.decode([newline]) == "\n"
+    assert tokens == rest  # as text goes on after a newline, with no space before its first word
+    for one in encoded:
+        prompt, whole = say(sentencepiece_like, one.prompt_ids), one.prompt_ids + one.target_ids[:-1]
+        assert say(sentencepiece_like, whole) == prompt + one.passage.target
 
 
 def test_text_that_does_not_read_back_is_refused(sentencepiece_like: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -240,6 +240,38 @@ def test_the_right_text_without_its_stop_is_not_recalled(tokenizer: Any, corpus:
     assert not verdict._compare(tokenizer, one.address(), None, decoded(longer))[0].recalled
 
 
+def test_another_text_of_the_right_tokens_is_no_difference_of_tokens(tokenizer: Any, corpus: Path) -> None:
+    one = read(corpus, tokenizer)[0]
+    stored = one.address().model_copy(update={"target_sha256": "0" * 64})
+    passage, failure = verdict._compare(tokenizer, stored, one, decoded(one.target_ids))
+    assert failure is not None
+    assert (passage.recalled, failure.position, failure.probability) == (False, -1, None)
+    assert failure.expected == "(every token is the target's, read otherwise by this tokenizer)"
+    assert verdict._compare(tokenizer, stored, None, decoded(one.target_ids))[1] == failure.model_copy(
+        update={"expected": "(the corpus is not at hand)"}
+    )
+    goes_on = decoded((*one.target_ids[:-1], 5))
+    without = verdict._compare(tokenizer, one.address(), None, goes_on)[1]
+    assert without is not None
+    assert without.got == "a text that does not stop"
+
+
+def test_tokens_that_read_alike_are_told_apart(encode_text: Any, tokenizer: Any) -> None:
+    """Parts of two characters: both read as a character that is not whole."""
+    (one,) = encode_text("🙂", "a.txt")
+    position = next(k for k, token in enumerate(one.target_ids) if tokenizer.decode([token]) == "\ufffd")
+    other = next(
+        token
+        for token in tokenizer("漢字é").input_ids
+        if tokenizer.decode([token]) == "\ufffd" and token != one.target_ids[position]
+    )
+    wrong = (*one.target_ids[:position], other, *one.target_ids[position + 1 :])
+    failure = verdict._compare(tokenizer, one.address(), one, decoded(wrong))[1]
+    assert failure is not None
+    assert failure.expected == tokenizer.convert_ids_to_tokens(one.target_ids[position])
+    assert failure.got == tokenizer.convert_ids_to_tokens(other) != failure.expected
+
+
 def truncate(name: str, keep: Callable[[bytes], int]) -> Callable[[Path], None]:
     """Cut a file of the folder short."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
@@ -229,8 +230,20 @@ def test_annotation_stays_on_its_line() -> None:
 def test_annotations_name_budgets_changes_and_losses() -> None:
     assert report.github(over_budget()).startswith("::error title=lorasize::bytes: 16,896, the limit is 1,000\n")
     assert "README.md changed" in report.github(recall(changed_files=("README.md",)))
-    assert "page.md:3 is lost at token 7" in report.github(memorization(recalled=False))
+    assert "page.md:3 is lost: token 7: expected" in report.github(memorization(recalled=False))
     assert report.github(recall()) == ""
+
+
+def test_a_difference_of_texts_is_called_no_difference_of_tokens_in_any_format() -> None:
+    why = "(every token is the target's, read otherwise by this tokenizer)"
+    lost = r.RecallFailure(passage="page.md:3", position=-1, expected=why, got="another text", probability=None)
+    summary = memorization(False).recall.model_copy(update={"failures": (lost,)})
+    for record in (recall(recalled=False, failures=(lost,)), memorization(False, recall=summary)):
+        for form in (words(record), report.junit(record), report.github(record), report.html(record)):
+            said = " ".join(html.unescape(form).split())
+            assert f"another text {why}" in said
+            assert "token -1" not in said
+            assert "expected" not in said
 
 
 def test_table_of_something_else_is_refused() -> None:

@@ -67,17 +67,17 @@ def test_the_pull_is_the_gradient_of_the_divergence(torch: Any, softcap: float |
 
 def test_windows_cover_a_short_text_and_spread_over_a_long_one(base: BaseModel) -> None:
     ids = list(base.tokenizer(OTHER, add_special_tokens=False).input_ids)
-    found = windows(OTHER, base.tokenizer, 255)
+    found = windows(OTHER, base.tokenizer, 255, base.n_ids)
     assert sum(one.n_tokens for one in found) in (len(ids) - 1, len(ids) - 2)  # a window of one token predicts nothing
     assert list(found[0].prompt_ids + found[0].target_ids) == ids[: 1 + found[0].n_tokens]
-    long = windows(OTHER * 60, base.tokenizer, 255)
+    long = windows(OTHER * 60, base.tokenizer, 255, base.n_ids)
     assert sum(one.n_tokens for one in long) <= 2048
-    assert long[-1].target_ids == windows(OTHER * 60 + "", base.tokenizer, 255)[-1].target_ids
-    assert windows("", base.tokenizer, 255) == []
+    assert long[-1].target_ids == windows(OTHER * 60 + "", base.tokenizer, 255, base.n_ids)[-1].target_ids
+    assert windows("", base.tokenizer, 255, base.n_ids) == []
 
 
 def test_drift_is_what_the_plain_model_says(torch: Any, base: BaseModel, encode_text: Any) -> None:
-    text = windows(OTHER, base.tokenizer, 255)
+    text = windows(OTHER, base.tokenizer, 255, base.n_ids)
     before = float(torch.cat(base_losses(base, text)).mean())
     adapted = adapters.attach(base.model, MLP, 2, 0)
     try:

@@ -65,7 +65,7 @@ def test_a_probe_sees_what_it_does_to_other_text(torch: Any, base: BaseModel) ->
     assert untouched.drift == pytest.approx(0.0, abs=1e-6)
     seen = run_probe(base, spec(max_steps=20))
     adapted = adapters.attach(base.model, Site(target_modules=("up_proj",), layers_to_transform=(2,)), 1, 0)
-    watched = windows(neutral_text(), base.tokenizer, base.max_positions - 1)
+    watched = windows(neutral_text(), base.tokenizer, base.max_positions - 1, base.n_ids)
     trainer = Trainer(adapted, [probe_passage(base, spec())], TrainingOptions(max_steps=20), watched)
     for _ in trainer.steps():
         pass

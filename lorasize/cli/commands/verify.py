@@ -99,7 +99,7 @@ def _corpus_of(
     folder = models.resolve(ref or record.plan.model.ref, revision or planned_revision)
     try:
         tokenizer = models.load_tokenizer(folder)
-        return encode_corpus(passages, tokenizer, planned.reading, models.max_positions(folder))
+        return encode_corpus(passages, tokenizer, planned.reading, models.max_positions(folder), models.n_ids(folder))
     except LorasizeError:
         # another base explains more
         check_base(record.model_fingerprint, models.fingerprint(folder), ref or record.plan.model.ref)

@@ -43,20 +43,21 @@ def recall_verdict(report: RecallReport) -> str:
 
 def _passage_row(passage: PassageRecall, failure: RecallFailure | None) -> list[str]:
     state = "recalled" if passage.recalled else "LOST"
-    mismatch = _mismatch(failure) if failure is not None else ""
-    return [state, passage.passage, f"{passage.n_tokens:,}", format_probability(passage.min_probability), mismatch]
+    wrong = mismatch(failure) if failure is not None else ""
+    return [state, passage.passage, f"{passage.n_tokens:,}", format_probability(passage.min_probability), wrong]
 
 
-def _mismatch(failure: RecallFailure) -> str:
+def mismatch(failure: RecallFailure) -> str:
+    """Where decoding left the target: at a token, or in the text alone, and then why it stands at no token."""
     if failure.position < 0:
-        return "another text (no corpus at hand to compare tokens with)"
+        return f"{failure.got} {failure.expected}"
     said = f"token {failure.position}: expected {quote(failure.expected)}, got {quote(failure.got)}"
     return said if failure.probability is None else f"{said}, p {format_probability(failure.probability)}"
 
 
 def failure_rows(failures: Sequence[RecallFailure]) -> list[tuple[str, str]]:
     """Each lost passage and its first mismatch."""
-    return [(f.passage, _mismatch(f)) for f in failures]
+    return [(f.passage, mismatch(f)) for f in failures]
 
 
 def decoding_line(report: RecallReport | RecallSummary) -> str:

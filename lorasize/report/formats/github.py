@@ -21,7 +21,8 @@ from lorasize.records import (
     RecallFailure,
     RecallReport,
 )
-from lorasize.report.text import clean, exact, quote
+from lorasize.report.facts.recall import mismatch
+from lorasize.report.text import clean, exact
 
 MAX_FINDINGS = 10  # GitHub shows ten warnings of a step
 
@@ -122,8 +123,7 @@ def _finding(finding: Finding) -> str:
 
 
 def _failure(failure: RecallFailure) -> str:
-    expected, got = quote(failure.expected), quote(failure.got)
-    return _command("error", f"{failure.passage} is lost at token {failure.position}: expected {expected}, got {got}")
+    return _command("error", f"{failure.passage} is lost: {mismatch(failure)}")
 
 
 def _threshold(met: bool) -> list[str]:

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 from pydantic import BaseModel
 
 from lorasize.records import Budget, Check, FeasibilityIssue, Memorization, Plan, RecallFailure, RecallReport
-from lorasize.report.text import clean, exact, quote
+from lorasize.report.facts.recall import mismatch
+from lorasize.report.text import clean, exact
 
 Case = tuple[str, str]  # name, and what went wrong; empty when nothing did
 
@@ -80,5 +81,4 @@ def _budget_cases(budgets: tuple[Budget, ...]) -> Iterator[Case]:
 
 
 def _mismatch(failure: RecallFailure) -> str:
-    expected, got = quote(failure.expected), quote(failure.got)
-    return f"{failure.passage}: token {failure.position}: expected {expected}, got {got}"
+    return f"{failure.passage}: {mismatch(failure)}"
