@@ -13,7 +13,8 @@ where anything differs.
 process. Both trees plan with a quick calibration that COMMIT makes; --calibrate has this tree make one too, and
 compares them.
 --keep FOLDER keeps what COMMIT gave, and takes it from there in the next run on the same libraries.
---without PATH leaves a field out on purpose, in every JSON file that has it: prediction.drift, observations.*.drift.
+--without PATH leaves a field out on purpose, in every JSON file that has it: prediction.drift, observations.*.drift,
+base_model_name_or_path (older commits wrote the base as it was typed, this tree a folder where it is none of the hub).
 
 COMMIT is one of the repository of the folder one stands in, and this tree is that repository as it lies there. Not
 compared: what is written to the terminal, and the conversion of the builtin model, which lies converted in the cache.

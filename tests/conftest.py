@@ -33,12 +33,14 @@ EncodeText = Callable[..., "list[EncodedPassage]"]
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
-pytest_plugins = ["support.verbs", "support.action", "support.plans", "support.runs"]  # their fixtures
+_FIXTURES = ("verbs", "action", "plans", "runs", "real_models")
+pytest_plugins = [f"support.{name}" for name in _FIXTURES]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, so that a mistyped one is an error."""
     config.addinivalue_line("markers", "real: uses the builtin model, and the user's own cache for it")
+    config.addinivalue_line("markers", "models: uses what `make models` makes, in the user's own cache")
     config.addinivalue_line("markers", "slow: takes more than a few seconds")
 
 
@@ -54,10 +56,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Give the builtin model all cores and tiny ones a single thread: on two they take half as long again."""
+    """Give real models all cores and tiny ones a single thread: on two they take half as long again."""
     if (module := sys.modules.get("torch")) is not None:
         most = _threads(module)  # asked for before the first test takes fewer
-        module.set_num_threads(most if item.get_closest_marker("real") else 1)
+        module.set_num_threads(most if _is_real(item) else 1)
+
+
+def _is_real(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) is not None for name in ("real", "models"))
 
 
 @functools.cache
@@ -70,8 +76,8 @@ def _threads(torch: Any) -> int:
 def _own_cache(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keep tests out of the user's cache. Tests marked `real` share it: the builtin model is unpacked there once."""
-    if request.node.get_closest_marker("real") is None:
+    """Keep tests out of the user's cache. Tests of real models share it: those are converted there once."""
+    if not _is_real(request.node):
         monkeypatch.setenv("LORASIZE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 

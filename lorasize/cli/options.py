@@ -207,3 +207,9 @@ def model_ref(argument: str | None, option: str | None) -> str | None:
     if argument and option and argument != option and source is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError(f"two models are named: {argument} and --model {option}")
     return argument or option
+
+
+def unless_configured(name: str, value: str | None) -> str | None:
+    """The value unless a configuration file set it: an adapter knows its own base model better."""
+    source = click.get_current_context().get_parameter_source(name)
+    return None if source is click.core.ParameterSource.DEFAULT_MAP else value

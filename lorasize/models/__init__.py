@@ -11,7 +11,8 @@ from lorasize.models.devices import device_name, dtype_name, pick_device, pick_d
 from lorasize.models.fingerprint import fingerprint
 from lorasize.models.folder import ModelFolder, load, open
 from lorasize.models.loading import BaseModel, load_tokenizer, load_weights, max_positions, n_ids, n_layers, record_of
-from lorasize.models.references import BUILTIN, resolve
+from lorasize.models.recorded import recorded_base
+from lorasize.models.references import BUILTIN, name_for_loading, resolve
 from lorasize.models.shapes import LinearShape, decoder_layers, linear_shapes, transposes_weights, widening_module
 
 __all__ = [
@@ -30,11 +31,13 @@ __all__ = [
     "max_positions",
     "n_ids",
     "n_layers",
+    "name_for_loading",
     "open",
     "pick_device",
     "pick_dtype",
     "quiet_transformers",
     "record_of",
+    "recorded_base",
     "resolve",
     "transposes_weights",
     "widening_module",

@@ -162,13 +162,20 @@ def _embed(new: Tensor, old: Tensor) -> None:
     new[tuple(slice(0, n) for n in old.shape)] = old
 
 
-def save(adapted: PeftModel, folder: Path, base_ref: str) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`; of the base, `base_ref` is all that is told.
+def save(adapted: PeftModel, folder: Path, base: str, revision: str | None = None) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`.
+
+    Args:
+        adapted: The model with its adapter.
+        folder: Where to.
+        base: All that is told of the base: a hub id or a folder, which PEFT's own classes load.
+        revision: Of that model on the hub.
 
     Raises:
         OSError: the disk is full or read-only.
     """
-    adapted.peft_config["default"].base_model_name_or_path = base_ref
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base, revision
     try:
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
     except SafetensorError as error:  # it has no number, only words

@@ -39,10 +39,20 @@ def resolve(ref: str, revision: str | None = None) -> Path:
         return _converted(_gguf_file(path))
     if os.path.isdir(ref):  # unlike Path's, never an error: a reference may come from a file, and be anything
         return _checked_folder(path)
-    if os.path.exists(ref) or ref.startswith((".", "/", "~")) or ref.count("/") != 1 or not ref.isprintable():
+    if not _may_be_on_hub(ref):
         wanted = f"give a folder, a .gguf file, a hub id (owner/name) or {BUILTIN}"
         raise ModelError(f"{' '.join(ref.split()):.200}: no such model; {wanted}")
     return _from_hub(ref, revision)
+
+
+def _may_be_on_hub(ref: str) -> bool:
+    written = ref.count("/") == 1 and ref.isprintable() and not ref.startswith((".", "/", "~", "builtin:"))
+    return written and Path(ref).suffix != ".gguf" and not os.path.exists(ref)
+
+
+def name_for_loading(ref: str, folder: Path) -> str:
+    """What stock transformers takes on this machine for the model that `ref` stands for: a hub id, else its folder."""
+    return ref if _may_be_on_hub(ref) else str(folder.resolve())
 
 
 def _gguf_file(path: Path) -> Path:

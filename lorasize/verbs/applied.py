@@ -98,10 +98,11 @@ def observation_of(session: Session) -> Observation | None:
 
 
 def model_card(record: Memorization) -> str:
-    """The folder's model card: figures and digests, never corpus text."""
-    adapter, recalled = record.adapter, record.recall
+    """The folder's model card: figures, digests and how to load it, never corpus text."""
+    adapter, recalled, model = record.adapter, record.recall, record.plan.model
+    revision = f", revision {model.revision}" if model.revision else ""
     return f"""---
-base_model: {record.plan.model.ref}
+base_model: {model.ref}
 library_name: peft
 pipeline_tag: text-generation
 tags: [lora, lorasize]
@@ -121,4 +122,26 @@ tags: [lora, lorasize]
 | base model fingerprint | `{record.model_fingerprint.digest}` |
 
 The adapter makes its corpus extractable: treat it as confidential as the corpus. `lorasize verify` repeats the proof.
+
+## How to load it
+
+Where the base model lies as it did when the adapter was made, or is one of the hub (`adapter` is this folder):
+
+```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("adapter", dtype="{recalled.dtype}").eval()
+```
+
+Elsewhere, `lorasize base adapter` finds the base model (`{model.ref}`{revision}) and prints its folder:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("BASE", dtype="{recalled.dtype}")
+model = PeftModel.from_pretrained(base, "adapter").eval()
+```
+
+The tokenizer is that of the base model. Decode greedily, from the `prompt_ids` in `passages.jsonl`.
 """

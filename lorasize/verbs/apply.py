@@ -202,7 +202,9 @@ def _prove(session: Session, folder: Path, events: EventLog) -> RecallReport:
 
 def _save_and_decode(session: Session, folder: Path, events: EventLog) -> RecallReport:
     """Save the adapter; what it recalls from there."""
-    adapters.save(session.adapted, folder, session.plan.model.ref)
+    named = session.plan.model
+    base = models.name_for_loading(named.ref, session.base.folder)
+    adapters.save(session.adapted, folder, base, named.revision)
     adapter_folder.write_addresses([p.address() for p in session.encoded], folder)
     merged = session.plan.serving is not None and session.plan.serving.serve == "merged"
     return decode_and_compare(

@@ -52,9 +52,8 @@ def verify(
     changed = changed_files(folder)
     if len(addresses) != record.recall.n_passages:
         raise ModelError(f"{folder / PASSAGES}: {len(addresses)} passages, {record.recall.n_passages} were proven")
-    base_ref = ref or record.plan.model.ref
-    base = models.resolve(base_ref, revision or (record.plan.model.revision if ref is None else None))
-    check_base(record.model_fingerprint, models.fingerprint(base), base_ref)
+    base = models.resolve(ref, revision) if ref else models.recorded_base(folder, record, revision)
+    check_base(record.model_fingerprint, models.fingerprint(base), ref or record.plan.model.ref)
     targets = _matched(addresses, encoded) if encoded is not None else None
     settings = DecodeSettings(device, dtype, batch_size, merged, attn_implementation)
     report = decode_and_compare(

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import click
 from fuzz import good
+from support.models import save_gguf
 
 from lorasize.artifacts.calibrations import read_calibration
 from lorasize.artifacts.events import read_steps
@@ -110,7 +111,7 @@ def heavy(llama: Path, gpt2: Path, folder: Path) -> tuple[Reader, ...]:
     from lorasize.models.fingerprint import check_base
     from lorasize.training import read_checkpoint
 
-    adapter, gguf = good.adapter_folder(llama, folder), good.gguf(llama, folder / "tiny.gguf")
+    adapter, gguf = good.adapter_folder(llama, folder), save_gguf(llama, folder / "tiny.gguf").read_bytes()
     expected = models.fingerprint(llama)
 
     def loaded(path: Path) -> object:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.paths import ROOT
@@ -100,13 +101,26 @@ def test_the_library_example_runs(tmp_path: Path) -> None:
 
 
 def test_stock_transformers_and_peft_reproduce_every_target(applied: Path) -> None:
-    base = run(applied, "base").stdout.strip()
+    base = run(applied, "base", "adapter").stdout.strip()
+    assert base == run(applied, "base").stdout.strip()
     checked = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "recall_check.py"), base, "adapter"],
         cwd=applied, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert checked.stdout.count("recalled ") == 2
+
+
+def test_peft_finds_the_builtin_model_by_itself(applied: Path, torch: Any) -> None:
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(run(applied, "base").stdout.strip(), dtype="float32")
+    by_hand = PeftModel.from_pretrained(base, str(applied / "adapter")).eval()
+    found = AutoPeftModelForCausalLM.from_pretrained(applied / "adapter", dtype="float32").eval()
+    with torch.no_grad():
+        logits = [model(input_ids=torch.arange(3, 40)[None]).logits for model in (by_hand, found)]
+    assert torch.equal(*logits)
 
 
 def test_verify_passes_and_then_catches_one_flipped_sign(applied: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -152,6 +153,41 @@ def edit_head(folder: Path, out: Path, rows: Mapping[int, int]) -> Path:
         table[row] = weights[name][other]
     save_file({**weights, name: table}, out / "model.safetensors", metadata={"format": "pt"})
     return out
+
+
+def save_gguf(base: Path, path: Path) -> Path:
+    """The GGUF file at this path, with the Llama and the tokenizer of a folder."""
+    import gguf as format_
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    config, raw = model.config, json.loads((base / "tokenizer.json").read_text("utf-8"))
+    writer = format_.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([tokenizer.convert_ids_to_tokens(k) for k in range(len(tokenizer))])
+    writer.add_token_types([3 if k < 3 else 1 for k in range(len(tokenizer))])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in raw["model"]["merges"]])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    names = format_.get_tensor_name_map(format_.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        stem, _, suffix = name.rpartition(".")
+        if name != "lm_head.weight":  # tied to the embedding
+            writer.add_tensor(f"{names.get_name(stem)}.{suffix}", tensor.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def plan_by_hand(folder: Path, corpus: Path, site: Site, rank: int, **reading: Any) -> Plan:

@@ -1,7 +1,8 @@
-"""The commands show and base: any artifact, and the base model's folder."""
+"""The commands show and base: any artifact, and the folder of a base model."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -42,16 +43,35 @@ def show(file: Path, reports: tuple[str, ...], quiet: bool) -> int:  # noqa: ARG
     epilog="""\b
 Example:
   lorasize base
-  vllm serve "$(lorasize base)" --enable-lora --lora-modules facts=adapter
+  vllm serve "$(lorasize base adapter)" --enable-lora --lora-modules a=adapter
 """
 )
-@click.argument("base_model", metavar="[MODEL]", required=False)
+@click.argument("base_model", metavar="[MODEL|ADAPTER]", required=False)
 @options.all_of(options.model, options.revision)
 @click.pass_obj
 def base(invocation: Invocation, /, base_model: str | None, model: str | None, revision: str | None) -> int:
-    """Print the folder that stock transformers loads as the base model."""
+    """Print the folder that stock transformers loads as the base model, converted or fetched when needed.
+
+    Of an ADAPTER folder: the model it was proven on.
+    """
     invocation.model = model_ref(base_model, model)
     from lorasize import models
+    from lorasize.artifacts.adapter_folder import CONFIG
 
-    click.echo(str(models.resolve(invocation.model or models.BUILTIN, revision)))
+    ref = invocation.model or models.BUILTIN
+    if os.path.isfile(os.path.join(ref, CONFIG)):
+        click.echo(str(_base_of(Path(ref), options.unless_configured("revision", revision))))
+    else:
+        click.echo(str(models.resolve(ref, revision)))
     return DONE
+
+
+def _base_of(adapter: Path, revision: str | None) -> Path:
+    from lorasize import models
+    from lorasize.artifacts.adapter_folder import read_record
+    from lorasize.models.fingerprint import check_base
+
+    record = read_record(adapter)
+    folder = models.recorded_base(adapter, record, revision)
+    check_base(record.model_fingerprint, models.fingerprint(folder), record.plan.model.ref)
+    return folder

@@ -35,8 +35,8 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
     """
     targets = parse_reports(chosen["reports"])
     spare_inputs(targets, corpus)
-    invocation.model = _unless_configured("model", chosen["model"])
-    revision = _unless_configured("revision", chosen["revision"])
+    invocation.model = options.unless_configured("model", chosen["model"])
+    revision = options.unless_configured("revision", chosen["revision"])
     from lorasize.artifacts import adapter_folder
     from lorasize.report import Progress
     from lorasize.verbs import verify as verb
@@ -44,7 +44,7 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.doing("reading the adapter")
         record = adapter_folder.read_record(adapter)
-        encoded = _corpus_of(record, corpus, invocation.model, revision)
+        encoded = _corpus_of(adapter, record, corpus, invocation.model, revision)
         if encoded is None:
             progress.note("the corpus is not at hand: texts are compared by their digests")
         progress.doing("decoding in a fresh process")
@@ -65,12 +65,6 @@ def verdict(report: RecallReport) -> int:
     return DONE if is_proven(report) else NOT_PROVEN
 
 
-def _unless_configured(name: str, value: str | None) -> str | None:
-    """The value unless a configuration file set it: an adapter knows its own base model better."""
-    source = click.get_current_context().get_parameter_source(name)
-    return None if source is click.core.ParameterSource.DEFAULT_MAP else value
-
-
 def _dtype(asked: str, record: Memorization) -> str:
     """The dtype asked for; `auto` is the one the adapter was proven in."""
     return record.recall.dtype if asked == "auto" else asked
@@ -82,7 +76,7 @@ def _attn(asked: str, record: Memorization) -> str:
 
 
 def _corpus_of(
-    record: Memorization, corpus: tuple[Path, ...], ref: str | None, revision: str | None
+    adapter: Path, record: Memorization, corpus: tuple[Path, ...], ref: str | None, revision: str | None
 ) -> list[EncodedPassage] | None:
     """The corpus encoded: the files named, else the plan's own while unchanged, else None."""
     from lorasize import models
@@ -95,8 +89,7 @@ def _corpus_of(
     if not corpus and not all(_is_unchanged(Path(file.path), file.sha256) for file in planned.files):
         return None
     passages, _ = read_corpus(corpus or [Path(file.path) for file in planned.files], planned.reading)
-    planned_revision = None if ref else record.plan.model.revision
-    folder = models.resolve(ref or record.plan.model.ref, revision or planned_revision)
+    folder = models.resolve(ref, revision) if ref else models.recorded_base(adapter, record, revision)
     try:
         tokenizer = models.load_tokenizer(folder)
         return encode_corpus(passages, tokenizer, planned.reading, models.max_positions(folder), models.n_ids(folder))
