@@ -44,17 +44,32 @@ def token_losses(head: AnyHead, hidden: Tensor, targets: Tensor) -> TokenLosses:
     return TokenLosses(torch.cat([p.loss for p in parts]), torch.cat([p.correct for p in parts]))
 
 
-def _exponentiate(logits: Tensor, targets: Tensor) -> tuple[TokenLosses, Tensor]:
+@dataclass(frozen=True)
+class Rest:
+    """What all rows of a head but a few amount to, as one more row for each target token.
+
+    Attributes:
+        logit: ln Σ exp of their logits, shape (token,), float32.
+        row: The derivative of that by the hidden state, shape (token, width).
+    """
+
+    logit: Tensor
+    row: Tensor
+
+
+def _exponentiate(logits: Tensor, targets: Tensor, rest: Rest | None = None) -> tuple[TokenLosses, Tensor]:
     """Token losses, and each token's Σ exp; leaves exp(logit − max) in place of the logits."""
     at_target = logits.gather(0, targets[None, :])[0]
     largest = logits.amax(dim=0)
     total = logits.sub_(largest).exp_().sum(dim=0)
+    if rest is not None:
+        total += (rest.logit - largest).exp_()
     return TokenLosses(total.log() + (largest - at_target), at_target == largest), total
 
 
 @torch.no_grad()
 def loss_and_gradient(
-    head: AnyHead, hidden: Tensor, targets: Tensor, weigh: Weigh
+    head: AnyHead, hidden: Tensor, targets: Tensor, weigh: Weigh, rest: Rest | None = None
 ) -> tuple[TokenLosses, Tensor, Tensor]:
     """Token losses, their weights, and the gradient of Σ weight·loss on the hidden states.
 
@@ -66,19 +81,24 @@ def loss_and_gradient(
         hidden: Final hidden states that predict the targets, shape (token, width).
         targets: Token ids, shape (token,).
         weigh: The objective.
+        rest: Of a part of a head, what its other rows amount to.
 
     Returns:
         Losses, weights of shape (token,), and the gradient of shape (token, width) in the hidden states' dtype.
     """
     gradient = torch.zeros_like(hidden)
-    if len(targets) <= head.chunk and head.softcap is None:
+    if rest is not None or (len(targets) <= head.chunk and head.softcap is None):
         exponentials = head.logits(hidden)
-        losses, total = _exponentiate(exponentials, targets)
+        likeliest = exponentials.amax(dim=0)
+        losses, total = _exponentiate(exponentials, targets, rest)
         weights = weigh(losses)
         rows = weights.nonzero()[:, 0]
         if len(rows):
             part = head.columns(exponentials, rows)
             gradient[rows] = _gradient(head, part, total[rows], targets[rows], weights[rows]).to(hidden.dtype)
+        if rest is not None:
+            share = weights * (rest.logit - likeliest).exp_() / total
+            gradient += (share[:, None] * rest.row).to(hidden.dtype)
         return losses, weights, gradient
     losses = token_losses(head, hidden, targets)
     weights = weigh(losses)

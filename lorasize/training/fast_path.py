@@ -13,6 +13,8 @@ from lorasize.corpus.tokens import EncodedPassage
 from lorasize.losses.batches import Batch, groups, layout, make_batches
 from lorasize.losses.frozen_layers import Suffix, suffix_of
 from lorasize.losses.head import AnyHead, OwnLogits, checked_head
+from lorasize.losses.shortlist import Shortlists
+from lorasize.losses.token_losses import TokenLosses, Weigh, loss_and_gradient
 from lorasize.models.adapters import base_of, first_adapted_layer, parameters
 from lorasize.records import BATCH_TOKENS
 
@@ -27,10 +29,23 @@ class FastPath:
     suffix: Suffix
     head: AnyHead
     batches: Sequence[Batch]
+    shortlists: Shortlists
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states that predict the target tokens, shape (token, width); the suffix must be entered."""
         return self.suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
+
+    def loss_and_gradient(
+        self, batch: Batch, hidden: Tensor, weigh: Weigh, step: int | None
+    ) -> tuple[TokenLosses, Tensor, Tensor]:
+        """Losses and weights of the target tokens, and the gradient of Σ weight·loss on `hidden`, (token, width).
+
+        At a `step`, of a large head only the rows that matter are seen; all of them where it is None.
+        """
+        if step is None or not self.shortlists.able:
+            return loss_and_gradient(self.head, hidden, batch.targets, weigh)
+        near = self.shortlists.of(batch, hidden, step)
+        return loss_and_gradient(near.head, hidden, near.targets, weigh, near.rest(hidden))
 
 
 def fast_path(adapted: PeftModel, encoded: Sequence[EncodedPassage], batch_tokens: int) -> FastPath:
@@ -41,7 +56,8 @@ def fast_path(adapted: PeftModel, encoded: Sequence[EncodedPassage], batch_token
     """
     base, (suffix, head) = base_of(adapted), way_through(adapted, encoded, batch_tokens)
     held = min(batch_tokens, head.chunk) if suffix.logits else batch_tokens
-    return FastPath(suffix, head, make_batches(base, encoded, suffix.first, held, _device(adapted)))
+    batches = make_batches(base, encoded, suffix.first, held, _device(adapted))
+    return FastPath(suffix, head, batches, Shortlists(head))
 
 
 def way_through(

@@ -130,7 +130,7 @@ def retain(
     device = next(base.parameters()).device
     with adapted.disable_adapter(), torch.no_grad():
         batches = make_batches(base, encoded, corpus.suffix.first, POSITIONS, device)
-        path = FastPath(corpus.suffix, corpus.head, batches)
+        path = FastPath(corpus.suffix, corpus.head, batches, corpus.shortlists)
         with path.suffix.entered():
             for batch in batches:
                 hidden = path.hidden(batch)

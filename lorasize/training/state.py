@@ -16,7 +16,8 @@ class TrainerState:
     Attributes:
         order: Place of each passage in the curriculum of memft-sw.
         resting: Which passages are looked at in which epoch.
-        coarse: Whether steps may multiply in bfloat16: until a full look contradicts what they see.
+        coarse: Whether steps may multiply in bfloat16 and see a part of a large head: until a full look contradicts
+            what they see.
         step: Optimiser steps taken.
         idle: Epochs without a step, all that the curriculum lets in being mastered.
         n_read: Target tokens that steps have read, each as often as it was read.

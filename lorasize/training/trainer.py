@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import TrainingDivergedError
 from lorasize.losses.batches import Batch
 from lorasize.losses.frozen_layers import notes_on
-from lorasize.losses.token_losses import TokenLosses, loss_and_gradient, token_losses
+from lorasize.losses.token_losses import TokenLosses, token_losses
 from lorasize.models.adapters import parameters
 from lorasize.records import BATCH_TOKENS, Method, StepReport
 from lorasize.training.checkpoint import Checkpoint
@@ -123,8 +123,7 @@ class Trainer:
         self._last = LastLosses(passage.n_tokens for passage in encoded)
         self._generator = torch.Generator().manual_seed(options.seed)
         order = torch.randperm(len(encoded), generator=self._generator).tolist()
-        coarse = has_bfloat16_products(self._parameters[0].device)
-        self._state = TrainerState(order, Resting.none(len(encoded)), coarse)
+        self._state = TrainerState(order, Resting.none(len(encoded)), coarse=True)
         # Its threshold is where tokens pass: one released below that could never pass.
         self._objective = objective or Objective(options.method, options.passing, many=len(encoded) >= _MANY)
         self._optimizer = (optimizer or self._adam)(self._parameters)
@@ -215,8 +214,10 @@ class Trainer:
         for k, kept in self._optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{k}.{name}": value for name, value in kept.items()}
         tensors |= {"latest": self._last.losses, "generator": self._generator.get_state()}
+        tensors |= self._path.shortlists.tensors()
         retained = None if self.retained is None else self.retained.state.to_json()
-        others = {"windows": self._objective.remembered(), "retained": retained}
+        others: dict[str, Any] = {"windows": self._objective.remembered(), "retained": retained}
+        others["shortlists"] = self._path.shortlists.to_json()
         return Checkpoint(tensors, self._state.to_json() | others)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -236,6 +237,7 @@ class Trainer:
         self._generator.set_state(tensors["generator"])
         self._state = TrainerState.from_json(state)
         self._objective.remember(state["windows"])
+        self._path.shortlists.restore(state["shortlists"], tensors)
         if self.retained is not None:
             self.retained.state = RetainedState.from_json(state["retained"])
 
@@ -298,7 +300,8 @@ class Trainer:
 
     def _update(self, part: Sequence[Batch]) -> tuple[bool, int]:
         """Look at a part and take a step on the tokens with weight: whether it was taken, and on how many tokens."""
-        with self._path.suffix.entered(), bfloat16_products(self._state.coarse):
+        coarse = self._state.coarse and has_bfloat16_products(self._parameters[0].device)
+        with self._path.suffix.entered(), bfloat16_products(coarse):
             n_active, total = self._accumulated(part)
             if not n_active and self.options.method == "memft-ot":  # as published, with nothing stubborn in a step
                 n_active, total = self._accumulated(part, every=True)
@@ -342,7 +345,8 @@ class Trainer:
             return self._objective.weights(losses, batch.passages, batch.lengths)
 
         hidden = self._path.hidden(batch)
-        losses, weights, gradient = loss_and_gradient(self._path.head, hidden.detach(), batch.targets, weigh)
+        at = self._state.step if self._state.coarse else None
+        losses, weights, gradient = self._path.loss_and_gradient(batch, hidden.detach(), weigh, at)
         self._note(batch, losses)
         self._let_rest(batch.passages)
         if bool((weights > 0).any()):
