@@ -65,7 +65,7 @@ def text_decoder(model: Any) -> nn.Module:
         if inner is found:
             break
         found = inner
-    decoder: nn.Module = found
+    decoder: nn.Module = found.model if hasattr(found, "lm_head") and hasattr(found, "model") else found
     return decoder
 
 
