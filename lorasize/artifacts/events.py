@@ -30,7 +30,14 @@ class Raised:
     gap: float
 
 
-Event = StepReport | Escalation | Decoding | Raised
+@dataclass(frozen=True)
+class Noted:
+    """Something about this model that a user should know, said once."""
+
+    message: str
+
+
+Event = StepReport | Escalation | Decoding | Raised | Noted
 Notify = Callable[[Event], None]
 
 
@@ -62,6 +69,8 @@ def _line(event: Event) -> dict[str, Any]:
         return {"event": "decoding", **asdict(event)}
     if isinstance(event, Raised):
         return {"event": "raised", **asdict(event)}
+    if isinstance(event, Noted):
+        return {"event": "noted", **asdict(event)}
     kind = "step" if isinstance(event, StepReport) else "escalation"
     return {"event": kind, **event.model_dump(mode="json", by_alias=True)}
 

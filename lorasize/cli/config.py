@@ -17,9 +17,9 @@ from lorasize.cli.nearest import near
 
 _STRING, _WHOLE, _NUMBER, _AMOUNT = (str,), (int,), (int, float), (str, int, float)
 KEYS: dict[str, tuple[type, ...]] = {
-    "model": _STRING, "revision": _STRING, "device": _STRING, "dtype": _STRING, "seed": _WHOLE, "confidence": _NUMBER,
-    "minimize": _STRING, "serve": _STRING, "preset": _STRING, "passage_tokens": _WHOLE, "threshold": _NUMBER,
-    "margin": _NUMBER, "secrets": _STRING,
+    "model": _STRING, "revision": _STRING, "device": _STRING, "dtype": _STRING, "attn": _STRING, "seed": _WHOLE,
+    "confidence": _NUMBER, "minimize": _STRING, "serve": _STRING, "preset": _STRING, "passage_tokens": _WHOLE,
+    "threshold": _NUMBER, "margin": _NUMBER, "secrets": _STRING,
 }  # fmt: skip
 BUDGET_KEYS: dict[str, tuple[type, ...]] = {
     "rank": _WHOLE, "parameters": _WHOLE, "bytes": _AMOUNT, "seconds": _AMOUNT, "memory": _AMOUNT,

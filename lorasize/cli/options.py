@@ -26,7 +26,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRESETS = ("quick", "standard", "thorough")
 MINIMIZE = ("parameters", "bytes", "seconds")
 SERVE = ("peft", "vllm", "llama.cpp", "merged")
-ATTENTION = ("eager", "sdpa", "flash_attention_2")
+ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2")
 METHODS = ("memft", "memft-ot", "memft-sw", "sft")
 FORMATS = ("auto", "text", "markdown", "jsonl", "csv", "tsv", "parquet")
 
@@ -103,6 +103,17 @@ same_model = click.option(
 revision = click.option("--revision", help="Revision of a model on the hub.")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:i], mps or xpu.")
 dtype = click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Of the base model.")
+
+
+def attention(auto: str) -> Callable[[Command], Command]:
+    """The attention kernel; `auto` says what it is where none is named."""
+    return click.option(
+        "--attn", type=click.Choice(ATTENTION), default="auto", show_default=True,
+        help=f"Attention kernel; auto is {auto}.",
+    )  # fmt: skip
+
+
+attn = attention("the best that the model has here")
 seed = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of all random numbers."
 )
@@ -120,7 +131,7 @@ decoding = all_of(
     click.option(
         "--batch-size", type=AT_LEAST_ONE, default=1, show_default=True, help="Prompts decoded together, padded."
     ),
-    click.option("--attn", type=click.Choice(ATTENTION), default="sdpa", show_default=True, help="Attention kernel."),
+    attention("as it was proven"),
 )
 
 existing = ExistingPath(exists=True, path_type=Path)

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasize.corpus.tokens import EncodedPassage
-from lorasize.errors import ModelError
-from lorasize.losses.frozen_layers import Suffix, states_before
-from lorasize.losses.head import decoder
+from lorasize.losses.frozen_layers import states_before
 
 _PREFIX_BYTES = 4 * 2**30  # stored states beyond this go to a memory-mapped file
 
@@ -24,7 +22,8 @@ class Batch:
 
     Attributes:
         ids: Token ids, shape (passage, position); the last target token predicts nothing and is left out.
-        stored: Hidden states entering the first adapted layer, shape (passage, position, width).
+        stored: Hidden states entering the first adapted layer, shape (passage, position, width); (passage, 0) where
+            the whole model is run.
         rows: Row in `ids` of each target token, shape (token,).
         columns: Position whose output predicts each target token, shape (token,).
         targets: Token ids to be predicted, shape (token,).
@@ -65,19 +64,20 @@ def sequence_length(passage: EncodedPassage) -> int:
 def make_batches(
     model: nn.Module,
     encoded: Sequence[EncodedPassage],
-    first_layer: int,
+    first_layer: int | None,
     batch_tokens: int,
     device: torch.device,
     prefix_bytes: int = _PREFIX_BYTES,
 ) -> list[Batch]:
     """Batches of passages alike in length, of at most `batch_tokens` positions; the frozen layers are run once.
 
-    States are kept in memory up to `prefix_bytes`, the rest in a memory-mapped file.
+    States are kept in memory up to `prefix_bytes`, the rest in a memory-mapped file. Without a first layer there are
+    none: the whole model is run at every step.
     """
     batches, held = [], 0
     for group in groups(encoded, batch_tokens):
         ids, rows, columns, targets = layout(encoded, group, device)
-        stored = states_before(model, first_layer, ids)
+        stored = ids.new_empty((len(ids), 0)) if first_layer is None else states_before(model, first_layer, ids)
         held += stored.nbytes
         if held > prefix_bytes:
             stored = _mapped(stored)
@@ -126,14 +126,3 @@ def layout(
         targets += passage.target_ids
     on = [torch.tensor(values, device=device) for values in (rows, columns, targets)]
     return ids.to(device), on[0], on[1], on[2]
-
-
-@torch.no_grad()
-def check_entry(base: nn.Module, suffix: Suffix, batch: Batch) -> None:
-    """Refuse a model whose layers cannot be entered in the middle, instead of training something else in silence."""
-    ids = batch.ids[:1, :16]
-    plain = decoder(base)(input_ids=ids, use_cache=False).last_hidden_state
-    with suffix.entered():
-        entered = suffix.run(ids, batch.stored[:1, :16])
-    if not torch.allclose(plain, entered, rtol=1e-2, atol=1e-2 * float(plain.abs().max())):
-        raise ModelError(f"{type(base).__name__}: its layers cannot be entered in the middle, so it is not supported")

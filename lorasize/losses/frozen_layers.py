@@ -2,19 +2,20 @@
 
 The layers below `first` compute the same thing at every step, so their output is kept and the model is entered at layer
 `first`. This works on the model as it is: layers below pass their input through, and a hook puts the stored state in
-front of layer `first`; masks, positions and the layers above are the model's own.
+front of layer `first`; masks, positions and the layers above are the model's own. That is an optimisation: where it
+does not give what the model itself gives, the whole model is run at every step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lorasize.losses.head import decoder
+from lorasize.losses.head import LOOK, alike, decoder
 from lorasize.models import decoder_layers
 
 
@@ -42,20 +43,34 @@ def states_before(model: nn.Module, first: int, ids: Tensor) -> Tensor:
 
 
 class Suffix:
-    """The model from layer `first` on, fed with stored states. Use as a context manager: it restores the model."""
+    """The model from layer `first` on, fed with stored states. Use as a context manager: it restores the model.
 
-    def __init__(self, model: nn.Module, first: int) -> None:
+    Attributes:
+        first: The layer that is entered; None where the whole model is run.
+        logits: Whether the model's own logits are wanted instead of its final hidden states.
+    """
+
+    def __init__(self, model: nn.Module, first: int | None, *, logits: bool = False) -> None:
         """Prepare; nothing is changed until the context is entered."""
+        self.first = first
+        self.logits = logits
         self._model = model
-        self._first = first
         self._stored: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """The kind of model."""
+        return type(self._model).__name__
 
     @contextmanager
     def entered(self) -> Iterator[Suffix]:
         """Layers below `first` pass through and layer `first` reads the stored states, while this is open."""
+        if self.first is None:
+            yield self
+            return
         layers = decoder_layers(self._model)
-        handle = layers[self._first].register_forward_pre_hook(self._enter, with_kwargs=True)
-        below = list(layers)[: self._first]
+        handle = layers[self.first].register_forward_pre_hook(self._enter, with_kwargs=True)
+        below = list(layers)[: self.first]
         for layer in below:
             layer.forward = _pass
         try:
@@ -72,13 +87,70 @@ class Suffix:
             return (self._stored, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": self._stored}
 
-    def run(self, ids: Tensor, stored: Tensor) -> Tensor:
-        """Final hidden states, shape (batch, position, width). `ids` decides positions and masks only."""
-        self._stored = stored.to(ids.device)  # from a memory-mapped file it comes on the CPU
-        output = decoder(self._model)(input_ids=ids, use_cache=False)
+    def run(self, ids: Tensor, stored: Tensor | None) -> Tensor:
+        """Final hidden states, shape (batch, position, width), or logits. `ids` decides positions and masks only.
+
+        Of the whole model, `ids` decides everything.
+        """
+        self._stored = None if stored is None else stored.to(ids.device)  # from a memory-mapped file it is on the CPU
+        output = (self._model if self.logits else decoder(self._model))(input_ids=ids, use_cache=False)
+        if self.logits:
+            return cast(Tensor, output.logits)
         hidden: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
         return hidden
 
 
 def _pass(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
+
+
+def suffix_of(model: nn.Module, first: int, ids: Tensor, *, logits: bool = False) -> Suffix:
+    """The model entered at layer `first` where that gives its own output on some of these ids; else the whole of it.
+
+    Args:
+        model: The model; an adapter in it must be put aside.
+        first: The first layer with an adapter.
+        ids: Token ids, shape (batch, position).
+        logits: Whether the model's own logits are wanted.
+    """
+    suffix, whole = Suffix(model, first, logits=logits), Suffix(model, None, logits=logits)
+    return suffix if _enters(model, suffix, whole, ids[:1, :LOOK]) else whole
+
+
+@torch.no_grad()
+def _enters(model: nn.Module, suffix: Suffix, whole: Suffix, ids: Tensor) -> bool:
+    """Whether the suffix gives what the whole model does, and no adapter is at work below it."""
+    assert suffix.first is not None
+    plain, reached = whole.run(ids, None), []
+    hooks = [
+        module.register_forward_pre_hook(lambda *_: reached.append(True))
+        for module in model.modules()
+        if hasattr(module, "lora_A")
+    ]
+    try:
+        stored = states_before(model, suffix.first, ids)
+        if reached or stored.shape[:-1] != ids.shape:  # a shared layer's adapter; streams beside each other
+            return False
+        with suffix.entered():
+            return alike(suffix.run(ids, stored), plain)
+    except Exception:  # layers that hand on more than their output: each fails in its own way
+        return False
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def notes_on(suffix: Suffix) -> tuple[str, ...]:
+    """What takes longer with this model than with others, and why; empty where nothing does."""
+    notes = []
+    if suffix.first is None:
+        notes.append(
+            f"{suffix.name}: entered above its frozen layers it gives another output than its own, so all of it is run "
+            "at every step: training takes longer."
+        )
+    if suffix.logits:
+        notes.append(
+            f"{suffix.name}: its head does more to its logits than is known here, so they are taken from the model "
+            "itself: training takes more time and memory."
+        )
+    return tuple(notes)

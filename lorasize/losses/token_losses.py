@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorasize.losses.head import Head
+from lorasize.losses.head import AnyHead
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ Weigh = Callable[[TokenLosses], Tensor]
 
 
 @torch.no_grad()
-def token_losses(head: Head, hidden: Tensor, targets: Tensor) -> TokenLosses:
+def token_losses(head: AnyHead, hidden: Tensor, targets: Tensor) -> TokenLosses:
     """Loss of each target token under teacher forcing.
 
     Args:
@@ -53,7 +53,9 @@ def _exponentiate(logits: Tensor, targets: Tensor) -> tuple[TokenLosses, Tensor]
 
 
 @torch.no_grad()
-def loss_and_gradient(head: Head, hidden: Tensor, targets: Tensor, weigh: Weigh) -> tuple[TokenLosses, Tensor, Tensor]:
+def loss_and_gradient(
+    head: AnyHead, hidden: Tensor, targets: Tensor, weigh: Weigh
+) -> tuple[TokenLosses, Tensor, Tensor]:
     """Token losses, their weights, and the gradient of Σ weight·loss on the hidden states.
 
     Tokens of weight zero cost no backward product. What fits one chunk is exponentiated once; beyond that the logits of
@@ -90,7 +92,7 @@ def loss_and_gradient(head: Head, hidden: Tensor, targets: Tensor, weigh: Weigh)
 
 
 def _gradient(
-    head: Head, exponentials: Tensor, total: Tensor, targets: Tensor, weights: Tensor, slope: Tensor | None = None
+    head: AnyHead, exponentials: Tensor, total: Tensor, targets: Tensor, weights: Tensor, slope: Tensor | None = None
 ) -> Tensor:
     """Weight · (softmax − one-hot), pulled back through the head; `slope` is the derivative of a soft cap."""
     exponentials.mul_(weights / total)
@@ -99,7 +101,7 @@ def _gradient(
 
 
 @torch.no_grad()
-def divergence_and_gradient(head: Head, hidden: Tensor, base: Tensor) -> tuple[float, Tensor]:
+def divergence_and_gradient(head: AnyHead, hidden: Tensor, base: Tensor) -> tuple[float, Tensor]:
     """Σ KL(base ‖ now) over tokens in nats, and its gradient on the hidden states, shape (token, width).
 
     Args:

@@ -44,6 +44,16 @@ class BaseModel:
         return len(decoder_layers(self.model))
 
     @property
+    def width(self) -> int:
+        """Numbers in the hidden state of one position."""
+        return int(self.model.config.get_text_config(decoder=True).hidden_size)
+
+    @property
+    def attn(self) -> str:
+        """The attention kernel it runs with."""
+        return str(self.model.config._attn_implementation)
+
+    @property
     def max_positions(self) -> int:
         """Longest sequence the model was made for."""
         return _positions(self.model.config)
@@ -102,8 +112,10 @@ def n_layers(folder: Path) -> int:
     return int(layers)
 
 
-def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, attn: str = "auto") -> PreTrainedModel:
     """The causal language model of a folder, frozen and in eval mode; a multimodal one with all that it has.
+
+    `attn` names the attention kernel; `auto` is the best that the model has here (sdpa, else eager).
 
     Raises:
         ModelError: it cannot be read, is damaged, or is no causal language model.
@@ -119,7 +131,6 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreT
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                attn_implementation="sdpa",
             )
         except Exception as error:
             raise ModelError(f"{folder}: the model cannot be loaded ({reason(error)})") from error
@@ -129,7 +140,25 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype) -> PreT
     _refuse_damage(folder, model)
     moved: PreTrainedModel = cast(Any, model).to(device)
     moved.eval()
+    _attend(moved, attn)
     return moved
+
+
+def _attend(model: PreTrainedModel, name: str) -> None:
+    """Let the model use the attention kernel of this name.
+
+    Raises:
+        ModelError: this machine lacks it, or the model has no such.
+    """
+    before = model.config._attn_implementation
+    if name in ("auto", before):
+        return
+    try:
+        model.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        raise ModelError(f"attention {name} cannot be used here: {' '.join(str(error).split())}") from error
+    if model.config._attn_implementation == before:
+        raise ModelError(f"{type(model).__name__} has no other attention than {before}, asked for was {name}")
 
 
 def _kind(config: Any) -> Any:

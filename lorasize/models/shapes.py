@@ -139,11 +139,11 @@ def _read_off(model: nn.Module) -> dict[str, LinearShape]:
 
 
 def _run(model: nn.Module, ids: torch.Tensor) -> None:
-    decoder = text_decoder(model)
+    """The whole model, as it is served: what its language model can do alone may fail in it."""
     try:
-        decoder(input_ids=ids, use_cache=False)
+        model(input_ids=ids, use_cache=False)
     except TypeError:  # it keeps no cache and knows no such word
-        decoder(input_ids=ids)
+        model(input_ids=ids)
 
 
 def _without_routers(found: LayerPass) -> list[Call]:

@@ -7,6 +7,7 @@ GenerationConfig, so that no repetition penalty of the model's own `generation_c
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList
 
 from lorasize import models
-from lorasize.errors import ModelError
+from lorasize.losses.head import alike
 from lorasize.models import adapters
 from lorasize.recall.generation_config import clean_generation_config
 from lorasize.records import Decoded, DecodeJob
 
 _PAD = 0  # any id: padding is masked
+_TRIED = 3  # tokens decoded to see whether padding changes them; not tuned
 
 
 def decode(job: DecodeJob) -> Iterator[Decoded]:
@@ -32,8 +34,44 @@ def decode(job: DecodeJob) -> Iterator[Decoded]:
         ModelError: base or adapter cannot be loaded, or this machine lacks the attention asked for.
     """
     model = _served(job)
-    for rows in _together(job, models.max_positions(Path(job.base))):
-        yield from _decode_batch(model, job, rows)
+    alone = job.batch_size > 1 and not _pads(model, job)
+    together = job.model_copy(update={"batch_size": 1}) if alone else job
+    for rows in _together(together, models.max_positions(Path(job.base))):
+        for one in _decode_batch(model, job, rows):
+            yield one.model_copy(update={"batch_size": 1}) if alone else one
+
+
+def _pads(model: Any, job: DecodeJob) -> bool:
+    """Whether padding on the left leaves what the model says of a prompt as it is: a state that runs on may not.
+
+    The shortest prompt is decoded for a few tokens beside the longest and alone, and the logits are compared.
+    """
+    rows = sorted(range(len(job.prompts)), key=lambda row: len(job.prompts[row]))
+    short, long = (job.prompts[row] for row in (rows[0], rows[-1]))
+    if len(short) == len(long):
+        return True
+    how = torch.device(job.device), min(_TRIED, job.n_tokens[rows[-1]])  # for which the longest has positions
+    beside, alone = (_first_logits(model, prompts, *how) for prompts in ((short, long), (short,)))
+    pairs = enumerate(zip(beside, alone, strict=True))
+    n = next((k + 1 for k, (one, other) in pairs if one.argmax() != other.argmax()), len(alone))
+    return alike(beside[:n], alone[:n])  # up to where they part
+
+
+def _first_logits(model: Any, prompts: Sequence[Sequence[int]], device: torch.device, n_tokens: int) -> Tensor:
+    """Logits of the first tokens decoded after the first of these prompts, shape (token, vocabulary)."""
+    ids, mask = _padded(prompts, device, left=True)
+    seen: list[Tensor] = []
+
+    def watch(_: Tensor, scores: Tensor) -> Tensor:
+        seen.append(scores[0].to(model.dtype))  # by whose rounding they are compared
+        return scores
+
+    config = clean_generation_config(n_tokens, pad_token_id=_PAD)
+    with torch.no_grad():
+        model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([watch])
+        )
+    return torch.stack(seen)
 
 
 def _together(job: DecodeJob, max_positions: int) -> Iterator[list[int]]:
@@ -53,23 +91,11 @@ def _together(job: DecodeJob, max_positions: int) -> Iterator[list[int]]:
 def _served(job: DecodeJob) -> Any:
     """The model that decodes: PEFT's, or the base with the adapter added to its weights in the base's dtype."""
     device = torch.device(job.device)
-    base = models.load_weights(Path(job.base), device, models.pick_dtype(job.dtype, device))
-    _attend(base, job.attn_implementation)
+    dtype = models.pick_dtype(job.dtype, device)
+    base = models.load_weights(Path(job.base), device, dtype, job.attn_implementation)
     adapted = adapters.load_saved(base, Path(job.adapter))
     base.generation_config = GenerationConfig()  # transformers fills a passed config from this one
     return cast(Any, adapted).merge_and_unload() if job.merged else adapted
-
-
-def _attend(base: PreTrainedModel, name: str) -> None:
-    before = base.config._attn_implementation
-    if name == before:
-        return
-    try:
-        base.set_attn_implementation(name)
-    except (ImportError, ValueError) as error:
-        raise ModelError(f"attention {name} cannot be used here: {' '.join(str(error).split())}") from error
-    if base.config._attn_implementation == before:
-        raise ModelError(f"{type(base).__name__} has no other attention than {before}, asked for was {name}")
 
 
 class _Watch:
@@ -129,13 +155,20 @@ def _read(model: Any, prompt: Sequence[int], target: Sequence[int], device: torc
     The logits are the model's own, in its dtype; softmax and differences are taken in float32.
     """
     ids = torch.tensor([[*prompt, *target[:-1]]], device=device)
-    logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=len(target)).logits[0].float()
+    kept = {"logits_to_keep": len(target)} if _keeps_few(model) else {}
+    logits: Tensor = model(input_ids=ids, use_cache=False, **kept).logits[0, -len(target) :].float()
     wanted = torch.tensor(list(target), device=device)
     best, index = logits.topk(2, dim=-1)
     other = torch.where(index[:, 0] == wanted, best[:, 1], best[:, 0])
     margins = logits.gather(1, wanted[:, None])[:, 0] - other
     log_p = torch.log_softmax(logits, dim=-1).gather(1, wanted[:, None])[:, 0]
     return log_p.cpu(), margins.cpu()
+
+
+def _keeps_few(model: Any) -> bool:
+    """Whether the model can be asked for the last logits alone."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(plain.forward).parameters
 
 
 def _gap(log_p: Tensor, stepwise: Tensor, target: Sequence[int], decoded: Sequence[int]) -> Tensor:

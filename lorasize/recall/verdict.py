@@ -19,6 +19,11 @@ from lorasize.recall.generation_config import generation_warnings
 from lorasize.recall.process import decode_afresh
 from lorasize.records import Decoded, DecodeJob, PassageAddress, PassageRecall, RecallFailure, RecallReport
 
+_ALONE = (
+    "padding on the left changes what this model says of a prompt: passages were decoded one at a time, which a server "
+    "has to do too"
+)
+
 Notify = Callable[[int, int], None]  # passages decoded so far, and in all
 
 
@@ -31,14 +36,14 @@ class DecodeSettings:
         dtype: Of the base model.
         batch_size: Prompts decoded together, padded on the left.
         merged: Whether the adapter is added to the base's weights first, in their dtype.
-        attn_implementation: eager, sdpa or flash_attention_2.
+        attn_implementation: Attention kernel, such as eager or sdpa; auto is the best that the model has here.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int = 1
     merged: bool = False
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = "auto"
 
 
 def decode_and_compare(
@@ -77,7 +82,8 @@ def decode_and_compare(
         notify(index + 1, len(addresses))
     report = _report(job, passages, failures, seen, threshold)
     wanted = job.targets or tuple(one.ids for one in seen)
-    warnings = generation_warnings(base, wanted, tokenizer.eos_token_id)
+    alone = (_ALONE,) if report.batch_size < job.batch_size else ()
+    warnings = (*generation_warnings(base, wanted, tokenizer.eos_token_id), *alone)
     return report.model_copy(update={"warnings": warnings})
 
 
@@ -128,7 +134,7 @@ def _report(
         dtype=job.dtype,
         device=job.device,
         attn_implementation=seen[-1].attn_implementation,
-        batch_size=job.batch_size,
+        batch_size=seen[-1].batch_size or job.batch_size,
         merged=job.merged,
         fresh_process=True,
     )

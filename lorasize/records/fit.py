@@ -37,6 +37,7 @@ class ProbeJob(BaseModel):
     revision: str | None
     device: str
     dtype: str
+    attn: str = "auto"
     spec: ProbeSpec
     sample: tuple[int, ...] = ()
     threads: int = 1

@@ -133,7 +133,10 @@ class Serving(BaseModel):
 
 
 class PlanModel(BaseModel):
-    """The base model of a plan. `fingerprint` is the digest of weights, config and tokenizer."""
+    """The base model of a plan. `fingerprint` is the digest of weights, config and tokenizer.
+
+    `attn`: the attention kernel asked for; None where it was left open.
+    """
 
     model_config = STRICT
     ref: str
@@ -141,6 +144,7 @@ class PlanModel(BaseModel):
     fingerprint: str
     dtype: str
     n_layers: int
+    attn: str | None = None
 
 
 class PlanUpdate(BaseModel):

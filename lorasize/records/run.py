@@ -99,7 +99,7 @@ class DecodeJob(BaseModel):
     prompts: tuple[tuple[int, ...], ...]
     targets: tuple[tuple[int, ...], ...]
     n_tokens: tuple[int, ...]
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = "auto"
     batch_size: int = Field(default=1, ge=1)
     merged: bool = False
 
@@ -109,7 +109,7 @@ class Decoded(BaseModel):
 
     `probabilities` are teacher-forced, by the model as it is served; `logit_margin` is the smallest difference there
     between a token's logit and the largest other, and `decoding_gap` as in `RecallReport`. None where they are not
-    finite.
+    finite. `batch_size`: 1 where padding would change what the model says, else None.
     """
 
     model_config = STRICT
@@ -118,6 +118,7 @@ class Decoded(BaseModel):
     attn_implementation: str
     logit_margin: float | None = None
     decoding_gap: float | None = None
+    batch_size: int | None = None
 
 
 class PassageRecall(BaseModel):
@@ -243,6 +244,7 @@ class Memorization(BaseModel):
     probabilities: Histogram | None = None
     update: Update | None = None
     margin: float | None = None  # above the threshold, that every token's p was trained to
+    notes: tuple[str, ...] = ()  # what took longer with this model than with others, and why
 
     @property
     def proven(self) -> bool:

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 from rich.console import Console
 from rich.status import Status
 
-from lorasize.artifacts.events import Raised
+from lorasize.artifacts.events import Noted, Raised
 from lorasize.records import Escalation, Estimate, Prediction, StepReport
 from lorasize.report.terminal import label
 from lorasize.report.text import count, encodable, format_probability, guard, layers
@@ -64,13 +64,15 @@ class Progress:
             self._now(f"{place}: {what}{left}")
 
     def event(self, event: Event) -> None:
-        """A training step, a growth of the adapter, a larger margin, or a decoded passage."""
+        """A training step, a growth of the adapter, a larger margin, a decoded passage, or a note."""
         if isinstance(event, StepReport):
             self._now(_step_text(event) + _left(event, self._expected), last=event.evaluated)
         elif isinstance(event, Escalation):
             self.note(f"step {event.step:,}: training stalled, the adapter grows from {event.from_} to {event.to}")
         elif isinstance(event, Raised):
             self.note(f"decoding shifts ln p by up to {event.gap:.2g}: training goes on to p > {event.to:.2f}")
+        elif isinstance(event, Noted):
+            self.note(event.message)
         else:
             self.decoded(event.done, event.total)
 

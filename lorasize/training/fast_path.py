@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from lorasize.corpus.tokens import EncodedPassage
-from lorasize.losses.batches import Batch, check_entry, make_batches
-from lorasize.losses.frozen_layers import Suffix
-from lorasize.losses.head import Head, checked_head
+from lorasize.losses.batches import Batch, groups, layout, make_batches
+from lorasize.losses.frozen_layers import Suffix, suffix_of
+from lorasize.losses.head import AnyHead, OwnLogits, checked_head
 from lorasize.models.adapters import base_of, first_adapted_layer, parameters
+from lorasize.records import BATCH_TOKENS
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,7 +25,7 @@ class FastPath:
     """The layers from the first adapted one on, the LM head, and passages in batches, to run through both."""
 
     suffix: Suffix
-    head: Head
+    head: AnyHead
     batches: Sequence[Batch]
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -35,13 +37,30 @@ def fast_path(adapted: PeftModel, encoded: Sequence[EncodedPassage], batch_token
     """The passages in batches of at most `batch_tokens` positions, or of one passage.
 
     Raises:
-        ModelError: entering the model above its frozen layers, or its LM head, does not give its own output.
+        ModelError: the model's logits are no numbers.
     """
-    base, first = base_of(adapted), first_adapted_layer(adapted)
-    device = next(iter(parameters(adapted).values())).device
-    suffix = Suffix(base, first)
-    batches = make_batches(base, encoded, first, batch_tokens, device)
+    base, (suffix, head) = base_of(adapted), way_through(adapted, encoded, batch_tokens)
+    held = min(batch_tokens, head.chunk) if suffix.logits else batch_tokens
+    return FastPath(suffix, head, make_batches(base, encoded, suffix.first, held, _device(adapted)))
+
+
+def way_through(
+    adapted: PeftModel, encoded: Sequence[EncodedPassage], batch_tokens: int = BATCH_TOKENS
+) -> tuple[Suffix, AnyHead]:
+    """The layers and the head that the passages are run through.
+
+    Where entering the model above its frozen layers does not give its own output, all of it is run at every step; where
+    our head does not give its own logits, those are taken.
+
+    Raises:
+        ModelError: the model's logits are no numbers.
+    """
+    base = base_of(adapted)
+    few = layout(encoded, groups(encoded, batch_tokens)[-1], _device(adapted))[0]
     with adapted.disable_adapter():  # a trained one makes more of bfloat16's differences than the check allows
-        head = checked_head(base, batches[-1].ids)
-        check_entry(base, suffix, batches[-1])
-    return FastPath(suffix, head, batches)
+        head = checked_head(base, few)
+        return suffix_of(base, first_adapted_layer(adapted), few, logits=isinstance(head, OwnLogits)), head
+
+
+def _device(adapted: PeftModel) -> torch.device:
+    return next(iter(parameters(adapted).values())).device

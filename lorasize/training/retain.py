@@ -17,7 +17,7 @@ from lorasize.corpus.tokens import EncodedPassage
 from lorasize.losses.batches import make_batches
 from lorasize.losses.neutral import POSITIONS
 from lorasize.losses.token_losses import divergence_and_gradient, token_losses
-from lorasize.models.adapters import base_of, first_adapted_layer
+from lorasize.models.adapters import base_of
 from lorasize.training.fast_path import FastPath
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def retain(
     base, states, total, n = base_of(adapted), [], 0.0, 0
     device = next(base.parameters()).device
     with adapted.disable_adapter(), torch.no_grad():
-        batches = make_batches(base, encoded, first_adapted_layer(adapted), POSITIONS, device)
+        batches = make_batches(base, encoded, corpus.suffix.first, POSITIONS, device)
         path = FastPath(corpus.suffix, corpus.head, batches)
         with path.suffix.entered():
             for batch in batches:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lorasize import models
+from lorasize.artifacts.events import Noted
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import TrainingDivergedError
 from lorasize.losses.neutral import windows
@@ -55,6 +56,7 @@ class ApplyOptions:
         escalate: Grow the adapter when training stalls.
         seed: Of the adapter's initial values.
         device: Where to train and decode.
+        attn: Attention kernel; `auto` is the plan's, else the best that the model has here.
         retain: File with text that must not suffer; a neutral text that comes with the package when None.
         base_adapter: Adapter folder to start from; None for a fresh adapter, or the one that the plan names.
         max_drift: Nats per token that the loss on it may grow by; None where it is only measured.
@@ -68,6 +70,7 @@ class ApplyOptions:
     escalate: bool = True
     seed: int = 0
     device: str = "auto"
+    attn: str = "auto"
     retain: Path | None = None
     base_adapter: Path | None = None
     max_drift: float | None = None
@@ -96,7 +99,7 @@ class Session:
         encoded: The corpus.
         plan: What to train.
         options: How to train.
-        notify: Told of each step and each growth of the adapter.
+        notify: Told of each step, of each growth of the adapter, and of what takes longer with this model.
         retained: Text that must not suffer.
         start: The adapter folder to start from.
         save: Takes the checkpoints.
@@ -109,7 +112,7 @@ class Session:
     encoded: Sequence[EncodedPassage]
     plan: Plan
     options: ApplyOptions
-    notify: Callable[[StepReport | Escalation], None] = lambda event: None
+    notify: Callable[[StepReport | Escalation | Noted], None] = lambda event: None
     retained: str = ""
     start: Path | None = None
     save: Callable[[Checkpoint], None] = lambda checkpoint: None
@@ -198,6 +201,8 @@ class Session:
             trainer.restore(Checkpoint(checkpoint.tensors, checkpoint.state["trainer"]))
             return trainer, Progress.from_json(checkpoint.state["progress"])
         if self.state.before is None:
+            for note in trainer.notes:
+                self.notify(Noted(note))
             self.state = replace(self.state, before=trainer.evaluate())
         epoch = trainer.steps_per_epoch
         stall = Stall(limit=max(_LEAST_EPOCHS * epoch, self._step_limit()), patience=PATIENCE * epoch)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import TrainingDivergedError
 from lorasize.losses.batches import Batch
+from lorasize.losses.frozen_layers import notes_on
 from lorasize.losses.token_losses import TokenLosses, loss_and_gradient, token_losses
 from lorasize.models.adapters import parameters
 from lorasize.records import BATCH_TOKENS, Method, StepReport
@@ -113,7 +114,7 @@ class Trainer:
             watch: Told of every look at a batch, in steps and in full looks.
 
         Raises:
-            ModelError: entering the model above its frozen layers, or its LM head, does not give its own output.
+            ModelError: the model's logits are no numbers.
         """
         self.options = options
         self._parameters = list(parameters(adapted).values())
@@ -138,6 +139,11 @@ class Trainer:
     def steps_per_epoch(self) -> int:
         """Optimiser steps that one look at everything takes, about."""
         return math.ceil(sum(batch.ids.numel() for batch in self._path.batches) / self.options.batch_tokens)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What takes longer with this model than with others, and why."""
+        return notes_on(self._path.suffix)
 
     @property
     def n_read(self) -> int:

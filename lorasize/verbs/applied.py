@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lorasize.errors import ModelError
+from lorasize.losses.frozen_layers import notes_on
 from lorasize.models import adapters
 from lorasize.models.devices import peak_memory
 from lorasize.records import (
@@ -20,6 +21,7 @@ from lorasize.records import (
     Update,
 )
 from lorasize.training import Evaluation
+from lorasize.training.fast_path import way_through
 from lorasize.training.run import ApplyOptions, Session
 
 _BINS = 20  # of the histogram of p
@@ -51,6 +53,7 @@ def record_of_run(session: Session, report: RecallReport, update: Update | None)
         probabilities=_histogram(state.before or final, final),
         update=update,
         margin=state.margin,
+        notes=notes_on(way_through(session.adapted, session.encoded)[0]),
     )
 
 

@@ -90,7 +90,7 @@ def apply(
     retained = retained_text(options.retain)
     with staged(out, _job(plan, options, retained)) as work:
         checkpoint = read_checkpoint(work.checkpoint)
-        base, encoded = load_inputs(plan, options.device)
+        base, encoded = load_inputs(plan, options.device, options.attn)
         if options.retain is not None and not windows(retained, base.tokenizer, base.max_positions - 1):
             raise CorpusError("holds a single token: too little to measure drift on", file=str(options.retain))
         state = {} if checkpoint is None else checkpoint.state
@@ -166,7 +166,7 @@ def _update(session: Session, old: BaseAdapter, report: RecallReport, folder: Pa
     came = {p.passage.id: seen.text for p, seen in zip(session.encoded, report.passages, strict=True)}
     still = sum(text_digest(came[p.passage.id]) == held[p.prompt_ids] for p in change.changed)
     if change.removed:
-        how = DecodeSettings(session.options.device, session.plan.model.dtype, merged=report.merged)
+        how = _settings(session, merged=report.merged)
         gone = decode_and_compare(
             folder, session.base.folder, change.removed, None, how, threshold=session.options.threshold
         )
@@ -182,7 +182,8 @@ def _job(plan: Plan, options: ApplyOptions, retained: str) -> str:
     """What a checkpoint belongs to. Limits are no part of it: a run may continue with others."""
     how = (options.method, options.threshold, options.margin, options.escalate, options.seed, options.device)
     text = hashlib.sha256(retained.encode()).hexdigest()
-    return f"{digest(plan)} {how} {options.max_drift} {text} {options.base_adapter}"
+    attn = "" if options.attn == "auto" else f" {options.attn}"
+    return f"{digest(plan)} {how} {options.max_drift} {text} {options.base_adapter}{attn}"
 
 
 def _prove(session: Session, folder: Path, events: EventLog) -> RecallReport:
@@ -209,13 +210,19 @@ def _save_and_decode(session: Session, folder: Path, events: EventLog) -> Recall
         session.base.folder,
         adapter_folder.read_addresses(folder),
         session.encoded,
-        DecodeSettings(session.options.device, session.plan.model.dtype, merged=merged),
+        _settings(session, merged=merged),
         threshold=session.options.threshold,
         notify=lambda done, total: events(Decoding(done, total)),
     )
 
 
-def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[EncodedPassage]]:
+def _settings(session: Session, *, merged: bool) -> DecodeSettings:
+    """To decode where, in the dtype and with the attention kernel that were trained with."""
+    device, dtype = session.options.device, session.plan.model.dtype
+    return DecodeSettings(device, dtype, merged=merged, attn_implementation=session.base.attn)
+
+
+def load_inputs(plan: Plan, device: str, attn: str = "auto") -> tuple[models.BaseModel, list[EncodedPassage]]:
     """The plan's model and corpus.
 
     Raises:
@@ -232,7 +239,9 @@ def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[Encoded
         what = f"{', '.join(changed)} changed since the plan was made" if changed else "the plan's own digests disagree"
         message = f"{what}: plan again"
         raise StalePlanError(message, changed=["corpus_sha256"])
-    base = models.load(plan.model.ref, revision=plan.model.revision, device=device, dtype=plan.model.dtype)
+    attn = plan.model.attn or "auto" if attn == "auto" else attn
+    folder = models.open(plan.model.ref, plan.model.revision)
+    base = folder.load(device, plan.model.dtype, attn)
     if base.fingerprint.digest != plan.inputs.model_fingerprint:
         message = f"{plan.model.ref} changed since the plan was made: plan again"
         raise StalePlanError(message, changed=["model_fingerprint"])

@@ -19,10 +19,13 @@ from lorasize.artifacts.workspace import locked
 from lorasize.corpus import read_corpus
 from lorasize.corpus.tokens import encode_corpus
 from lorasize.law.observations import fit_observations
+from lorasize.losses.base import slower
+from lorasize.losses.neutral import neutral_text
 from lorasize.probing import Execute, Journal
 from lorasize.probing.costs import fit_cost
 from lorasize.probing.presets import PRESETS, PresetName
 from lorasize.probing.search import ProbeListener, Search
+from lorasize.probing.sites import calibrated_sites
 from lorasize.records import RECIPE, Calibration, Observation, Reading
 
 
@@ -32,6 +35,7 @@ def calibrate(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    attn: str = "auto",
     preset: PresetName = "quick",
     corpus: Sequence[Path] = (),
     seed: int = 0,
@@ -49,6 +53,7 @@ def calibrate(
         revision: Hub revision of the model.
         device: Where to probe.
         dtype: Of the base model.
+        attn: Attention kernel; `auto` is the best that the model has here.
         preset: How many sites and repeats are probed.
         corpus: Text of the user's own kind, to be probed as well.
         seed: Of targets and adapters.
@@ -65,19 +70,29 @@ def calibrate(
     target = models.pick_device(device)
     path = calibration_path(ref, target.type, models.dtype_name(models.pick_dtype(dtype, target)), folder)
     with locked(path.with_name(f".{path.name}.lock"), str(path)):
-        base = models.load(ref, revision=revision, device=device, dtype=dtype)
+        base = models.load(ref, revision=revision, device=device, dtype=dtype, attn=attn)
         sample = _sample(base, corpus)
         key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": models.device_name(base.device)}
         key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
+        key |= {} if attn == "auto" else {"attn": attn}
         journal = Journal(path.with_suffix(".journal.jsonl"), key)
-        where = {"ref": ref, "revision": revision, "device": device, "dtype": dtype}
+        where = {"ref": ref, "revision": revision, "device": device, "dtype": dtype, "attn": attn}
         search = Search(base, journal, PRESETS[preset], seed, time_limit, sample, notify, where, execute)
         search.all_probes()
         timed = search.timed_alone() if execute is not None and search.observations else None
         calibration = fit(base, search.observations, ref, preset=preset, seed=seed, timed=timed)
+        about = {**calibration.provenance, **_about(base, attn, preset)}
+        calibration = calibration.model_copy(update={"provenance": about})
         write_calibration(calibration, path)
         journal.remove()
     return calibration, path
+
+
+def _about(base: models.BaseModel, attn: str, preset: PresetName) -> dict[str, str]:
+    """The attention kernel if one was asked for, and what takes longer with this model than with others."""
+    first = min(calibrated_sites(base, PRESETS[preset])[0].layers_to_transform)
+    notes = slower(base, first, base.tokenizer(neutral_text()[:200], verbose=False).input_ids)
+    return ({} if attn == "auto" else {"attn": base.attn}) | ({"note": " ".join(notes)} if notes else {})
 
 
 def _sample(base: models.BaseModel, corpus: Sequence[Path]) -> list[int]:

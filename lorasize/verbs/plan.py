@@ -19,7 +19,7 @@ from lorasize.corpus.feasibility import feasibility
 from lorasize.corpus.surprise import Surprise, surprises
 from lorasize.corpus.tokens import EncodedPassage, encode_corpus
 from lorasize.errors import CalibrationError
-from lorasize.losses.base import base_losses
+from lorasize.losses.base import base_losses, slower
 from lorasize.losses.batches import sequence_length
 from lorasize.losses.demand import demand
 from lorasize.models import adapters
@@ -120,6 +120,7 @@ def plan(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    attn: str = "auto",
     options: PlanOptions | None = None,
 ) -> Sized:
     """The recommendation for these corpus files.
@@ -138,14 +139,16 @@ def plan(
     kind = models.dtype_name(models.pick_dtype(dtype, where))
     encoded = tuple(encode_corpus(passages, folder.tokenizer, options.reading, folder.max_positions))
     summary = _summary(encoded, files, options.reading)
-    model = PlanModel(ref=ref, revision=revision, fingerprint=fingerprint.digest, dtype=kind, n_layers=folder.n_layers)
+    kernel = None if attn == "auto" else attn
+    known = {"fingerprint": fingerprint.digest, "dtype": kind}
+    model = PlanModel(ref=ref, revision=revision, n_layers=folder.n_layers, attn=kernel, **known)
     lint = feasibility(encoded)
     if not lint.feasible:
         inputs = _inputs(summary, fingerprint, calibration_sha256="")
         made = infeasible_plan(model=model, corpus=summary, feasibility=lint, inputs=inputs)
         return Sized(made.model_copy(update={"warnings": notes, "secrets": findings}), encoded)
     calibration, own = _calibration(fingerprint, ref, where.type, kind, options.calibration)
-    base = folder.load(device, dtype)
+    base = folder.load(device, dtype, attn)
     if not own:
         calibration = _moved_over(calibration, base, ref)
         passed_over = near_misses(fingerprint, ref, where.type, kind, RECIPE)
@@ -164,6 +167,9 @@ def plan(
         at=None if old is None else old.spec,
     )
     update = None if old is None else _update(old, base, encoded)
+    if made.adapter is not None:
+        ids = (*encoded[0].prompt_ids, *encoded[0].target_ids)
+        notes = (*slower(base, min(made.adapter.layers_to_transform), ids), *notes)
     told = {"warnings": (*made.warnings, *notes), "secrets": findings, "update": update}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
 
@@ -240,5 +246,5 @@ def _workload(base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> Work
         n_positions=sum(lengths),
         linear_parameters_per_rank=sum(sum(shape.in_layers.values()) for shape in shapes),
         longest_sequence=max(lengths),
-        state_bytes=base.model.get_output_embeddings().weight.shape[1] * base.dtype.itemsize,
+        state_bytes=base.width * base.dtype.itemsize,
     )

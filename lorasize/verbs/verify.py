@@ -13,7 +13,7 @@ from lorasize.errors import ModelError
 from lorasize.models.fingerprint import check_base
 from lorasize.recall.generation_config import SETTINGS
 from lorasize.recall.verdict import DecodeSettings, Notify, decode_and_compare
-from lorasize.records import PassageAddress, RecallReport
+from lorasize.records import PassageAddress, RecallReport, RecallSummary
 
 
 def verify(
@@ -26,7 +26,7 @@ def verify(
     dtype: str = "auto",
     batch_size: int = 1,
     merged: bool = False,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str = "auto",
     notify: Notify = lambda done, total: None,
 ) -> RecallReport:
     """Whether the adapter on disk recalls its passages, decided in a fresh process.
@@ -40,7 +40,7 @@ def verify(
         dtype: Of the base model.
         batch_size: Prompts decoded together, padded on the left.
         merged: Whether the adapter is added to the base's weights, in their dtype, before.
-        attn_implementation: eager, sdpa or flash_attention_2.
+        attn_implementation: Attention kernel, such as eager or sdpa; auto is the best that the model has here.
         notify: Told (passages done, passages).
 
     Raises:
@@ -60,9 +60,14 @@ def verify(
     report = decode_and_compare(
         folder, base, addresses, targets, settings, threshold=record.threshold, notify=notify
     )
-    if record.recall.warnings is not None and report.warnings != record.recall.warnings:
+    if record.recall.warnings is not None and _settings(report) != _settings(record.recall):
         changed = (*changed, f"{SETTINGS} of the base")  # servers read it, though decoding here does not
     return report.model_copy(update={"changed_files": changed})
+
+
+def _settings(report: RecallReport | RecallSummary) -> list[str]:
+    """What was said of the base's settings for decoding."""
+    return [warning for warning in report.warnings or () if warning.startswith(SETTINGS)]
 
 
 def _matched(addresses: Sequence[PassageAddress], encoded: Sequence[EncodedPassage]) -> list[EncodedPassage]:

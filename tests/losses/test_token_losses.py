@@ -10,7 +10,7 @@ import pytest
 
 from lorasize.errors import ModelError
 from lorasize.losses import head
-from lorasize.losses.head import Head, checked_head, head_of
+from lorasize.losses.head import Head, OwnLogits, alike, checked_head, head_of
 from lorasize.losses.token_losses import TokenLosses, loss_and_gradient, token_losses
 from lorasize.training.objectives import Objective, curriculum_share
 from lorasize.units import LN2
@@ -141,7 +141,7 @@ def tiny(torch: Any, name: str, changes: dict[str, Any]) -> Any:
         return getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**shape)).eval()
 
 
-def test_a_model_that_multiplies_where_others_divide_is_refused(torch: Any) -> None:
+def test_a_model_that_multiplies_where_others_divide_gives_its_own_logits(torch: Any) -> None:
     """HyperCLOVAX: its `logits_scaling` is what Granite divides by, and the loss would be 53 nats for 4.3."""
     model, ids = tiny(torch, "HyperCLOVAX", {"logits_scaling": 0.125}), torch.arange(2, 22)[None]
     with torch.no_grad():
@@ -149,8 +149,9 @@ def test_a_model_that_multiplies_where_others_divide_is_refused(torch: Any) -> N
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
     own = float(torch.nn.functional.cross_entropy(logits, ids[0, 1:]))
     assert float(token_losses(head_of(model), hidden, ids[0, 1:]).loss.mean()) > 10 * own
-    with pytest.raises(ModelError, match="does more to its logits than is known here"):
-        checked_head(model, ids)
+    found = checked_head(model, ids)
+    assert isinstance(found, OwnLogits)
+    assert float(token_losses(found, logits, ids[0, 1:]).loss.mean()) == pytest.approx(own, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,8 @@ def test_the_head_says_what_the_model_says(
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
-    head = head_of(model)
+    head = checked_head(model, ids)
+    assert isinstance(head, Head)
     assert (head.softcap, head.scale) == (softcap, scale)
     expected = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
     assert torch.allclose(token_losses(head, hidden, ids[0, 1:]).loss, expected, atol=1e-5)
@@ -183,6 +185,35 @@ def test_a_model_without_a_head_is_refused() -> None:
 
     with pytest.raises(ModelError, match="Headless has no linear LM head"):
         head_of(Headless())
+
+
+@pytest.mark.usefixtures("_room")
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_own_logits_are_a_head_that_does_nothing(torch: Any, case: Any, share: float) -> None:
+    hidden, targets, head = case[0], case[1], case[2]("all three")
+    logits = plain_logits(torch, head, hidden).requires_grad_()
+    weights = torch.rand(N, generator=torch.Generator().manual_seed(5)) * (torch.arange(N) < share * N)
+    each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    (each * weights).sum().backward()
+    kept = logits.detach().clone()
+    own = OwnLogits(VOCABULARY)
+    found, _, gradient = loss_and_gradient(own, logits.detach(), targets, lambda seen: weights.clone())
+    assert torch.allclose(found.loss, each.detach(), atol=1e-5)
+    assert torch.allclose(gradient, logits.grad, atol=1e-5)
+    assert torch.equal(logits.detach(), kept)
+
+
+def test_a_difference_at_one_position_is_no_rounding(torch: Any) -> None:
+    wanted = torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
+    wanted[0] *= 1000.0  # the first position's states may be that much longer
+    other = wanted.clone()
+    assert alike(other, wanted)
+    other[7] *= 1.02
+    assert not alike(other, wanted)
+    assert alike(other.bfloat16(), wanted.bfloat16())
+    assert not alike(other[:8], wanted)
+    wanted[3, 3] = float("nan")
+    assert not alike(wanted, wanted)
 
 
 P = (0.10, 0.49, 0.50, 0.51, 0.81, 0.83, 0.99)

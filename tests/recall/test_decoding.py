@@ -85,6 +85,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(
 ) -> None:
     """Also under absolute positions, which GPT-2 has: padding on the left must not shift them."""
     found = list(decoding.decode(job(served, batch_size=batch_size, merged=merged)))
+    assert {one.batch_size for one in found} == {None}  # as it was asked for
     for one, (ids, logits) in zip(found, by_hand(torch, served, "float32", merged), strict=True):
         assert list(one.ids) == ids
         p = torch.softmax(logits, dim=-1).max(dim=-1).values
@@ -118,6 +119,10 @@ def test_padding_that_is_not_masked_is_seen_in_the_gap(
     """The control: with a mask of ones, pads count as text and positions are shifted."""
     right = decoding._padded
     monkeypatch.setattr(decoding, "_padded", lambda *a, **k: (right(*a, **k)[0], torch.ones_like(right(*a, **k)[1])))
+    alone = list(decoding.decode(job(served, batch_size=4)))  # it is seen beforehand, and nothing is padded then
+    assert all(one.decoding_gap is not None and one.decoding_gap < 1e-3 for one in alone)
+    assert {one.batch_size for one in alone} == {1}
+    monkeypatch.setattr(decoding, "_pads", lambda *_: True)
     found = list(decoding.decode(job(served, batch_size=4)))
     gaps = [one.decoding_gap for one in found]
     assert all(gap is not None and gap > 1e-2 for gap in gaps[1:])
@@ -137,6 +142,7 @@ def test_decoding_goes_step_by_step_on_its_cache(served: tuple[Path, Path], monk
         return model
 
     monkeypatch.setattr(models, "load_weights", watched)
+    monkeypatch.setattr(decoding, "_pads", lambda *_: True)  # which runs it too
     list(decoding.decode(job(served, batch_size=4)))
     alone = [(1, len(prompt) + n - 1) for prompt, n in zip(PROMPTS, N_TOKENS, strict=True)]
     assert widths == [(4, 8), *[(4, 1)] * (max(N_TOKENS) - 1), *alone]

@@ -210,3 +210,10 @@ def disturb(torch: Any, adapted: Any, scale: float = 0.1) -> None:
     with torch.no_grad():
         for parameter in adapters.parameters(adapted).values():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def plain_losses(torch: Any, model: Any, one: EncodedPassage) -> Any:
+    """Token losses of one passage by the model's own forward, no batch, no padding, no cache."""
+    ids = torch.tensor([[*one.prompt_ids, *one.target_ids]])
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(one.prompt_ids) - 1 : -1].float()
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(one.target_ids), reduction="none")

@@ -1,8 +1,4 @@
-"""The fast path against the plain model; the loop's end, and what the threshold promises.
-
-Tolerances: the fast path runs the same float32 operations in another order, so losses agree to 1e-5 nats and
-gradients to 1e-4 of their largest value.
-"""
+"""The loop: its batches, its end, and what the threshold promises."""
 
 from __future__ import annotations
 
@@ -13,37 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.models import adapter, disturb, passage, random_passages
+from support.models import adapter, passage, plain_losses, random_passages
 from support.sites import MLP
 
-from lorasize import models
 from lorasize.corpus.tokens import EncodedPassage
-from lorasize.errors import ModelError, TrainingDivergedError
+from lorasize.errors import TrainingDivergedError
 from lorasize.losses.base import base_losses
-from lorasize.losses.batches import Batch, make_batches, sequence_length
-from lorasize.losses.frozen_layers import Suffix
-from lorasize.losses.head import Head, head_of
-from lorasize.losses.token_losses import loss_and_gradient, token_losses
+from lorasize.losses.batches import make_batches
+from lorasize.losses.head import Head
+from lorasize.losses.token_losses import token_losses
 from lorasize.models import BaseModel, adapters
 from lorasize.records import Site, StepReport
 from lorasize.training import Checkpoint, Evaluation, Trainer, TrainingOptions
 from lorasize.training.objectives import Objective
 from lorasize.training.precision import bfloat16_products, has_bfloat16_products
 from lorasize.training.rate import Rate
-
-LAYERS = {"first": (0,), "middle": (2,), "last": (3,), "two": (1, 3)}
-SHAPES = {
-    "one passage": ([(5, 12)], 4096),
-    "padded together": ([(5, 12), (1, 3), (9, 30), (2, 1)], 4096),
-    "several batches": ([(5, 12), (1, 3), (9, 30), (2, 1), (4, 30)], 40),
-}
-
-
-def plain_losses(torch: Any, model: Any, one: EncodedPassage) -> Any:
-    """Token losses of one passage by the model's own forward, no batch, no padding, no cache."""
-    ids = torch.tensor([[*one.prompt_ids, *one.target_ids]])
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(one.prompt_ids) - 1 : -1].float()
-    return torch.nn.functional.cross_entropy(logits, torch.tensor(one.target_ids), reduction="none")
 
 
 def greedy(torch: Any, model: Any, one: EncodedPassage) -> tuple[int, ...]:
@@ -53,101 +33,6 @@ def greedy(torch: Any, model: Any, one: EncodedPassage) -> tuple[int, ...]:
         with torch.no_grad():
             ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     return tuple(ids[len(one.prompt_ids) :])
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("layers", LAYERS)
-@pytest.mark.parametrize(("name", "module"), [("llama", "up_proj"), ("gpt2", "c_fc"), ("llama", "v_proj")])
-def test_the_fast_path_gives_the_plain_model_s_losses_and_gradients(
-    torch: Any, bases: dict[str, BaseModel], name: str, module: str, layers: str, shape: str
-) -> None:
-    base, (sizes, batch_tokens) = bases[name], SHAPES[shape]
-    encoded = random_passages(torch, sizes)
-    with adapter(base, Site(target_modules=(module,), layers_to_transform=LAYERS[layers]), 2) as adapted:
-        disturb(torch, adapted)
-        expected = [plain_losses(torch, adapted, one) for one in encoded]
-        sum(loss.sum() for loss in expected).backward()
-        wanted = {n: p.grad.clone() for n, p in adapters.parameters(adapted).items()}
-        adapted.zero_grad()
-        trainer = Trainer(adapted, encoded, TrainingOptions(batch_tokens=batch_tokens))
-        assert torch.allclose(trainer.evaluate().losses, torch.cat(expected).detach(), atol=1e-5)
-        accumulate_gradients(torch, base, adapters.first_adapted_layer(adapted), encoded, batch_tokens)
-        found = {n: p.grad.clone() for n, p in adapters.parameters(adapted).items()}
-    for key, gradient in wanted.items():
-        assert gradient.any()
-        assert torch.allclose(found[key], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())), key
-
-
-def accumulate_gradients(
-    torch: Any, base: BaseModel, first: int, encoded: Sequence[EncodedPassage], batch_tokens: int
-) -> None:
-    """Gradients of the summed token losses by the fast path, as the loop takes them."""
-    suffix, head = Suffix(base.model, first), head_of(base.model)
-    batches = make_batches(base.model, encoded, first, batch_tokens, base.device)
-    assert sorted(i for batch in batches for i in batch.passages) == list(range(len(encoded)))
-    with suffix.entered():
-        for batch in batches:
-            hidden = suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
-            gradient = loss_and_gradient(head, hidden.detach(), batch.targets, lambda s: torch.ones_like(s.loss))[2]
-            hidden.backward(gradient)
-
-
-@pytest.mark.parametrize("layers", LAYERS)
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_the_model_is_itself_again_after_the_fast_path(
-    torch: Any, bases: dict[str, BaseModel], name: str, layers: str
-) -> None:
-    base, encoded = bases[name], random_passages(torch, [(4, 6)])
-    with torch.no_grad():
-        before = plain_losses(torch, base.model, encoded[0])
-        suffix = Suffix(base.model, LAYERS[layers][0])
-        with pytest.raises(KeyError), suffix.entered():
-            raise KeyError
-        assert torch.equal(plain_losses(torch, base.model, encoded[0]), before)
-    assert not any(layer._forward_pre_hooks for layer in models.decoder_layers(base.model))
-
-
-def test_a_model_that_cannot_be_entered_is_refused(
-    torch: Any, bases: dict[str, BaseModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Suffix.run
-    monkeypatch.setattr(Suffix, "run", lambda self, ids, stored: 1.05 * run(self, ids, stored))
-    site = Site(target_modules=("up_proj",), layers_to_transform=(2,))
-    with (
-        adapter(bases["llama"], site, 1) as adapted,
-        pytest.raises(ModelError, match="cannot be entered in the middle"),
-    ):
-        Trainer(adapted, random_passages(torch, [(4, 6)]), TrainingOptions())
-
-
-@pytest.mark.parametrize("setting", [{"logits_scaling": 2.0}, {"final_logit_softcapping": 0.1}])
-def test_a_model_whose_head_is_not_understood_is_refused(
-    torch: Any, bases: dict[str, BaseModel], monkeypatch: pytest.MonkeyPatch, setting: dict[str, float]
-) -> None:
-    """A setting that means something else in this model: its losses would be wrong in silence."""
-    base, encoded = bases["llama"], random_passages(torch, [(4, 6)])
-    base_losses(base, encoded)
-    for name, value in setting.items():
-        monkeypatch.setattr(base.model.config, name, value, raising=False)
-    refused = pytest.raises(ModelError, match="does more to its logits than is known here")
-    with refused:
-        base_losses(base, encoded)
-    with adapter(base, Site(target_modules=("up_proj",), layers_to_transform=(2,)), 1) as adapted, refused:
-        Trainer(adapted, encoded, TrainingOptions())
-
-
-def test_rows_of_a_batch(torch: Any, bases: dict[str, BaseModel]) -> None:
-    encoded = random_passages(torch, [(4, 3), (4, 5), (3, 4)])
-    (batch,) = make_batches(bases["llama"].model, encoded, 1, 4096, torch.device("cpu"))
-    assert batch.passages == (1, 0, 2)
-    assert batch.ids.shape == (3, max(map(sequence_length, encoded))) == (3, 8)
-    part: Batch = batch.select([0, 2])
-    assert (part.passages, part.lengths, part.stored.shape[0]) == ((1, 2), (5, 4), 2)
-    assert part.rows.tolist() == [0] * 5 + [1] * 4
-    assert part.columns.tolist() == [3, 4, 5, 6, 7, 2, 3, 4, 5]
-    assert part.targets.tolist() == [*encoded[1].target_ids, *encoded[2].target_ids]
-    assert torch.equal(part.stored[1], batch.stored[2])
-    assert batch.select([0, 1, 2]) is batch
 
 
 def steps_of_epochs(trainer: Trainer) -> list[int]:
@@ -184,19 +69,6 @@ def test_states_past_the_limit_are_kept_in_a_file_without_a_name(
     assert torch.equal(mapped[0].stored, first.stored)
     assert torch.equal(mapped[1].stored, second.stored)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
-def test_base_losses_are_the_plain_model_s(
-    torch: Any, bases: dict[str, BaseModel], name: str, batch_tokens: int
-) -> None:
-    base, encoded = bases[name], random_passages(torch, [(5, 12), (1, 3), (9, 30), (2, 1)])
-    found = base_losses(base, encoded, batch_tokens)
-    assert [len(loss) for loss in found] == [12, 3, 30, 1]
-    with torch.no_grad():
-        for loss, one in zip(found, encoded, strict=True):
-            assert torch.allclose(loss, plain_losses(torch, base.model, one), atol=1e-5)
 
 
 def test_memorised_means_every_p_above_half_and_greedy_recall(torch: Any, bases: dict[str, BaseModel]) -> None:

@@ -27,7 +27,9 @@ Example:
 """
 )
 @click.argument("plan_file", metavar="[PLAN]", type=options.any_path, default=PLAN_FILE)
-@options.all_of(options.same_model, options.revision, options.device, options.seed)
+@options.all_of(options.same_model, options.revision, options.device)
+@options.attention("the plan's, else the best that the model has here")
+@options.seed
 @click.option(
     "--threshold", type=options.PROBABILITY, default=0.5, show_default=True, help="p that every token must exceed."
 )
@@ -101,7 +103,7 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
 
     if chosen["retain"] is not None and chosen["max_drift"] is None:
         chosen["max_drift"] = _MAX_DRIFT
-    names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device", "retain")
+    names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device", "attn", "retain")
     how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")})
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.expect(plan.prediction)

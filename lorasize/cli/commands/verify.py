@@ -52,7 +52,7 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
             adapter, encoded, ref=invocation.model, revision=revision, device=chosen["device"],
             dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"],
             merged=record.recall.merged if chosen["merged"] is None else chosen["merged"],
-            attn_implementation=chosen["attn"], notify=progress.decoded,
+            attn_implementation=_attn(chosen["attn"], record), notify=progress.decoded,
         )  # fmt: skip
     emit(report, targets)
     return verdict(report)
@@ -74,6 +74,11 @@ def _unless_configured(name: str, value: str | None) -> str | None:
 def _dtype(asked: str, record: Memorization) -> str:
     """The dtype asked for; `auto` is the one the adapter was proven in."""
     return record.recall.dtype if asked == "auto" else asked
+
+
+def _attn(asked: str, record: Memorization) -> str:
+    """The attention kernel asked for; `auto` is the one the adapter was proven with."""
+    return record.recall.attn_implementation if asked == "auto" else asked
 
 
 def _corpus_of(

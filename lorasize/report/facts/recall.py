@@ -102,6 +102,7 @@ def memorization_facts(m: Memorization) -> Iterator[Fact]:
         loss = f"{m.drift.before:.3f} → {m.drift.after:.3f}"
         yield "drift", f"{m.drift.nats:+.3f} nats per token on other text ({loss}{bound})"
     yield "base model", m.plan.model.ref
+    yield from (("note", note) for note in m.notes)
     yield from (("warning", warning) for warning in m.recall.warnings or ())
 
 
