@@ -48,12 +48,14 @@ class Suffix:
     Attributes:
         first: The layer that is entered; None where the whole model is run.
         logits: Whether the model's own logits are wanted instead of its final hidden states.
+        outputs: How many things a layer hands on as a tuple, of which the states come first; 0 where they are all.
     """
 
-    def __init__(self, model: nn.Module, first: int | None, *, logits: bool = False) -> None:
+    def __init__(self, model: nn.Module, first: int | None, *, logits: bool = False, outputs: int = 0) -> None:
         """Prepare; nothing is changed until the context is entered."""
         self.first = first
         self.logits = logits
+        self.outputs = outputs
         self._model = model
         self._stored: Tensor | None = None
 
@@ -72,13 +74,16 @@ class Suffix:
         handle = layers[self.first].register_forward_pre_hook(self._enter, with_kwargs=True)
         below = list(layers)[: self.first]
         for layer in below:
-            layer.forward = _pass
+            layer.forward = self._pass
         try:
             yield self
         finally:
             handle.remove()
             for layer in below:
                 del layer.forward
+
+    def _pass(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        return (hidden_states, *[None] * (self.outputs - 1)) if self.outputs else hidden_states
 
     def _enter(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -100,10 +105,6 @@ class Suffix:
         return hidden
 
 
-def _pass(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden_states
-
-
 def suffix_of(model: nn.Module, first: int, ids: Tensor, *, logits: bool = False) -> Suffix:
     """The model entered at layer `first` where that gives its own output on some of these ids; else the whole of it.
 
@@ -113,15 +114,33 @@ def suffix_of(model: nn.Module, first: int, ids: Tensor, *, logits: bool = False
         ids: Token ids, shape (batch, position).
         logits: Whether the model's own logits are wanted.
     """
-    suffix, whole = Suffix(model, first, logits=logits), Suffix(model, None, logits=logits)
-    return suffix if _enters(model, suffix, whole, ids[:1, :LOOK]) else whole
+    few, whole = ids[:1, :LOOK], Suffix(model, None, logits=logits)
+    plain, outputs = _looked_at(model, whole, few)
+    suffix = Suffix(model, first, logits=logits, outputs=outputs)
+    return suffix if _enters(model, suffix, few, plain) else whole
 
 
 @torch.no_grad()
-def _enters(model: nn.Module, suffix: Suffix, whole: Suffix, ids: Tensor) -> bool:
-    """Whether the suffix gives what the whole model does, and no adapter is at work below it."""
+def _looked_at(model: nn.Module, whole: Suffix, ids: Tensor) -> tuple[Tensor, int]:
+    """What the whole model gives, and how many things its layers hand on as a tuple; 0 where no tuple is handed on."""
+    sizes = [0]
+
+    def look(_: nn.Module, __: Any, output: Any) -> None:
+        sizes.append(len(output) if isinstance(output, tuple) else 0)
+
+    hooks = [layer.register_forward_hook(look) for layer in decoder_layers(model)]
+    try:
+        return whole.run(ids, None), max(sizes)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def _enters(model: nn.Module, suffix: Suffix, ids: Tensor, plain: Tensor) -> bool:
+    """Whether the suffix gives what the whole model does, which is `plain`, and no adapter is at work below it."""
     assert suffix.first is not None
-    plain, reached = whole.run(ids, None), []
+    reached: list[bool] = []
     hooks = [
         module.register_forward_pre_hook(lambda *_: reached.append(True))
         for module in model.modules()

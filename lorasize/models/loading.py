@@ -118,7 +118,7 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, attn: s
     `attn` names the attention kernel; `auto` is the best that the model has here (sdpa, else eager).
 
     Raises:
-        ModelError: it cannot be read, is damaged, or is no causal language model.
+        ModelError: it cannot be read, is damaged, is no causal language model, or has no such attention here.
     """
     config = _config(folder)
     kind = _kind(config)

@@ -114,7 +114,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mixtral": EXPERTS,
     "mpt": {"n_heads": 4, "d_model": 64, "n_layers": 4, "expansion_ratio": 2, "max_seq_len": 256},
     "nemotron": {},
-    "nemotron_h": {},
+    "nemotron_h": {
+        "layers_block_type": [LINEAR, "mlp", FULL, "mlp"], "ssm_state_size": 8, "mamba_num_heads": 8,
+        "mamba_head_dim": 16, "n_groups": 1, "chunk_size": 16,
+    },
     "olmo": {},
     "olmo2": {},
     "olmo3": {},
@@ -143,7 +146,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "xglm": {"ffn_dim": 96, "attention_heads": 4},
     "xlstm": {"num_heads": 4},
     "youtu": LATENT,
-    "zamba2": MAMBA2 | {"layer_types": ["mamba", "hybrid"] * 2, "mamba_ngroups": 1, "mamba_headdim": 16, "num_mem_blocks": 1},
+    "zamba2": MAMBA2 | {
+        "layers_block_type": ["mamba", "hybrid"] * 2, "mamba_ngroups": 1, "mamba_headdim": 16, "num_mem_blocks": 1,
+    },
 }
 
 

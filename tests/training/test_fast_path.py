@@ -94,9 +94,7 @@ def grown_wild(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def crashing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers that hand on something besides their output, which is not there when they are passed over."""
-    from lorasize.losses import frozen_layers
-
-    monkeypatch.setattr(frozen_layers, "_pass", lambda *_, **__: {}["sliding_attention"])
+    monkeypatch.setattr(Suffix, "_pass", lambda *_, **__: {}["sliding_attention"])
 
 
 def in_streams(monkeypatch: pytest.MonkeyPatch) -> None:
