@@ -114,7 +114,7 @@ def head_of(model: Any) -> Head:
         raise ModelError(f"{type(model).__name__} has no linear LM head")
     config = text_config(model)
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     return Head(layer.weight.detach(), getattr(layer, "bias", None), softcap, scale)
 
 

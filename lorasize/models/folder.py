@@ -13,6 +13,7 @@ from lorasize.models.devices import pick_device, pick_dtype
 from lorasize.models.fingerprint import fingerprint
 from lorasize.models.loading import BaseModel, load_tokenizer, load_weights, max_positions, n_ids, n_layers
 from lorasize.models.references import resolve
+from lorasize.models.shapes import linear_shapes
 from lorasize.records import ModelFingerprint
 
 
@@ -56,11 +57,12 @@ class ModelFolder:
         """The base model in memory: frozen, in eval mode, dropout off, on its device.
 
         Raises:
-            ModelError: it cannot be read or is not supported (encoder-decoder).
+            ModelError: it cannot be read, cannot be run, or has nothing that an adapter can sit on.
         """
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
         model = load_weights(self.path, where, kind, attn)
+        linear_shapes(model)  # what cannot be run is refused here, by every verb alike
         return BaseModel(self.ref, self.path, self.fingerprint, model, self.tokenizer, where, kind)
 
 
@@ -83,6 +85,6 @@ def load(
     """The base model in memory: found, then loaded.
 
     Raises:
-        ModelError: it cannot be found, read or is not supported (encoder-decoder).
+        ModelError: it cannot be found, read or run, or has nothing that an adapter can sit on.
     """
     return open(ref, revision).load(device, dtype, attn)

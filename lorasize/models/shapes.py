@@ -21,6 +21,7 @@ from lorasize.errors import ModelError
 from lorasize.models.forward import Call, LayerPass, doubles, outside_lists, plain_path, watched_pass
 from lorasize.models.peft_limits import peft_adapts
 
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")  # keys of a config
 _ENOUGH = 1 / 3  # share of the layers in which the reference module must be, where any module is in so many; not tuned
 
 
@@ -65,7 +66,7 @@ def text_decoder(model: Any) -> nn.Module:
         if inner is found:
             break
         found = inner
-    decoder: nn.Module = found
+    decoder: nn.Module = found.model if hasattr(found, "lm_head") and hasattr(found, "model") else found
     return decoder
 
 
@@ -126,9 +127,10 @@ def _read_off(model: nn.Module) -> dict[str, LinearShape]:
     try:
         passes = watched_pass(layers, partial(_run, model), device)
     except ModelError as error:
-        raise ModelError(f"{type(model).__name__}: {error}") from error
+        raise ModelError(f"{type(model).__name__}: {error}; this version of transformers cannot run it") from error
+    told = _told_experts(text_config(model))
     for found in passes:
-        found.calls = _without_routers(found)
+        found.calls = _without_routers(found, told)
     order = dict.fromkeys(path for layer in layers for path, _ in outside_lists(layer))
     called = {call.path for found in passes for call in found.calls}
     names = _names(layers, [path for path in order if path in called and peft_adapts(model, path)])
@@ -139,16 +141,23 @@ def _read_off(model: nn.Module) -> dict[str, LinearShape]:
 
 
 def _run(model: nn.Module, ids: torch.Tensor) -> None:
-    decoder = text_decoder(model)
+    """The whole model, as it is served: what its language model can do alone may fail in it."""
     try:
-        decoder(input_ids=ids, use_cache=False)
+        model(input_ids=ids, use_cache=False)
     except TypeError:  # it keeps no cache and knows no such word
-        decoder(input_ids=ids)
+        model(input_ids=ids)
 
 
-def _without_routers(found: LayerPass) -> list[Call]:
+def _told_experts(config: Any) -> set[int]:
+    """How many experts the config tells of, more than one, under any of the names in use."""
+    parts = (config, getattr(config, "ffn_config", None))
+    told = [getattr(part, name, None) for part in parts for name in _EXPERTS]
+    return {n for n in told if isinstance(n, int) and n > 1}
+
+
+def _without_routers(found: LayerPass, told: set[int]) -> list[Call]:
     """The calls without those that only weigh: the router, as wide as there are experts, and gates of one number."""
-    n_experts = {len(module) for module in found.layer.modules() if isinstance(module, nn.ModuleList)}
+    n_experts = told | {len(module) for module in found.layer.modules() if isinstance(module, nn.ModuleList)}
     for module in found.layer.modules():
         if not isinstance(module, nn.Conv1d):
             n_experts |= {p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3}
@@ -214,7 +223,8 @@ def _pairs(found: LayerPass, *, widens: bool) -> list[tuple[str, str]]:
     for k, back in enumerate(found.calls[1:], start=1):
         last = found.calls[k - 1]
         readers = [call for call in found.calls if call.source == last.source]
-        if back.d_out != found.width or last.d_in != found.width or (not widens and len(readers) > 2):
+        returns = back.d_out == found.width == last.d_in and back.source != last.source
+        if not returns or (not widens and len(readers) > 2):
             continue
         for call in (found.calls[max(0, k - 2)], last):  # of one that is first, itself
             same = (call.source, call.d_out) == (last.source, last.d_out)

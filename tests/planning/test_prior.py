@@ -50,3 +50,22 @@ def test_a_plan_from_a_prior_is_extrapolated_and_asks_for_more() -> None:
     assert "lorasize calibrate" in prior.warnings[0]
     assert parts(prior)[0].n_parameters > parts(own)[0].n_parameters
     assert prior.prediction.rank_interval[1] > own.prediction.rank_interval[1]
+
+
+def test_a_prior_sits_in_the_nearest_layers_that_have_the_module() -> None:
+    """The widths of these layers count, and a site that falls in no layer of its own is left out."""
+    model = CALIBRATION.model.model_copy(update={"ref": "hybrid"})
+    where: dict[str, Any] = {"device": "cpu", "dtype": "float32", "weight_bytes": 10**9}
+    prior = prior_calibration(CALIBRATION, model, {"up_proj": {3: 100, 15: 120, 21: 140}}, "up_proj", **where)
+    found = [(s.layers_to_transform, s.parameters_per_rank) for s in prior.sites]
+    assert found == [((21,), 140), ((3, 15, 21), 360)]
+
+
+def test_another_kind_of_reference_is_worth_what_it_was_worth_there() -> None:
+    """A mixture of experts may have no MLP to adapt: attention's output holds less for a parameter."""
+    worse = CALIBRATION.sites[2].model_copy(update={"target_modules": ("o_proj",), "efficiency": 0.5})
+    source = CALIBRATION.model_copy(update={"sites": (*CALIBRATION.sites[:2], worse)})
+    model = CALIBRATION.model.model_copy(update={"ref": "experts"})
+    where: dict[str, Any] = {"device": "cpu", "dtype": "float32", "weight_bytes": 10**9}
+    prior = prior_calibration(source, model, {"o_proj": dict.fromkeys(range(30), 64)}, "o_proj", **where)
+    assert [s.efficiency for s in prior.sites] == pytest.approx([0.5 * s.efficiency for s in CALIBRATION.sites[:2]])

@@ -82,7 +82,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3_text": {"query_pre_attn_scalar": 16},
-    "gemma3n_text": GEMMA3N,
+    "gemma3n_text": GEMMA3N | {"hidden_size": 128, "head_dim": 32},
     "gemma4_text": GEMMA4,
     "glm": {},
     "glm4": {},
@@ -99,6 +99,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": MAMBA2 | {"layer_types": ["mamba", "attention"] * 2, "num_local_experts": 0},
     "granitemoeshared": EXPERTS | {"shared_intermediate_size": 32},
     "helium": {},
+    "hyperclovax": {"logits_scaling": 2.0},
     "hunyuan_v1_dense": {},
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2},
     "jamba": MAMBA | {"num_experts": 4, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
@@ -173,7 +174,7 @@ def save_architecture(name: str, tokenizer: PreTrainedTokenizerBase, folder: Pat
         for module in decoder_layers(model).modules():
             if isinstance(module, torch.nn.Linear):
                 torch.nn.init.normal_(module.weight, std=0.1)
-        torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.5)
+        torch.nn.init.normal_(model.get_output_embeddings().weight, std=1.0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

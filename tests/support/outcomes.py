@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs" / "reference" / "models.md"
 START, END = "<!-- architectures -->\n", "<!-- /architectures -->\n"
 CORPUS = '{"prompt": "Pier 9:", "completion": " open"}\n{"prompt": "The colour of the buoy:", "completion": " red"}\n'
-RANK = 8  # more than enough: how small it could be is not the question here
+RANK = 16  # more than enough: how small it could be is not the question here
 WORKS, SLOWLY = "works", "works without the fast path"
 
 
