@@ -47,23 +47,26 @@ class Suffix:
     def __init__(self, model: nn.Module, first: int) -> None:
         """Prepare; nothing is changed until the context is entered."""
         self._model = model
-        self._first = first
+        self.first = first
         self._stored: Tensor | None = None
 
     @contextmanager
     def entered(self) -> Iterator[Suffix]:
         """Layers below `first` pass through and layer `first` reads the stored states, while this is open."""
         layers = decoder_layers(self._model)
-        handle = layers[self._first].register_forward_pre_hook(self._enter, with_kwargs=True)
-        below = list(layers)[: self._first]
+        handle = layers[self.first].register_forward_pre_hook(self._enter, with_kwargs=True)
+        below = list(layers)[: self.first]
+        own = [vars(layer).get("forward") for layer in below]  # of a layer that is run in its own way, put there before
         for layer in below:
             layer.forward = _pass
         try:
             yield self
         finally:
             handle.remove()
-            for layer in below:
+            for layer, forward in zip(below, own, strict=True):
                 del layer.forward
+                if forward is not None:
+                    layer.forward = forward
 
     def _enter(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasize.errors import ModelError
+from lorasize.models.placement import input_device, linear_of
 
 _CHUNK_BYTES = 256 * 2**20  # float32 logits held at once
 
@@ -71,12 +72,13 @@ def head_of(model: Any) -> Head:
         ModelError: the model has no linear head.
     """
     layer = model.get_output_embeddings()
-    if not isinstance(getattr(layer, "weight", None), Tensor):
+    linear = linear_of(layer, input_device(model))
+    if linear is None:
         raise ModelError(f"{type(model).__name__} has no linear LM head")
     config = model.config
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(layer.weight.detach(), getattr(layer, "bias", None), softcap, scale)
+    return Head(*linear, softcap, scale)
 
 
 def decoder(model: Any) -> nn.Module:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lorasize.errors import ModelError
+from lorasize.models.quantization import is_packed_linear
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,6 @@ def _linears(layer: nn.Module) -> dict[str, LinearShape]:
             continue
         if isinstance(module, Conv1D):
             linears[path] = LinearShape(module.weight.shape[0], module.weight.shape[1])
-        elif isinstance(module, nn.Linear):
-            linears[path] = LinearShape(module.in_features, module.out_features)
+        elif isinstance(module, nn.Linear) or is_packed_linear(module):
+            linears[path] = LinearShape(cast(int, module.in_features), cast(int, module.out_features))
     return linears

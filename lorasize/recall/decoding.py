@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from lorasize import models
 from lorasize.errors import ModelError
 from lorasize.models import adapters
+from lorasize.models.quantization import refuse_merging
 from lorasize.recall.generation_config import clean_generation_config
 from lorasize.records import Decoded, DecodeJob
 
@@ -53,7 +54,11 @@ def _together(job: DecodeJob, max_positions: int) -> Iterator[list[int]]:
 def _served(job: DecodeJob) -> Any:
     """The model that decodes: PEFT's, or the base with the adapter added to its weights in the base's dtype."""
     device = torch.device(job.device)
-    base = models.load_weights(Path(job.base), device, models.pick_dtype(job.dtype, device))
+    folder = Path(job.base)
+    if job.merged:
+        refuse_merging(models.quantized_as(folder, job.quantization), job.device_map)
+    dtype = models.pick_dtype(job.dtype, device)
+    base = models.load_weights(folder, device, dtype, job.quantization, job.device_map)
     _attend(base, job.attn_implementation)
     adapted = adapters.load_saved(base, Path(job.adapter))
     base.generation_config = GenerationConfig()  # transformers fills a passed config from this one

@@ -40,6 +40,8 @@ class ProbeJob(BaseModel):
     spec: ProbeSpec
     sample: tuple[int, ...] = ()
     threads: int = 1
+    quantization: str | None = None
+    device_map: str | None = None
 
 
 class Observation(BaseModel):
@@ -170,7 +172,8 @@ class Calibration(BaseModel):
     """A fitted law with the raw observations beside it, so that it can be refitted.
 
     `grown_from` are digests of what it was before each finished run that joined it: a plan made from one of those is
-    not stale. `held_out` is for observations that the fit must not see; `calibrate` keeps none back.
+    not stale. `held_out` is for observations that the fit must not see; `calibrate` keeps none back. `quantization`: of
+    the base's weights, such as "nf4"; None where they are plain.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
@@ -187,3 +190,4 @@ class Calibration(BaseModel):
     held_out: tuple[Observation, ...] = ()
     provenance: dict[str, str]
     grown_from: tuple[str, ...] = ()
+    quantization: str | None = None

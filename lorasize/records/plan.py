@@ -133,7 +133,10 @@ class Serving(BaseModel):
 
 
 class PlanModel(BaseModel):
-    """The base model of a plan. `fingerprint` is the digest of weights, config and tokenizer."""
+    """The base model of a plan. `fingerprint` is the digest of weights, config and tokenizer.
+
+    `quantization`: of the weights in memory, such as "nf4" or "gptq 4-bit"; None where they are plain.
+    """
 
     model_config = STRICT
     ref: str
@@ -141,6 +144,7 @@ class PlanModel(BaseModel):
     fingerprint: str
     dtype: str
     n_layers: int
+    quantization: str | None = None
 
 
 class PlanUpdate(BaseModel):

@@ -12,7 +12,8 @@ from lorasize.corpus.tokens import EncodedPassage
 from lorasize.losses.batches import Batch, check_entry, make_batches
 from lorasize.losses.frozen_layers import Suffix
 from lorasize.losses.head import Head, checked_head
-from lorasize.models.adapters import base_of, first_adapted_layer, parameters
+from lorasize.models.adapters import base_of, first_adapted_layer
+from lorasize.models.placement import input_device
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,7 +39,7 @@ def fast_path(adapted: PeftModel, encoded: Sequence[EncodedPassage], batch_token
         ModelError: entering the model above its frozen layers, or its LM head, does not give its own output.
     """
     base, first = base_of(adapted), first_adapted_layer(adapted)
-    device = next(iter(parameters(adapted).values())).device
+    device = input_device(base)
     suffix = Suffix(base, first)
     batches = make_batches(base, encoded, first, batch_tokens, device)
     with adapted.disable_adapter():  # a trained one makes more of bfloat16's differences than the check allows

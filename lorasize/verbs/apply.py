@@ -21,6 +21,7 @@ from lorasize.corpus.tokens import EncodedPassage, encode_corpus
 from lorasize.errors import CorpusError, InfeasibleCorpusError, ModelError, StalePlanError
 from lorasize.losses.neutral import neutral_text, windows
 from lorasize.models import adapters
+from lorasize.models.quantization import refuse_merging
 from lorasize.recall.margin import next_target_probability
 from lorasize.recall.verdict import DecodeSettings, decode_and_compare
 from lorasize.records import (
@@ -90,7 +91,7 @@ def apply(
     retained = retained_text(options.retain)
     with staged(out, _job(plan, options, retained)) as work:
         checkpoint = read_checkpoint(work.checkpoint)
-        base, encoded = load_inputs(plan, options.device)
+        base, encoded = load_inputs(plan, options.device, options.device_map)
         if options.retain is not None and not windows(retained, base.tokenizer, base.max_positions - 1):
             raise CorpusError("holds a single token: too little to measure drift on", file=str(options.retain))
         state = {} if checkpoint is None else checkpoint.state
@@ -166,7 +167,7 @@ def _update(session: Session, old: BaseAdapter, report: RecallReport, folder: Pa
     came = {p.passage.id: seen.text for p, seen in zip(session.encoded, report.passages, strict=True)}
     still = sum(text_digest(came[p.passage.id]) == held[p.prompt_ids] for p in change.changed)
     if change.removed:
-        how = DecodeSettings(session.options.device, session.plan.model.dtype, merged=report.merged)
+        how = _settings(session, merged=report.merged)
         gone = decode_and_compare(
             folder, session.base.folder, change.removed, None, how, threshold=session.options.threshold
         )
@@ -209,13 +210,27 @@ def _save_and_decode(session: Session, folder: Path, events: EventLog) -> Recall
         session.base.folder,
         adapter_folder.read_addresses(folder),
         session.encoded,
-        DecodeSettings(session.options.device, session.plan.model.dtype, merged=merged),
+        _settings(session, merged=merged),
         threshold=session.options.threshold,
         notify=lambda done, total: events(Decoding(done, total)),
     )
 
 
-def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[EncodedPassage]]:
+def _settings(session: Session, *, merged: bool) -> DecodeSettings:
+    """As the plan says, on the devices that were trained on."""
+    options, model = session.options, session.plan.model
+    return DecodeSettings(
+        options.device,
+        model.dtype,
+        merged=merged,
+        quantization=model.quantization,
+        device_map=options.device_map,
+    )
+
+
+def load_inputs(
+    plan: Plan, device: str, device_map: str | None = None
+) -> tuple[models.BaseModel, list[EncodedPassage]]:
     """The plan's model and corpus.
 
     Raises:
@@ -232,7 +247,16 @@ def load_inputs(plan: Plan, device: str) -> tuple[models.BaseModel, list[Encoded
         what = f"{', '.join(changed)} changed since the plan was made" if changed else "the plan's own digests disagree"
         message = f"{what}: plan again"
         raise StalePlanError(message, changed=["corpus_sha256"])
-    base = models.load(plan.model.ref, revision=plan.model.revision, device=device, dtype=plan.model.dtype)
+    if plan.serving is not None and plan.serving.serve == "merged":
+        refuse_merging(plan.model.quantization, device_map)
+    base = models.load(
+        plan.model.ref,
+        revision=plan.model.revision,
+        device=device,
+        dtype=plan.model.dtype,
+        quantization=plan.model.quantization,
+        device_map=device_map,
+    )
     if base.fingerprint.digest != plan.inputs.model_fingerprint:
         message = f"{plan.model.ref} changed since the plan was made: plan again"
         raise StalePlanError(message, changed=["model_fingerprint"])

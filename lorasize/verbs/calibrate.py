@@ -32,6 +32,8 @@ def calibrate(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    quantization: str | None = None,
+    device_map: str | None = None,
     preset: PresetName = "quick",
     corpus: Sequence[Path] = (),
     seed: int = 0,
@@ -49,6 +51,8 @@ def calibrate(
         revision: Hub revision of the model.
         device: Where to probe.
         dtype: Of the base model.
+        quantization: What plain weights are quantised to, "nf4" or "int8"; as they are when None.
+        device_map: How to spread the model over devices (`models.placement`); all on one when None.
         preset: How many sites and repeats are probed.
         corpus: Text of the user's own kind, to be probed as well.
         seed: Of targets and adapters.
@@ -63,14 +67,19 @@ def calibrate(
         CalibrationError: the folder cannot be written.
     """
     target = models.pick_device(device)
-    path = calibration_path(ref, target.type, models.dtype_name(models.pick_dtype(dtype, target)), folder)
+    kind = models.dtype_name(models.pick_dtype(dtype, target))
+    path = calibration_path(ref, target.type, kind, folder, quantization)
     with locked(path.with_name(f".{path.name}.lock"), str(path)):
-        base = models.load(ref, revision=revision, device=device, dtype=dtype)
+        base = models.load(
+            ref, revision=revision, device=device, dtype=dtype, quantization=quantization, device_map=device_map
+        )
         sample = _sample(base, corpus)
-        key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": models.device_name(base.device)}
+        key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": base.place}
         key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
+        key |= {} if base.quantization is None else {"quantization": base.quantization}
         journal = Journal(path.with_suffix(".journal.jsonl"), key)
         where = {"ref": ref, "revision": revision, "device": device, "dtype": dtype}
+        where |= {"quantization": quantization, "device_map": device_map}
         search = Search(base, journal, PRESETS[preset], seed, time_limit, sample, notify, where, execute)
         search.all_probes()
         timed = search.timed_alone() if execute is not None and search.observations else None
@@ -106,7 +115,7 @@ def fit(
     return Calibration(
         model=models.record_of(base, ref),
         recipe=RECIPE,
-        device=models.device_name(base.device),
+        device=base.place,
         dtype=models.dtype_name(base.dtype),
         law=fitted.law,
         sites=fitted.sites,
@@ -114,6 +123,7 @@ def fit(
         cost=fit_cost(base, timed or observations),
         observations=tuple(observations),
         provenance=_provenance(observations, preset, seed),
+        quantization=base.quantization,
     )
 
 

@@ -22,7 +22,8 @@ from lorasize.errors import CalibrationError
 from lorasize.losses.base import base_losses
 from lorasize.losses.batches import sequence_length
 from lorasize.losses.demand import demand
-from lorasize.models import adapters
+from lorasize.models import adapters, placement
+from lorasize.models.quantization import refuse_merging
 from lorasize.planning import Limits, Wishes, Workload, infeasible_plan, make_plan, prior_calibration
 from lorasize.records import (
     RECIPE,
@@ -120,9 +121,21 @@ def plan(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    quantization: str | None = None,
+    device_map: str | None = None,
     options: PlanOptions | None = None,
 ) -> Sized:
     """The recommendation for these corpus files.
+
+    Args:
+        corpus: Files.
+        ref: The base model.
+        revision: Hub revision of the model.
+        device: Where it runs.
+        dtype: Of the base model.
+        quantization: What plain weights are quantised to, "nf4" or "int8"; as they are when None.
+        device_map: How to spread the model over devices (`models.placement`); all on one when None.
+        options: What is asked of the plan.
 
     Raises:
         CorpusError: a file cannot be read or tokenised without loss, or holds a secret where that is an error.
@@ -138,20 +151,30 @@ def plan(
     kind = models.dtype_name(models.pick_dtype(dtype, where))
     encoded = tuple(encode_corpus(passages, folder.tokenizer, options.reading, folder.max_positions))
     summary = _summary(encoded, files, options.reading)
-    model = PlanModel(ref=ref, revision=revision, fingerprint=fingerprint.digest, dtype=kind, n_layers=folder.n_layers)
+    weights = folder.quantized_as(quantization)
+    if options.serve == "merged":
+        refuse_merging(weights, device_map)
+    model = PlanModel(
+        ref=ref,
+        revision=revision,
+        fingerprint=fingerprint.digest,
+        dtype=kind,
+        n_layers=folder.n_layers,
+        quantization=weights,
+    )
     lint = feasibility(encoded)
     if not lint.feasible:
         inputs = _inputs(summary, fingerprint, calibration_sha256="")
         made = infeasible_plan(model=model, corpus=summary, feasibility=lint, inputs=inputs)
         return Sized(made.model_copy(update={"warnings": notes, "secrets": findings}), encoded)
-    calibration, own = _calibration(fingerprint, ref, where.type, kind, options.calibration)
-    base = folder.load(device, dtype)
+    calibration, own = _calibration(fingerprint, ref, where.type, kind, options.calibration, weights)
+    base = folder.load(device, dtype, quantization, device_map)
     if not own:
         calibration = _moved_over(calibration, base, ref)
-        passed_over = near_misses(fingerprint, ref, where.type, kind, RECIPE)
+        passed_over = near_misses(fingerprint, ref, where.type, kind, RECIPE, quantization=weights)
         notes = (*notes, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
     losses = base_losses(base, encoded)
-    same_device = calibration.device == models.device_name(where)
+    same_device = calibration.device == base.place
     old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, fingerprint, ref)
     made = make_plan(
         calibration=calibration,
@@ -164,6 +187,8 @@ def plan(
         at=None if old is None else old.spec,
     )
     update = None if old is None else _update(old, base, encoded)
+    if spread := placement.told(base.model):
+        notes = (*notes, f"The model is spread: {spread}. What is put aside is read again in every step.")
     told = {"warnings": (*made.warnings, *notes), "secrets": findings, "update": update}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
 
@@ -188,11 +213,17 @@ def _summary(encoded: Sequence[EncodedPassage], files: tuple[CorpusFile, ...], r
 
 
 def _calibration(
-    fingerprint: ModelFingerprint, ref: str, device_type: str, dtype: str, explicit: Path | None
+    fingerprint: ModelFingerprint,
+    ref: str,
+    device_type: str,
+    dtype: str,
+    explicit: Path | None,
+    quantization: str | None,
 ) -> tuple[Calibration, bool]:
     """The calibration of this model, device and dtype, and True; else one to move over, and False."""
     try:
-        return find_calibration(fingerprint, ref, device_type, dtype, RECIPE, explicit)[0], True
+        found = find_calibration(fingerprint, ref, device_type, dtype, RECIPE, explicit, quantization=quantization)
+        return found[0], True
     except CalibrationError:
         other = None if explicit is not None else nearest_calibration(fingerprint, RECIPE)
         if other is None:
@@ -202,15 +233,16 @@ def _calibration(
 
 def _moved_over(source: Calibration, base: models.BaseModel, ref: str) -> Calibration:
     shapes = models.linear_shapes(base.model)
-    return prior_calibration(
+    moved = prior_calibration(
         source,
         models.record_of(base, ref),
         {name: shape.parameters_per_rank for name, shape in shapes.items()},
         models.widening_module(shapes),
-        device=models.device_name(base.device),
+        device=base.place,
         dtype=models.dtype_name(base.dtype),
-        weight_bytes=sum(p.numel() * p.element_size() for p in base.model.parameters()),
+        weight_bytes=placement.resident_bytes(base.model),
     )
+    return moved.model_copy(update={"quantization": base.quantization})
 
 
 def _inputs(
@@ -240,5 +272,5 @@ def _workload(base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> Work
         n_positions=sum(lengths),
         linear_parameters_per_rank=base.n_layers * sum(shape.parameters_per_rank for shape in shapes),
         longest_sequence=max(lengths),
-        state_bytes=base.model.get_output_embeddings().weight.shape[1] * base.dtype.itemsize,
+        state_bytes=base.width * base.dtype.itemsize,
     )

@@ -27,6 +27,8 @@ def verify(
     batch_size: int = 1,
     merged: bool = False,
     attn_implementation: str = "sdpa",
+    quantize: str = "auto",
+    device_map: str | None = None,
     notify: Notify = lambda done, total: None,
 ) -> RecallReport:
     """Whether the adapter on disk recalls its passages, decided in a fresh process.
@@ -41,6 +43,8 @@ def verify(
         batch_size: Prompts decoded together, padded on the left.
         merged: Whether the adapter is added to the base's weights, in their dtype, before.
         attn_implementation: eager, sdpa or flash_attention_2.
+        quantize: What plain weights of the base are quantised to: nf4, int8 or none; `auto` as it was proven.
+        device_map: How to spread the base over devices (`models.placement`); all on one when None.
         notify: Told (passages done, passages).
 
     Raises:
@@ -56,7 +60,8 @@ def verify(
     base = models.resolve(base_ref, revision or (record.plan.model.revision if ref is None else None))
     check_base(record.model_fingerprint, models.fingerprint(base), base_ref)
     targets = _matched(addresses, encoded) if encoded is not None else None
-    settings = DecodeSettings(device, dtype, batch_size, merged, attn_implementation)
+    weights = record.recall.quantization if quantize == "auto" else None if quantize == "none" else quantize
+    settings = DecodeSettings(device, dtype, batch_size, merged, attn_implementation, weights, device_map)
     report = decode_and_compare(
         folder, base, addresses, targets, settings, threshold=record.threshold, notify=notify
     )

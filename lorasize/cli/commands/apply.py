@@ -27,7 +27,7 @@ Example:
 """
 )
 @click.argument("plan_file", metavar="[PLAN]", type=options.any_path, default=PLAN_FILE)
-@options.all_of(options.same_model, options.revision, options.device, options.seed)
+@options.all_of(options.same_model, options.revision, options.device, options.device_map, options.seed)
 @click.option(
     "--threshold", type=options.PROBABILITY, default=0.5, show_default=True, help="p that every token must exceed."
 )
@@ -102,7 +102,7 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
     if chosen["retain"] is not None and chosen["max_drift"] is None:
         chosen["max_drift"] = _MAX_DRIFT
     names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device", "retain")
-    how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")})
+    how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter", "device_map")})
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.expect(plan.prediction)
         progress.doing("loading the model")
