@@ -109,7 +109,7 @@ quantize = click.option(
     help="Quantise the base model's weights as they are read, by bitsandbytes.",
 )  # fmt: skip
 quantize_as_proven = click.option(
-    "--quantize", type=click.Choice(("auto", *QUANTIZE)), default="auto", show_default=True,
+    "--quantize", "quantize_as", type=click.Choice(("auto", *QUANTIZE)), default="auto", show_default=True,
     help="Quantise the base model's weights as they are read; auto: as it was proven.",
 )  # fmt: skip
 device_map = click.option(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasize.errors import ModelError
-from lorasize.models.placement import input_device, linear_of
+from lorasize.models.placement import linear_of
 
 _CHUNK_BYTES = 256 * 2**20  # float32 logits held at once
 
@@ -72,7 +72,7 @@ def head_of(model: Any) -> Head:
         ModelError: the model has no linear head.
     """
     layer = model.get_output_embeddings()
-    linear = linear_of(layer, input_device(model))
+    linear = linear_of(layer, model)
     if linear is None:
         raise ModelError(f"{type(model).__name__} has no linear LM head")
     config = model.config

@@ -131,8 +131,8 @@ def weights_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
 
 
-def linear_of(layer: Any, device: torch.device) -> tuple[Tensor, Tensor | None] | None:
-    """Weight and bias of a linear layer on a device, as plain numbers; None where it is no linear layer."""
+def linear_of(layer: Any, model: Any) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of a linear layer, as plain numbers where the input of the model is; None of anything else."""
     from accelerate.utils import align_module_device
 
     if not isinstance(layer, nn.Module):
@@ -141,6 +141,7 @@ def linear_of(layer: Any, device: torch.device) -> tuple[Tensor, Tensor | None] 
         weight, bias = plain_weight(layer), getattr(layer, "bias", None)
         if weight is None:
             return None
+        device = input_device(model)
         return weight.to(device), None if bias is None else bias.detach().to(device)
 
 

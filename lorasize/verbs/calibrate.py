@@ -12,6 +12,7 @@ import importlib.metadata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 from lorasize import __version__, models
 from lorasize.artifacts.calibrations import calibration_path, write_calibration
@@ -70,16 +71,14 @@ def calibrate(
     kind = models.dtype_name(models.pick_dtype(dtype, target))
     path = calibration_path(ref, target.type, kind, folder, quantization)
     with locked(path.with_name(f".{path.name}.lock"), str(path)):
-        base = models.load(
-            ref, revision=revision, device=device, dtype=dtype, quantization=quantization, device_map=device_map
-        )
+        how = {"device": device, "dtype": dtype, "quantization": quantization, "device_map": device_map}
+        base = models.load(ref, revision=revision, **cast(Any, how))
         sample = _sample(base, corpus)
         key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": base.place}
         key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
         key |= {} if base.quantization is None else {"quantization": base.quantization}
         journal = Journal(path.with_suffix(".journal.jsonl"), key)
-        where = {"ref": ref, "revision": revision, "device": device, "dtype": dtype}
-        where |= {"quantization": quantization, "device_map": device_map}
+        where = {"ref": ref, "revision": revision, **how}
         search = Search(base, journal, PRESETS[preset], seed, time_limit, sample, notify, where, execute)
         search.all_probes()
         timed = search.timed_alone() if execute is not None and search.observations else None

@@ -127,15 +127,7 @@ def plan(
 ) -> Sized:
     """The recommendation for these corpus files.
 
-    Args:
-        corpus: Files.
-        ref: The base model.
-        revision: Hub revision of the model.
-        device: Where it runs.
-        dtype: Of the base model.
-        quantization: What plain weights are quantised to, "nf4" or "int8"; as they are when None.
-        device_map: How to spread the model over devices (`models.placement`); all on one when None.
-        options: What is asked of the plan.
+    `device`, `dtype`, `quantization` and `device_map` say how the model is loaded, as for `models.load`.
 
     Raises:
         CorpusError: a file cannot be read or tokenised without loss, or holds a secret where that is an error.
@@ -154,14 +146,7 @@ def plan(
     weights = folder.quantized_as(quantization)
     if options.serve == "merged":
         refuse_merging(weights, device_map)
-    model = PlanModel(
-        ref=ref,
-        revision=revision,
-        fingerprint=fingerprint.digest,
-        dtype=kind,
-        n_layers=folder.n_layers,
-        quantization=weights,
-    )
+    model = _model(folder, revision, kind, weights)
     lint = feasibility(encoded)
     if not lint.feasible:
         inputs = _inputs(summary, fingerprint, calibration_sha256="")
@@ -187,10 +172,25 @@ def plan(
         at=None if old is None else old.spec,
     )
     update = None if old is None else _update(old, base, encoded)
-    if spread := placement.told(base.model):
-        notes = (*notes, f"The model is spread: {spread}. What is put aside is read again in every step.")
-    told = {"warnings": (*made.warnings, *notes), "secrets": findings, "update": update}
+    told = {"warnings": (*made.warnings, *notes, *_spread(base)), "secrets": findings, "update": update}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
+
+
+def _model(folder: models.ModelFolder, revision: str | None, dtype: str, quantization: str | None) -> PlanModel:
+    return PlanModel(
+        ref=folder.ref,
+        revision=revision,
+        fingerprint=folder.fingerprint.digest,
+        dtype=dtype,
+        n_layers=folder.n_layers,
+        quantization=quantization,
+    )
+
+
+def _spread(base: models.BaseModel) -> list[str]:
+    """Where the weights of a model on several devices are."""
+    spread = placement.told(base.model)
+    return [f"The model is spread: {spread}. What is put aside is read again in every step."] if spread else []
 
 
 def _update(old: BaseAdapter, base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> PlanUpdate:

@@ -54,7 +54,7 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
             dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"],
             merged=record.recall.merged if chosen["merged"] is None else chosen["merged"],
             attn_implementation=chosen["attn"], notify=progress.decoded,
-            quantize=_unless_configured("quantize", chosen["quantize"]) or "auto", device_map=chosen["device_map"],
+            quantize=chosen["quantize_as"], device_map=chosen["device_map"],
         )  # fmt: skip
     emit(report, targets)
     return verdict(report)
