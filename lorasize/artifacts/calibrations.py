@@ -1,6 +1,7 @@
 """Calibrations and plans on disk: where they lie, how they are read and written, and which one fits a model.
 
-A calibration belongs to the model's weights, configuration and tokenizer, to a dtype and to a training recipe. The kind
+A calibration belongs to the model's weights, configuration and tokenizer, to a dtype and to a training recipe, and to
+the quantisation that the weights were loaded with. The kind
 of device is matched too when searching, because its times would be wrong elsewhere; a file named outright is taken.
 """
 
@@ -22,9 +23,12 @@ from lorasize.records import Calibration, ModelFingerprint, digest, to_json
 FOLDER = "calibrations"
 
 
-def calibration_path(model_ref: str, device: str, dtype: str, directory: Path) -> Path:
-    """Where the calibration of this model belongs: `<model>.<device>.<dtype>.json` in `directory`."""
-    return directory / f"{_file_name(model_ref)}.{_safe(device)}.{_safe(dtype)}.json"
+def calibration_path(
+    model_ref: str, device: str, dtype: str, directory: Path, quantization: str | None = None
+) -> Path:
+    """Where the calibration of this model belongs: `<model>.<device>.<dtype>[-<quantisation>].json` in `directory`."""
+    kind = dtype if quantization is None else f"{dtype}-{quantization}"
+    return directory / f"{_file_name(model_ref)}.{_safe(device)}.{_safe(kind)}.json"
 
 
 def _file_name(model_ref: str) -> str:
@@ -73,7 +77,14 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def find_calibration(
-    fingerprint: ModelFingerprint, ref: str, device_type: str, dtype: str, recipe: str, explicit: Path | None = None
+    fingerprint: ModelFingerprint,
+    ref: str,
+    device_type: str,
+    dtype: str,
+    recipe: str,
+    explicit: Path | None = None,
+    *,
+    quantization: str | None = None,
 ) -> tuple[Calibration, Path]:
     """The first calibration that fits, with its file. Looks for `ref`'s own file name first, then at every other.
 
@@ -84,32 +95,45 @@ def find_calibration(
     Raises:
         CalibrationError: none fits; the message lists what was found and why each did not match.
     """
-    wanted = (fingerprint, device_type if explicit is None else None, dtype, recipe)
+    wanted = (fingerprint, device_type if explicit is None else None, dtype, recipe, quantization)
     reasons = []
-    for path in [explicit] if explicit is not None else _found(ref, device_type, dtype):
+    for path in [explicit] if explicit is not None else _found(ref, device_type, dtype, quantization):
         read = _fitting(path, *wanted)
         if isinstance(read, Calibration):
             return read, path
         reasons.append(read)
-    _refuse(ref, device_type, dtype, reasons)
+    _refuse(ref, device_type, _kind(dtype, quantization), reasons)
 
 
-def near_misses(fingerprint: ModelFingerprint, ref: str, device_type: str, dtype: str, recipe: str) -> list[str]:
+def near_misses(
+    fingerprint: ModelFingerprint,
+    ref: str,
+    device_type: str,
+    dtype: str,
+    recipe: str,
+    *,
+    quantization: str | None = None,
+) -> list[str]:
     """Why each calibration that did not come with lorasize does not fit."""
-    own = (path for path in _found(ref, device_type, dtype) if not is_shipped(path))
-    read = (_fitting(path, fingerprint, device_type, dtype, recipe) for path in own)
+    own = (path for path in _found(ref, device_type, dtype, quantization) if not is_shipped(path))
+    read = (_fitting(path, fingerprint, device_type, dtype, recipe, quantization) for path in own)
     return [reason for reason in read if isinstance(reason, str)]
 
 
 def _fitting(
-    path: Path, fingerprint: ModelFingerprint, device_type: str | None, dtype: str, recipe: str
+    path: Path,
+    fingerprint: ModelFingerprint,
+    device_type: str | None,
+    dtype: str,
+    recipe: str,
+    quantization: str | None,
 ) -> Calibration | str:
     """The calibration in a file if it fits, else why not."""
     try:
         calibration = read_calibration(path)
     except CalibrationError as error:
         return str(error)
-    wrong = _mismatch(calibration, fingerprint, dtype, recipe)
+    wrong = _mismatch(calibration, fingerprint, dtype, recipe, quantization)
     if device_type is not None and _device_type(calibration.device) != device_type:
         wrong.append(f"made on {calibration.device}, not {device_type}")
     return f"{path}: {'; '.join(wrong)}" if wrong else calibration
@@ -141,9 +165,9 @@ def nearest_calibration(fingerprint: ModelFingerprint, recipe: str) -> Calibrati
     return max(able, key=lambda c: (c.model.fingerprint == fingerprint, len(c.observations)), default=None)
 
 
-def _found(ref: str, device_type: str, dtype: str) -> Iterator[Path]:
+def _found(ref: str, device_type: str, dtype: str, quantization: str | None) -> Iterator[Path]:
     for folder in search_path():
-        own = calibration_path(ref, device_type, dtype, folder)
+        own = calibration_path(ref, device_type, dtype, folder, quantization)
         yield from sorted(folder.glob("*.json"), key=lambda p: (p.name != own.name, p.name))
 
 
@@ -152,7 +176,14 @@ def _device_type(device: str) -> str:
     return re.split(r"[^a-z]", device.strip().lower(), maxsplit=1)[0]
 
 
-def _mismatch(calibration: Calibration, fingerprint: ModelFingerprint, dtype: str, recipe: str) -> list[str]:
+def _kind(dtype: str, quantization: str | None) -> str:
+    """A dtype and a quantisation in words."""
+    return dtype if quantization is None else f"{dtype} with {quantization} weights"
+
+
+def _mismatch(
+    calibration: Calibration, fingerprint: ModelFingerprint, dtype: str, recipe: str, quantization: str | None
+) -> list[str]:
     """Why this calibration may not be used, empty when it may."""
     made = calibration.model
     parts = [p for p in ("weights", "config", "tokenizer") if getattr(made.fingerprint, p) != getattr(fingerprint, p)]
@@ -160,6 +191,8 @@ def _mismatch(calibration: Calibration, fingerprint: ModelFingerprint, dtype: st
         parts
     )
     wrong += [f"dtype {calibration.dtype}, not {dtype}"] * (calibration.dtype != dtype)
+    weights = (calibration.quantization or "plain", quantization or "plain")
+    wrong += [f"{weights[0]} weights, not {weights[1]}"] * (weights[0] != weights[1])
     return wrong + [f"recipe {calibration.recipe}, not {recipe}"] * (calibration.recipe != recipe)
 
 

@@ -19,7 +19,7 @@ _STRING, _WHOLE, _NUMBER, _AMOUNT = (str,), (int,), (int, float), (str, int, flo
 KEYS: dict[str, tuple[type, ...]] = {
     "model": _STRING, "revision": _STRING, "device": _STRING, "dtype": _STRING, "attn": _STRING, "seed": _WHOLE,
     "confidence": _NUMBER, "minimize": _STRING, "serve": _STRING, "preset": _STRING, "passage_tokens": _WHOLE,
-    "threshold": _NUMBER, "margin": _NUMBER, "secrets": _STRING,
+    "threshold": _NUMBER, "margin": _NUMBER, "secrets": _STRING, "quantize": _STRING, "device_map": _STRING,
 }  # fmt: skip
 BUDGET_KEYS: dict[str, tuple[type, ...]] = {
     "rank": _WHOLE, "parameters": _WHOLE, "bytes": _AMOUNT, "seconds": _AMOUNT, "memory": _AMOUNT,

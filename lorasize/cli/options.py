@@ -26,6 +26,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRESETS = ("quick", "standard", "thorough")
 MINIMIZE = ("parameters", "bytes", "seconds")
 SERVE = ("peft", "vllm", "llama.cpp", "merged")
+QUANTIZE = ("none", "nf4", "int8")
 ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2")
 METHODS = ("memft", "memft-ot", "memft-sw", "sft")
 FORMATS = ("auto", "text", "markdown", "jsonl", "csv", "tsv", "parquet")
@@ -114,6 +115,18 @@ def attention(auto: str) -> Callable[[Command], Command]:
 
 
 attn = attention("the best that the model has here")
+quantize = click.option(
+    "--quantize", type=click.Choice(QUANTIZE), default="none", show_default=True,
+    help="Quantise the base model's weights as they are read, by bitsandbytes.",
+)  # fmt: skip
+quantize_as_proven = click.option(
+    "--quantize", "quantize_as", type=click.Choice(("auto", *QUANTIZE)), default="auto", show_default=True,
+    help="Quantise the base model's weights as they are read; auto: as it was proven.",
+)  # fmt: skip
+device_map = click.option(
+    "--device-map", metavar="MAP",
+    help="Spread the model over devices, memory and disk: auto, or with limits auto,cpu=8GB.",
+)
 seed = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of all random numbers."
 )
@@ -193,6 +206,11 @@ def limits_of(chosen: dict[str, Any]) -> Limits:
 
     maxima = {f"max_{name}": chosen[f"max_{name}"] for name in BUDGETS}
     return Limits(**maxima, levels=chosen["levels"], against=chosen["against"])
+
+
+def quantization(chosen: dict[str, Any]) -> str | None:
+    """The quantisation among a command's options; None for weights as they are."""
+    return None if chosen["quantize"] == "none" else str(chosen["quantize"])
 
 
 def split_modules(values: tuple[str, ...]) -> tuple[str, ...] | None:

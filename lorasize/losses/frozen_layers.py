@@ -73,14 +73,17 @@ class Suffix:
         layers = decoder_layers(self._model)
         handle = layers[self.first].register_forward_pre_hook(self._enter, with_kwargs=True)
         below = list(layers)[: self.first]
+        own = [vars(layer).get("forward") for layer in below]  # of a layer that is run in its own way, put there before
         for layer in below:
             layer.forward = self._pass
         try:
             yield self
         finally:
             handle.remove()
-            for layer in below:
+            for layer, forward in zip(below, own, strict=True):
                 del layer.forward
+                if forward is not None:
+                    layer.forward = forward
 
     def _pass(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
         return (hidden_states, *[None] * (self.outputs - 1)) if self.outputs else hidden_states

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasize.errors import ModelError
+from lorasize.models.placement import linear_of
 from lorasize.models.shapes import text_config, text_decoder
 
 _CHUNK_BYTES = 256 * 2**20  # float32 logits held at once
@@ -110,12 +111,13 @@ def head_of(model: Any) -> Head:
         ModelError: the model has no linear head.
     """
     layer = model.get_output_embeddings()
-    if not isinstance(getattr(layer, "weight", None), Tensor):
+    linear = linear_of(layer, model)
+    if linear is None:
         raise ModelError(f"{type(model).__name__} has no linear LM head")
     config = text_config(model)
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
-    return Head(layer.weight.detach(), getattr(layer, "bias", None), softcap, scale)
+    return Head(*linear, softcap, scale)
 
 
 def decoder(model: Any) -> nn.Module:

@@ -10,7 +10,16 @@ from lorasize.models.conversion import quiet_transformers
 from lorasize.models.devices import device_name, dtype_name, pick_device, pick_dtype
 from lorasize.models.fingerprint import fingerprint
 from lorasize.models.folder import ModelFolder, load, open
-from lorasize.models.loading import BaseModel, load_tokenizer, load_weights, max_positions, n_ids, n_layers, record_of
+from lorasize.models.loading import (
+    BaseModel,
+    load_tokenizer,
+    load_weights,
+    max_positions,
+    n_ids,
+    n_layers,
+    quantized_as,
+    record_of,
+)
 from lorasize.models.recorded import recorded_base
 from lorasize.models.references import BUILTIN, name_for_loading, resolve
 from lorasize.models.shapes import LinearShape, decoder_layers, linear_shapes, transposes_weights, widening_module
@@ -35,6 +44,7 @@ __all__ = [
     "open",
     "pick_device",
     "pick_dtype",
+    "quantized_as",
     "quiet_transformers",
     "record_of",
     "recorded_base",

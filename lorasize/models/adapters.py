@@ -9,16 +9,17 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lorasize.errors import ModelError
+from lorasize.models import placement
 from lorasize.models.shapes import LinearShape, linear_shapes, stack_path, transposes_weights
 from lorasize.records import Site
 
@@ -53,7 +54,8 @@ def attach(model: PreTrainedModel, site: Site, rank: int, seed: int) -> PeftMode
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        adapted = cast(PeftModel, get_peft_model(model, config))
+        with placement.stand_ins(model):
+            adapted = cast(PeftModel, get_peft_model(model, config))
     if (sits := _adapted_modules(adapted)) != wanted:
         detach(adapted)
         raise _misplaced(model, wanted, sits)
@@ -113,10 +115,21 @@ def parameters(adapted: PeftModel) -> dict[str, nn.Parameter]:
 
 def detach(adapted: PeftModel) -> PreTrainedModel:
     """The base model again, exactly as it was before `attach`."""
-    base = cast("PreTrainedModel", adapted.unload())
+    spread = placement.is_spread(base_of(adapted))
+    base = _uncovered(adapted) if spread else cast("PreTrainedModel", adapted.unload())
     if hasattr(base, "peft_config"):
         del base.peft_config
     base.requires_grad_(False)
+    return base
+
+
+def _uncovered(adapted: PeftModel) -> PreTrainedModel:
+    """The model with each adapted layer itself again; PEFT's `unload` would keep weights that are put aside."""
+    base = base_of(adapted)
+    for path, module in list(base.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            above, _, name = path.rpartition(".")
+            setattr(base.get_submodule(above), name, module.get_base_layer())
     return base
 
 
@@ -196,10 +209,24 @@ def load_saved(model: PreTrainedModel, folder: Path) -> PeftModel:
         kind = PeftConfig.from_pretrained(str(folder), local_files_only=True).peft_type
         if kind != PeftType.LORA:  # others may make PEFT open a file that the folder names
             raise ValueError(f"peft_type {kind!s:.40} instead of LORA")
+        if placement.is_spread(model):
+            return _loaded_beside_hooks(model, folder)
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise ModelError(f"{folder}: the adapter cannot be loaded ({type(error).__name__}: {first:.300})") from error
+
+
+def _loaded_beside_hooks(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """As `PeftModel.from_pretrained`, which spreads the model anew, into a folder of its own for what goes to disk."""
+    config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
+    config.inference_mode = True
+    with placement.stand_ins(model):
+        adapted = get_peft_model(model, config)
+    result: Any = set_peft_model_state_dict(adapted, load_file(folder / "adapter_model.safetensors"))
+    if result.unexpected_keys:
+        raise ValueError(f"{result.unexpected_keys[0]} is no part of it")
+    return cast(PeftModel, adapted).eval()
 
 
 def first_adapted_layer(adapted: PeftModel) -> int:

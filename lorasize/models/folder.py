@@ -11,7 +11,16 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasize.models.devices import pick_device, pick_dtype
 from lorasize.models.fingerprint import fingerprint
-from lorasize.models.loading import BaseModel, load_tokenizer, load_weights, max_positions, n_ids, n_layers
+from lorasize.models.loading import (
+    BaseModel,
+    load_tokenizer,
+    load_weights,
+    max_positions,
+    n_ids,
+    n_layers,
+    quantized_as,
+)
+from lorasize.models.placement import input_device
 from lorasize.models.references import resolve
 from lorasize.models.shapes import linear_shapes
 from lorasize.records import ModelFingerprint
@@ -53,17 +62,42 @@ class ModelFolder:
         """Number of decoder layers."""
         return n_layers(self.path)
 
-    def load(self, device: str = "auto", dtype: str = "auto", attn: str = "auto") -> BaseModel:
+    def quantized_as(self, asked: str | None = None) -> str | None:
+        """How its weights are quantised in memory when loaded so; None where they are plain.
+
+        Raises:
+            ModelError: they are quantised otherwise already, or the quantisation asked for is unknown.
+        """
+        return quantized_as(self.path, asked)
+
+    def load(
+        self,
+        device: str = "auto",
+        dtype: str = "auto",
+        attn: str = "auto",
+        quantization: str | None = None,
+        device_map: str | None = None,
+    ) -> BaseModel:
         """The base model in memory: frozen, in eval mode, dropout off, on its device.
+
+        Args:
+            device: Where it runs.
+            dtype: Of the weights that are not quantised.
+            attn: Attention kernel; `auto` is the best that the model has here.
+            quantization: What plain weights are quantised to as they are read, "nf4" or "int8"; None: as they are.
+            device_map: How to spread layers over devices, memory and disk (`models.placement`); None: all on one.
 
         Raises:
             ModelError: it cannot be read, cannot be run, or has nothing that an adapter can sit on.
         """
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
-        model = load_weights(self.path, where, kind, attn)
+        weights = self.quantized_as(quantization)
+        model = load_weights(self.path, where, kind, attn, quantization, device_map)
         linear_shapes(model)  # what cannot be run is refused here, by every verb alike
-        return BaseModel(self.ref, self.path, self.fingerprint, model, self.tokenizer, where, kind)
+        return BaseModel(
+            self.ref, self.path, self.fingerprint, model, self.tokenizer, input_device(model), kind, weights
+        )
 
 
 def open(ref: str, revision: str | None = None) -> ModelFolder:
@@ -80,11 +114,18 @@ def open(ref: str, revision: str | None = None) -> ModelFolder:
 
 
 def load(
-    ref: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto", attn: str = "auto"
+    ref: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn: str = "auto",
+    quantization: str | None = None,
+    device_map: str | None = None,
 ) -> BaseModel:
-    """The base model in memory: found, then loaded.
+    """The base model in memory: found, then loaded as `ModelFolder.load` does.
 
     Raises:
         ModelError: it cannot be found, read or run, or has nothing that an adapter can sit on.
     """
-    return open(ref, revision).load(device, dtype, attn)
+    return open(ref, revision).load(device, dtype, attn, quantization, device_map)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorasize.errors import ModelError
+from lorasize.models.quantization import is_packed_linear
 
 _N_TOKENS = 8  # of the pass; routers send them to more than one expert, where they send any
 _EXACT = 1e-2  # relative; doubling is exact in any dtype, what is computed from it nearly
@@ -72,8 +73,8 @@ def widths(module: nn.Module) -> tuple[int, int] | None:
     """Width of a linear layer's input and output; None for any other module."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
+    if isinstance(module, nn.Linear) or is_packed_linear(module):
+        return cast(int, module.in_features), cast(int, module.out_features)
     return None
 
 

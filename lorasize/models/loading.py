@@ -18,7 +18,10 @@ from transformers import (
 )
 
 from lorasize.errors import ModelError
+from lorasize.models import placement
+from lorasize.models import quantization as quantized
 from lorasize.models.conversion import check_loaded, quiet_transformers, reason
+from lorasize.models.devices import device_name
 from lorasize.models.references import MAX_LAYERS
 from lorasize.models.shapes import decoder_layers
 from lorasize.records import CalibrationModel, ModelFingerprint
@@ -37,6 +40,7 @@ class BaseModel:
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     dtype: torch.dtype
+    quantization: str | None = None
 
     @property
     def n_layers(self) -> int:
@@ -63,6 +67,12 @@ class BaseModel:
         """Token ids that it knows: rows of its embedding and of its head."""
         ends: list[Any] = [self.model.get_input_embeddings(), self.model.get_output_embeddings()]
         return min(int(end.weight.shape[0]) for end in ends if end is not None)
+
+    @property
+    def place(self) -> str:
+        """The device by name and, of a model that is spread, how much of it is where."""
+        spread = placement.told(self.model)
+        return device_name(self.device) + (f", spread: {spread}" if spread else "")
 
 
 def record_of(base: BaseModel, ref: str) -> CalibrationModel:
@@ -124,17 +134,41 @@ def n_layers(folder: Path) -> int:
     return int(layers)
 
 
-def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, attn: str = "auto") -> PreTrainedModel:
+def quantized_as(folder: Path, asked: str | None = None) -> str | None:
+    """How the weights of a folder are quantised in memory, when loaded so: as asked, else as they lie there.
+
+    Raises:
+        ModelError: they are quantised otherwise already, or the quantisation asked for is unknown.
+    """
+    return quantized.as_loaded(folder, _config(folder), asked)
+
+
+def load_weights(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    attn: str = "auto",
+    quantization: str | None = None,
+    device_map: str | None = None,
+) -> PreTrainedModel:
     """The causal language model of a folder, frozen and in eval mode; a multimodal one with all that it has.
 
-    `attn` names the attention kernel; `auto` is the best that the model has here (sdpa, else eager).
+    Args:
+        folder: With config and safetensors.
+        device: Where all of it is put; with a `device_map`, where the first layers are.
+        dtype: Of the weights that are not quantised.
+        attn: Attention kernel; `auto` is the best that the model has here (sdpa, else eager).
+        quantization: What plain weights are quantised to as they are read; None: as they lie there.
+        device_map: How to spread layers over devices, memory and disk; None: all on one device.
 
     Raises:
         ModelError: it cannot be read, is damaged, is no causal language model, or has no such attention here.
     """
     config = _config(folder)
     kind = _kind(config)
-    with quiet_transformers():
+    placed = quantized.load_arguments(folder, config, quantization, device, dtype)
+    placed |= placement.load_arguments(device_map, device)
+    with quiet_transformers(), quantized.quiet_libraries():
         try:
             read: Any = kind.from_pretrained(
                 str(folder),
@@ -143,6 +177,7 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, attn: s
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **placed,
             )
         except Exception as error:
             raise ModelError(f"{folder}: the model cannot be loaded ({reason(error)})") from error
@@ -150,7 +185,8 @@ def load_weights(folder: Path, device: torch.device, dtype: torch.dtype, attn: s
     check_loaded(folder, loaded)
     model.requires_grad_(False)
     _refuse_damage(folder, model)
-    moved: PreTrainedModel = cast(Any, model).to(device)
+    moved: PreTrainedModel = model if "device_map" in placed else cast(Any, model).to(device)
+    placement.prepare(moved, placed)
     moved.eval()
     _attend(moved, attn)
     return moved
@@ -192,7 +228,7 @@ def _kind(config: Any) -> Any:
 
 def _refuse_damage(folder: Path, model: nn.Module) -> None:
     """Refuse weights that are NaN, infinite or far beyond any model's: their loss would be no number."""
-    for name, parameter in model.named_parameters():
-        low, high = parameter.aminmax()
+    for name, numbers in quantized.numbers_of(model, placement.weights_of):
+        low, high = numbers.aminmax()
         if not (low > -_LARGEST and high < _LARGEST):  # NaN is neither
             raise ModelError(f"{folder}: damaged: {name} holds {low:.3g} to {high:.3g}")

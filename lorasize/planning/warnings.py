@@ -31,10 +31,12 @@ def range_warnings(calibration: Calibration, demand: Demand, chosen: Assessment)
     law, tokens = calibration.law, equivalent_tokens(calibration.law, demand)
     effective = chosen.candidate.effective_parameters
     warnings = []
+    weights = calibration.quantization
+    kind = calibration.dtype if weights is None else f"{calibration.dtype}, quantised to {weights},"
     if source := source_of(calibration):
         warnings.append(
             f"Not calibrated: these figures are those of {source}, moved over to this model with a wide interval. "
-            f"Run `lorasize calibrate` on {calibration.model.ref} in {calibration.dtype} for its own."
+            f"Run `lorasize calibrate` on {calibration.model.ref} in {kind} for its own."
         )
     if not in_range(law, effective, tokens):
         (n_lo, n_hi), (l_lo, l_hi) = law.parameters_range, law.tokens_range

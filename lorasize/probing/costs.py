@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorasize import models
+from lorasize.models.placement import resident_bytes
 from lorasize.records import CostModel, Observation
 
 Array = NDArray[np.float64]
@@ -25,7 +26,7 @@ def fit_cost(base: models.BaseModel, observations: Sequence[Observation]) -> Cos
     design = np.stack([np.ones_like(positions), positions * layers, positions], axis=1)
     terms = non_negative(design, seconds)
     spread = float(np.std(np.log(seconds / (design @ terms)))) if len(seconds) > 3 else _UNKNOWN_SPREAD
-    weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    weights = resident_bytes(base.model)
     overhead, per_token = memory_terms(observations, weights)
     return CostModel(
         seconds_overhead=float(terms[0]),

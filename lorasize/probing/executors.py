@@ -42,13 +42,16 @@ def run_job(text: str) -> str:
     """The observation of one job, JSON in and out. The model stays loaded for the next job of this process."""
     job = ProbeJob.model_validate_json(text)
     torch.set_num_threads(job.threads)
-    base = _base(job.ref, job.revision, job.device, job.dtype, job.attn)
+    base = _base(job.ref, job.revision, job.device, job.dtype, job.attn, job.quantization, job.device_map)
     return run_probe(base, job.spec, job.sample).model_dump_json()
 
 
 @functools.lru_cache(maxsize=1)
-def _base(ref: str, revision: str | None, device: str, dtype: str, attn: str) -> models.BaseModel:
-    return models.load(ref, revision=revision, device=device, dtype=dtype, attn=attn)
+def _base(
+    ref: str, revision: str | None, device: str, dtype: str, attn: str, quantization: str | None, device_map: str | None
+) -> models.BaseModel:
+    how = {"device": device, "dtype": dtype, "attn": attn, "quantization": quantization, "device_map": device_map}
+    return models.load(ref, revision=revision, **cast(Any, how))
 
 
 def _texts(jobs: Sequence[ProbeJob], threads: int) -> list[str]:

@@ -20,6 +20,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from lorasize import models
 from lorasize.losses.head import alike
 from lorasize.models import adapters
+from lorasize.models.quantization import refuse_merging
 from lorasize.recall.generation_config import clean_generation_config
 from lorasize.records import Decoded, DecodeJob
 
@@ -91,8 +92,11 @@ def _together(job: DecodeJob, max_positions: int) -> Iterator[list[int]]:
 def _served(job: DecodeJob) -> Any:
     """The model that decodes: PEFT's, or the base with the adapter added to its weights in the base's dtype."""
     device = torch.device(job.device)
+    folder = Path(job.base)
+    if job.merged:
+        refuse_merging(models.quantized_as(folder, job.quantization), job.device_map)
     dtype = models.pick_dtype(job.dtype, device)
-    base = models.load_weights(Path(job.base), device, dtype, job.attn_implementation)
+    base = models.load_weights(folder, device, dtype, job.attn_implementation, job.quantization, job.device_map)
     adapted = adapters.load_saved(base, Path(job.adapter))
     base.generation_config = GenerationConfig()  # transformers fills a passed config from this one
     return cast(Any, adapted).merge_and_unload() if job.merged else adapted

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 
 from lorasize.errors import LorasizeError, ModelError
-from lorasize.recall.decoding import decode
 from lorasize.records import Decoded, DecodeJob
 
 
@@ -38,11 +37,15 @@ def decode_afresh(job: DecodeJob) -> Iterator[Decoded]:
 
 def main() -> None:
     """The fresh process: a DecodeJob on standard input, one Decoded a line on standard output."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # some libraries of quantised weights print when they are imported
+    from lorasize.recall.decoding import decode
+
     job = DecodeJob.model_validate_json(sys.stdin.read())
     try:
         for decoded in decode(job):
-            sys.stdout.write(decoded.model_dump_json() + "\n")
-            sys.stdout.flush()
+            answers.write(decoded.model_dump_json() + "\n")
+            answers.flush()
     except LorasizeError as error:
         sys.exit(" ".join(str(error).split()))
 

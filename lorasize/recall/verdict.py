@@ -38,6 +38,8 @@ class DecodeSettings:
         batch_size: Prompts decoded together, padded on the left.
         merged: Whether the adapter is added to the base's weights first, in their dtype.
         attn_implementation: Attention kernel, such as eager or sdpa; auto is the best that the model has here.
+        quantization: What plain weights of the base are quantised to, "nf4" or "int8"; None: as they are.
+        device_map: How to spread the base over devices (`models.placement`); None: all on one.
     """
 
     device: str = "auto"
@@ -45,6 +47,8 @@ class DecodeSettings:
     batch_size: int = 1
     merged: bool = False
     attn_implementation: str = "auto"
+    quantization: str | None = None
+    device_map: str | None = None
 
 
 def decode_and_compare(
@@ -107,6 +111,8 @@ def _job(
         attn_implementation=settings.attn_implementation,
         batch_size=settings.batch_size,
         merged=settings.merged,
+        quantization=models.quantized_as(base, settings.quantization),
+        device_map=settings.device_map,
     )
 
 
@@ -137,6 +143,7 @@ def _report(
         attn_implementation=seen[-1].attn_implementation,
         batch_size=seen[-1].batch_size or job.batch_size,
         merged=job.merged,
+        quantization=job.quantization,
         fresh_process=True,
     )
 

@@ -41,6 +41,8 @@ class ProbeJob(BaseModel):
     spec: ProbeSpec
     sample: tuple[int, ...] = ()
     threads: int = 1
+    quantization: str | None = None
+    device_map: str | None = None
 
 
 class Observation(BaseModel):
@@ -176,7 +178,7 @@ class Calibration(BaseModel):
 
     `grown_from` are digests of what it was before each finished run that joined it: a plan made from one of those is
     not stale. `held_out` are observations that the fit must not see: probes that ended on the same few tokens, which no
-    rank seems to hold.
+    rank seems to hold. `quantization`: of the base's weights, such as "nf4"; None where they are plain.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
@@ -193,3 +195,4 @@ class Calibration(BaseModel):
     held_out: tuple[Observation, ...] = ()
     provenance: dict[str, str]
     grown_from: tuple[str, ...] = ()
+    quantization: str | None = None

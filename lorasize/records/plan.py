@@ -136,6 +136,7 @@ class PlanModel(BaseModel):
     """The base model of a plan. `fingerprint` is the digest of weights, config and tokenizer.
 
     `attn`: the attention kernel asked for; None where it was left open.
+    `quantization`: of the weights in memory, such as "nf4" or "gptq 4-bit"; None where they are plain.
     """
 
     model_config = STRICT
@@ -145,6 +146,7 @@ class PlanModel(BaseModel):
     dtype: str
     n_layers: int
     attn: str | None = None
+    quantization: str | None = None
 
 
 class PlanUpdate(BaseModel):

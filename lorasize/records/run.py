@@ -105,6 +105,8 @@ class DecodeJob(BaseModel):
     attn_implementation: str = "auto"
     batch_size: int = Field(default=1, ge=1)
     merged: bool = False
+    quantization: str | None = None
+    device_map: str | None = None
 
 
 class Decoded(BaseModel):
@@ -142,6 +144,7 @@ class RecallReport(BaseModel):
     other, are teacher-forced, by the model as it is served: its dtype, merged or not. `decoding_gap` is the largest
     |Δ ln p| of a target token, in nats, between that one pass over the passage alone and decoding step by step with a
     cache, in the batch, as long as decoding gives the target. `warnings` name what a server may do otherwise.
+    `quantization`: of the base's weights in memory; None where they are plain.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
@@ -162,6 +165,7 @@ class RecallReport(BaseModel):
     attn_implementation: str
     batch_size: int
     merged: bool = False
+    quantization: str | None = None
     fresh_process: bool
 
 
@@ -177,6 +181,7 @@ class RecallSummary(BaseModel):
     attn_implementation: str
     batch_size: int
     merged: bool = False
+    quantization: str | None = None
     fresh_process: bool
     min_probability: float | None = None
     min_logit_margin: float | None = None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from lorasize.corpus.tokens import EncodedPassage
@@ -15,7 +14,8 @@ from lorasize.losses.frozen_layers import Suffix, suffix_of
 from lorasize.losses.head import AnyHead, OwnLogits, checked_head
 from lorasize.losses.shortlist import Shortlists
 from lorasize.losses.token_losses import TokenLosses, Weigh, loss_and_gradient
-from lorasize.models.adapters import base_of, first_adapted_layer, parameters
+from lorasize.models.adapters import base_of, first_adapted_layer
+from lorasize.models.placement import input_device
 from lorasize.records import BATCH_TOKENS
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def fast_path(adapted: PeftModel, encoded: Sequence[EncodedPassage], batch_token
     """
     base, (suffix, head) = base_of(adapted), way_through(adapted, encoded, batch_tokens)
     held = min(batch_tokens, head.chunk) if suffix.logits else batch_tokens
-    batches = make_batches(base, encoded, suffix.first, held, _device(adapted))
+    batches = make_batches(base, encoded, suffix.first, held, input_device(base))
     return FastPath(suffix, head, batches, Shortlists(head))
 
 
@@ -72,11 +72,8 @@ def way_through(
         ModelError: the model's logits are no numbers.
     """
     base = base_of(adapted)
-    few = layout(encoded, groups(encoded, batch_tokens)[-1], _device(adapted))[0]
+    few = layout(encoded, groups(encoded, batch_tokens)[-1], input_device(base))[0]
     with adapted.disable_adapter():  # a trained one makes more of bfloat16's differences than the check allows
         head = checked_head(base, few)
         return suffix_of(base, first_adapted_layer(adapted), few, logits=isinstance(head, OwnLogits)), head
 
-
-def _device(adapted: PeftModel) -> torch.device:
-    return next(iter(parameters(adapted).values())).device

@@ -127,7 +127,7 @@ def retain(
         bound: Nats per token that the loss may grow by; None for measuring alone.
     """
     base, states, total, n = base_of(adapted), [], 0.0, 0
-    device = next(base.parameters()).device
+    device = corpus.batches[0].ids.device
     with adapted.disable_adapter(), torch.no_grad():
         batches = make_batches(base, encoded, corpus.suffix.first, POSITIONS, device)
         path = FastPath(corpus.suffix, corpus.head, batches, corpus.shortlists)

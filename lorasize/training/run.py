@@ -57,6 +57,7 @@ class ApplyOptions:
         seed: Of the adapter's initial values.
         device: Where to train and decode.
         attn: Attention kernel; `auto` is the plan's, else the best that the model has here.
+        device_map: How to spread the base over devices (`models.placement`); None: all on one.
         retain: File with text that must not suffer; a neutral text that comes with the package when None.
         base_adapter: Adapter folder to start from; None for a fresh adapter, or the one that the plan names.
         max_drift: Nats per token that the loss on it may grow by; None where it is only measured.
@@ -71,6 +72,7 @@ class ApplyOptions:
     seed: int = 0
     device: str = "auto"
     attn: str = "auto"
+    device_map: str | None = None
     retain: Path | None = None
     base_adapter: Path | None = None
     max_drift: float | None = None

@@ -97,6 +97,10 @@ def observation_of(session: Session) -> Observation | None:
     )
 
 
+def _weights(recalled: RecallSummary) -> str:
+    return recalled.dtype if recalled.quantization is None else f"{recalled.dtype}, weights in {recalled.quantization}"
+
+
 def model_card(record: Memorization) -> str:
     """The folder's model card: figures, digests and how to load it, never corpus text."""
     adapter, recalled, model = record.adapter, record.recall, record.plan.model
@@ -117,7 +121,7 @@ tags: [lora, lorasize]
 | rank, modules | {adapter.rank}, {", ".join(adapter.target_modules)} |
 | layers | {", ".join(map(str, adapter.layers_to_transform))} |
 | parameters | {adapter.n_parameters} |
-| decoded with | {recalled.dtype}, {recalled.device}, {recalled.attn_implementation}, batch {recalled.batch_size} |
+| decoded with | {_weights(recalled)}, {recalled.device}, {recalled.attn_implementation}, batch {recalled.batch_size} |
 | corpus sha256 | `{record.plan.corpus.sha256}` |
 | base model fingerprint | `{record.model_fingerprint.digest}` |
 

@@ -21,6 +21,7 @@ from lorasize.corpus.tokens import EncodedPassage, encode_corpus
 from lorasize.errors import CorpusError, InfeasibleCorpusError, ModelError, StalePlanError
 from lorasize.losses.neutral import neutral_text, windows
 from lorasize.models import adapters
+from lorasize.models.quantization import refuse_merging
 from lorasize.recall.margin import next_target_probability
 from lorasize.recall.verdict import DecodeSettings, decode_and_compare
 from lorasize.records import (
@@ -90,7 +91,7 @@ def apply(
     retained = retained_text(options.retain)
     with staged(out, _job(plan, options, retained)) as work:
         checkpoint = read_checkpoint(work.checkpoint)
-        base, encoded = load_inputs(plan, options.device, options.attn)
+        base, encoded = load_inputs(plan, options.device, options.attn, options.device_map)
         if options.retain is not None and not windows(retained, base.tokenizer, base.max_positions - 1, base.n_ids):
             raise CorpusError("holds a single token: too little to measure drift on", file=str(options.retain))
         state = {} if checkpoint is None else checkpoint.state
@@ -219,12 +220,21 @@ def _save_and_decode(session: Session, folder: Path, events: EventLog) -> Recall
 
 
 def _settings(session: Session, *, merged: bool) -> DecodeSettings:
-    """To decode where, in the dtype and with the attention kernel that were trained with."""
-    device, dtype = session.options.device, session.plan.model.dtype
-    return DecodeSettings(device, dtype, merged=merged, attn_implementation=session.base.attn)
+    """As the plan says, on the devices and with the attention kernel that were trained with."""
+    options, model = session.options, session.plan.model
+    return DecodeSettings(
+        options.device,
+        model.dtype,
+        merged=merged,
+        attn_implementation=session.base.attn,
+        quantization=model.quantization,
+        device_map=options.device_map,
+    )
 
 
-def load_inputs(plan: Plan, device: str, attn: str = "auto") -> tuple[models.BaseModel, list[EncodedPassage]]:
+def load_inputs(
+    plan: Plan, device: str, attn: str = "auto", device_map: str | None = None
+) -> tuple[models.BaseModel, list[EncodedPassage]]:
     """The plan's model and corpus.
 
     Raises:
@@ -241,9 +251,11 @@ def load_inputs(plan: Plan, device: str, attn: str = "auto") -> tuple[models.Bas
         what = f"{', '.join(changed)} changed since the plan was made" if changed else "the plan's own digests disagree"
         message = f"{what}: plan again"
         raise StalePlanError(message, changed=["corpus_sha256"])
+    if plan.serving is not None and plan.serving.serve == "merged":
+        refuse_merging(plan.model.quantization, device_map)
     attn = plan.model.attn or "auto" if attn == "auto" else attn
     folder = models.open(plan.model.ref, plan.model.revision)
-    base = folder.load(device, plan.model.dtype, attn)
+    base = folder.load(device, plan.model.dtype, attn, plan.model.quantization, device_map)
     if base.fingerprint.digest != plan.inputs.model_fingerprint:
         message = f"{plan.model.ref} changed since the plan was made: plan again"
         raise StalePlanError(message, changed=["model_fingerprint"])

@@ -12,6 +12,7 @@ import importlib.metadata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 from lorasize import __version__, models
 from lorasize.artifacts.calibrations import calibration_path, write_calibration
@@ -39,6 +40,8 @@ def calibrate(
     device: str = "auto",
     dtype: str = "auto",
     attn: str = "auto",
+    quantization: str | None = None,
+    device_map: str | None = None,
     preset: PresetName = "quick",
     corpus: Sequence[Path] = (),
     seed: int = 0,
@@ -57,6 +60,8 @@ def calibrate(
         device: Where to probe.
         dtype: Of the base model.
         attn: Attention kernel; `auto` is the best that the model has here.
+        quantization: What plain weights are quantised to, "nf4" or "int8"; as they are when None.
+        device_map: How to spread the model over devices (`models.placement`); all on one when None.
         preset: How many sites and repeats are probed.
         corpus: Text of the user's own kind, to be probed as well.
         seed: Of targets and adapters.
@@ -71,15 +76,18 @@ def calibrate(
         CalibrationError: the folder cannot be written.
     """
     target = models.pick_device(device)
-    path = calibration_path(ref, target.type, models.dtype_name(models.pick_dtype(dtype, target)), folder)
+    kind = models.dtype_name(models.pick_dtype(dtype, target))
+    path = calibration_path(ref, target.type, kind, folder, quantization)
     with locked(path.with_name(f".{path.name}.lock"), str(path)):
-        base = models.load(ref, revision=revision, device=device, dtype=dtype, attn=attn)
+        how = {"device": device, "dtype": dtype, "attn": attn, "quantization": quantization, "device_map": device_map}
+        base = models.load(ref, revision=revision, **cast(Any, how))
         sample = _sample(base, corpus)
-        key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": models.device_name(base.device)}
+        key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": base.place}
         key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
         key |= {} if attn == "auto" else {"attn": attn}
+        key |= {} if base.quantization is None else {"quantization": base.quantization}
         journal = Journal(path.with_suffix(".journal.jsonl"), key)
-        where = {"ref": ref, "revision": revision, "device": device, "dtype": dtype, "attn": attn}
+        where = {"ref": ref, "revision": revision, **how}
         search = Search(base, journal, PRESETS[preset], seed, time_limit, sample, notify, where, execute)
         search.all_probes()
         timed = search.timed_alone() if execute is not None and search.observations else None
@@ -133,7 +141,7 @@ def fit(
     return Calibration(
         model=models.record_of(base, ref),
         recipe=RECIPE,
-        device=models.device_name(base.device),
+        device=base.place,
         dtype=models.dtype_name(base.dtype),
         law=fitted.law,
         sites=fitted.sites,
@@ -142,6 +150,7 @@ def fit(
         observations=kept,
         held_out=tuple(o for o in observations if o not in kept),
         provenance=provenance,
+        quantization=base.quantization,
     )
 
 

@@ -6,7 +6,7 @@ that no rank can recall is found from its token ids alone, before any weights ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from lorasize.losses.base import base_losses, slower
 from lorasize.losses.batches import sequence_length
 from lorasize.losses.demand import demand
 from lorasize.losses.reach import hardship
-from lorasize.models import adapters
+from lorasize.models import adapters, placement
+from lorasize.models.quantization import refuse_merging
 from lorasize.planning import Limits, Wishes, Workload, infeasible_plan, make_plan, prior_calibration
 from lorasize.records import (
     RECIPE,
@@ -32,6 +33,7 @@ from lorasize.records import (
     CorpusFile,
     CorpusSummary,
     Feasibility,
+    Finding,
     Level,
     Minimize,
     ModelFingerprint,
@@ -123,9 +125,13 @@ def plan(
     device: str = "auto",
     dtype: str = "auto",
     attn: str = "auto",
+    quantization: str | None = None,
+    device_map: str | None = None,
     options: PlanOptions | None = None,
 ) -> Sized:
     """The recommendation for these corpus files.
+
+    `device`, `dtype`, `quantization` and `device_map` say how the model is loaded, as for `models.load`.
 
     Raises:
         CorpusError: a file cannot be read or tokenised without loss, or holds a secret where that is an error.
@@ -136,66 +142,100 @@ def plan(
     passages, files = read_corpus(corpus, options.reading)
     findings, notes = secrets.scan(passages, options.secrets)
     folder = models.open(ref, revision)
-    fingerprint = folder.fingerprint
     where = models.pick_device(device)
-    kind = models.dtype_name(models.pick_dtype(dtype, where))
     encoded = tuple(encode_corpus(passages, folder.tokenizer, options.reading, folder.max_positions, folder.n_ids))
     around = told_of(folder.tokenizer) if any(not one.passage.messages for one in encoded) else Told()
     notes = (*notes, *around.warnings)
-    summary = _summary(encoded, files, options.reading)
-    kernel = None if attn == "auto" else attn
-    known = {"fingerprint": fingerprint.digest, "dtype": kind}
-    model = PlanModel(ref=ref, revision=revision, n_layers=folder.n_layers, attn=kernel, **known)
-    told: dict[str, object] = {"warnings": notes, "secrets": findings}
+    weights = folder.quantized_as(quantization)
+    if options.serve == "merged":
+        refuse_merging(weights, device_map)
+    model = _model(folder, revision, models.dtype_name(models.pick_dtype(dtype, where)), attn, weights)
+    known = _Known(model, folder.fingerprint, _summary(encoded, files, options.reading), encoded, findings)
     lint = feasibility(encoded)
     if not lint.feasible:
-        return _infeasible(model, summary, lint, fingerprint, encoded, told)
-    calibration, own = _calibration(fingerprint, ref, where.type, kind, options.calibration)
-    base = folder.load(device, dtype, attn)
+        return known.infeasible(lint, notes)
+    calibration, own = _calibration(folder.fingerprint, model, where.type, options.calibration)
+    base = folder.load(device, dtype, attn, quantization, device_map)
     hard = hardship(base, (token for passage in encoded for token in passage.target_ids))
     lint = unreachable(encoded, hard.impossible, folder.decode)
     if not lint.feasible:
-        return _infeasible(model, summary, lint, fingerprint, encoded, told)
+        return known.infeasible(lint, notes)
     if hard.narrow:
         notes = (*notes, narrow_note(encoded, hard.narrow, folder.decode))
     if not own:
         calibration = _moved_over(calibration, base, ref)
-        passed_over = near_misses(fingerprint, ref, where.type, kind, RECIPE)
+        passed_over = near_misses(folder.fingerprint, ref, where.type, model.dtype, RECIPE, quantization=weights)
         notes = (*notes, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
     losses = base_losses(base, encoded)
-    same_device = calibration.device == models.device_name(where)
-    old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, fingerprint, ref)
-    made = make_plan(
-        calibration=calibration,
-        model=model,
-        corpus=summary,
-        demand=demand(encoded, losses),
-        inputs=_inputs(summary, fingerprint, digest(calibration), prior=not own, same_device=same_device),
-        work=_workload(base, encoded),
-        wishes=options.wishes,
-        at=None if old is None else old.spec,
-    )
-    update = None if old is None else _update(old, base, encoded)
+    made = _made(known, calibration, base, losses, options, own=own)
     if made.adapter is not None:
         ids = (*encoded[0].prompt_ids, *encoded[0].target_ids)
         notes = (*slower(base, min(made.adapter.layers_to_transform), ids), *notes)
     serving = made.serving and made.serving.model_copy(update={"notes": (*made.serving.notes, *around.notes)})
-    told |= {"warnings": (*made.warnings, *notes), "update": update, "serving": serving}
+    told = {"warnings": (*made.warnings, *notes, *_spread(base)), "secrets": findings, "serving": serving}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
 
 
-def _infeasible(
-    model: PlanModel,
-    summary: CorpusSummary,
-    lint: Feasibility,
-    fingerprint: ModelFingerprint,
-    encoded: tuple[EncodedPassage, ...],
-    told: Mapping[str, object],
-) -> Sized:
-    """The plan for a corpus that no rank can hold."""
-    inputs = _inputs(summary, fingerprint, calibration_sha256="")
-    made = infeasible_plan(model=model, corpus=summary, feasibility=lint, inputs=inputs)
-    return Sized(made.model_copy(update=told), encoded)
+@dataclass(frozen=True)
+class _Known:
+    """What is known before any weights are loaded."""
+
+    model: PlanModel
+    fingerprint: ModelFingerprint
+    summary: CorpusSummary
+    encoded: tuple[EncodedPassage, ...]
+    findings: tuple[Finding, ...]
+
+    def infeasible(self, lint: Feasibility, notes: tuple[str, ...]) -> Sized:
+        """The plan for a corpus that no rank can hold."""
+        inputs = _inputs(self.summary, self.fingerprint, calibration_sha256="")
+        made = infeasible_plan(model=self.model, corpus=self.summary, feasibility=lint, inputs=inputs)
+        return Sized(made.model_copy(update={"warnings": notes, "secrets": self.findings}), self.encoded)
+
+
+def _model(
+    folder: models.ModelFolder, revision: str | None, dtype: str, attn: str, quantization: str | None
+) -> PlanModel:
+    return PlanModel(
+        ref=folder.ref,
+        revision=revision,
+        fingerprint=folder.fingerprint.digest,
+        dtype=dtype,
+        n_layers=folder.n_layers,
+        attn=None if attn == "auto" else attn,
+        quantization=quantization,
+    )
+
+
+def _made(
+    known: _Known,
+    calibration: Calibration,
+    base: models.BaseModel,
+    losses: Sequence[Tensor],
+    options: PlanOptions,
+    *,
+    own: bool,
+) -> Plan:
+    """The plan by the calibration, which is the model's `own` or one moved over to it."""
+    old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, known.fingerprint, base.ref)
+    same_device = calibration.device == base.place
+    made = make_plan(
+        calibration=calibration,
+        model=known.model,
+        corpus=known.summary,
+        demand=demand(known.encoded, losses),
+        inputs=_inputs(known.summary, known.fingerprint, digest(calibration), prior=not own, same_device=same_device),
+        work=_workload(base, known.encoded),
+        wishes=options.wishes,
+        at=None if old is None else old.spec,
+    )
+    return made.model_copy(update={"update": None if old is None else _update(old, base, known.encoded)})
+
+
+def _spread(base: models.BaseModel) -> list[str]:
+    """Where the weights of a model on several devices are."""
+    spread = placement.told(base.model)
+    return [f"The model is spread: {spread}. What is put aside is read again in every step."] if spread else []
 
 
 def _update(old: BaseAdapter, base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> PlanUpdate:
@@ -218,11 +258,12 @@ def _summary(encoded: Sequence[EncodedPassage], files: tuple[CorpusFile, ...], r
 
 
 def _calibration(
-    fingerprint: ModelFingerprint, ref: str, device_type: str, dtype: str, explicit: Path | None
+    fingerprint: ModelFingerprint, model: PlanModel, device_type: str, explicit: Path | None
 ) -> tuple[Calibration, bool]:
     """The calibration of this model, device and dtype, and True; else one to move over, and False."""
+    wanted = (fingerprint, model.ref, device_type, model.dtype, RECIPE, explicit)
     try:
-        return find_calibration(fingerprint, ref, device_type, dtype, RECIPE, explicit)[0], True
+        return find_calibration(*wanted, quantization=model.quantization)[0], True
     except CalibrationError:
         other = None if explicit is not None else nearest_calibration(fingerprint, RECIPE)
         if other is None:
@@ -232,15 +273,16 @@ def _calibration(
 
 def _moved_over(source: Calibration, base: models.BaseModel, ref: str) -> Calibration:
     shapes = models.linear_shapes(base.model)
-    return prior_calibration(
+    moved = prior_calibration(
         source,
         models.record_of(base, ref),
         {name: shape.in_layers for name, shape in shapes.items()},
         models.widening_module(shapes),
-        device=models.device_name(base.device),
+        device=base.place,
         dtype=models.dtype_name(base.dtype),
-        weight_bytes=sum(p.numel() * p.element_size() for p in base.model.parameters()),
+        weight_bytes=placement.resident_bytes(base.model),
     )
+    return moved.model_copy(update={"quantization": base.quantization})
 
 
 def _inputs(

@@ -27,6 +27,8 @@ def verify(
     batch_size: int = 1,
     merged: bool = False,
     attn_implementation: str = "auto",
+    quantize: str = "auto",
+    device_map: str | None = None,
     notify: Notify = lambda done, total: None,
 ) -> RecallReport:
     """Whether the adapter on disk recalls its passages, decided in a fresh process.
@@ -41,6 +43,8 @@ def verify(
         batch_size: Prompts decoded together, padded on the left.
         merged: Whether the adapter is added to the base's weights, in their dtype, before.
         attn_implementation: Attention kernel, such as eager or sdpa; auto is the best that the model has here.
+        quantize: What plain weights of the base are quantised to: nf4, int8 or none; `auto` as it was proven.
+        device_map: How to spread the base over devices (`models.placement`); all on one when None.
         notify: Told (passages done, passages).
 
     Raises:
@@ -55,7 +59,8 @@ def verify(
     base = models.resolve(ref, revision) if ref else models.recorded_base(folder, record, revision)
     check_base(record.model_fingerprint, models.fingerprint(base), ref or record.plan.model.ref)
     targets = _matched(addresses, encoded) if encoded is not None else None
-    settings = DecodeSettings(device, dtype, batch_size, merged, attn_implementation)
+    weights = record.recall.quantization if quantize == "auto" else None if quantize == "none" else quantize
+    settings = DecodeSettings(device, dtype, batch_size, merged, attn_implementation, weights, device_map)
     report = decode_and_compare(
         folder, base, addresses, targets, settings, threshold=record.threshold, notify=notify
     )

@@ -43,6 +43,7 @@ DOORS = {
     "joblib": {"probing"},
     "ray": {"probing"},
     "kingfisher_sdk": {"corpus"},
+    "accelerate": {"models"},
     "peft": {"models"},
     "transformers": {"models", "corpus", "recall"},
     "torch": {"models", "losses", "recall", "training", "probing", "verbs", "cli"},  # cli: in functions only, see below

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lorasize.corpus.tokens import encode_corpus
 from lorasize.models import adapters
 from lorasize.recall import decoding, verdict
 from lorasize.recall.margin import next_target_probability
+from lorasize.recall.process import decode_afresh
 from lorasize.records import Decoded, DecodeJob, Memorization, Reading, Site
 from lorasize.report.facts.recall import smallest
 
@@ -246,3 +248,23 @@ def test_passages_that_fit_alone_are_decoded_in_batches(served: tuple[Path, Path
     how = {"prompts": (long, short), "n_tokens": (20, 200)}
     alone, both = (list(decoding.decode(job(served, batch_size=n, **how))) for n in (1, 2))
     assert [one.ids for one in both] == [one.ids for one in alone]
+
+
+PRINTS = """
+import sys
+
+class Talkative:
+    def find_spec(name, path=None, target=None):
+        if name == "peft":
+            print("a banner", flush=True)
+
+sys.meta_path.insert(0, Talkative)
+"""
+
+
+@pytest.mark.slow
+def test_a_library_that_prints(served: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What libraries print as they are imported does not get between the records of the fresh process."""
+    (tmp_path / "sitecustomize.py").write_text(PRINTS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert [one.ids for one in decode_afresh(job(served))] == [one.ids for one in decoding.decode(job(served))]

@@ -27,7 +27,7 @@ Example:
 """
 )
 @click.argument("plan_file", metavar="[PLAN]", type=options.any_path, default=PLAN_FILE)
-@options.all_of(options.same_model, options.revision, options.device)
+@options.all_of(options.same_model, options.revision, options.device, options.device_map)
 @options.attention("the plan's, else the best that the model has here")
 @options.seed
 @click.option(
@@ -104,7 +104,7 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
     if chosen["retain"] is not None and chosen["max_drift"] is None:
         chosen["max_drift"] = _MAX_DRIFT
     names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device", "attn", "retain")
-    how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")})
+    how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter", "device_map")})
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.expect(plan.prediction)
         progress.doing("loading the model")

@@ -22,7 +22,8 @@ Example:
 """
 )
 @click.argument("base_model", metavar="[MODEL]", required=False)
-@options.all_of(options.model, options.revision, options.device, options.dtype, options.attn, options.seed)
+@options.all_of(options.model, options.revision, options.device, options.dtype, options.attn)
+@options.all_of(options.quantize, options.device_map, options.seed)
 @click.option(
     "--preset", type=click.Choice(options.PRESETS), default="quick", show_default=True, help="How much is probed."
 )
@@ -57,7 +58,8 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
         progress.doing("loading the model")
         calibration, path = verb.calibrate(
             invocation.model or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
-            dtype=chosen["dtype"], attn=chosen["attn"], preset=chosen["preset"], corpus=chosen["corpus"],
+            dtype=chosen["dtype"], attn=chosen["attn"], quantization=options.quantization(chosen),
+            device_map=chosen["device_map"], preset=chosen["preset"], corpus=chosen["corpus"],
             seed=chosen["seed"], time_limit=chosen["time_limit"], folder=folder,
             execute=executor(chosen["executor"], chosen["workers"]), notify=progress.probe,
         )  # fmt: skip

@@ -27,6 +27,7 @@ Example:
 )
 @click.argument("corpus", nargs=-1, required=True, type=options.any_path)
 @options.all_of(options.model, options.revision, options.device, options.dtype, options.attn)
+@options.all_of(options.quantize, options.device_map)
 @click.option("--calibration", type=options.existing_file, help="Calibration file, instead of the nearest that fits.")
 @click.option(
     "--confidence", type=options.PROBABILITY, default=0.9, show_default=True, help="Wanted success probability."
@@ -82,7 +83,8 @@ def plan(invocation: Invocation, /, corpus: tuple[Path, ...], **chosen: Any) -> 
         progress.doing("measuring what the corpus asks of the model")
         sized = verb.plan(
             corpus, ref=chosen["model"] or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
-            dtype=chosen["dtype"], attn=chosen["attn"], options=_plan_options(chosen),
+            dtype=chosen["dtype"], attn=chosen["attn"], quantization=options.quantization(chosen),
+            device_map=chosen["device_map"], options=_plan_options(chosen),
         )  # fmt: skip
         new = sized.plan
         if old is not None:

@@ -26,7 +26,8 @@ Example:
 )
 @click.argument("adapter", type=options.existing_folder)
 @click.argument("corpus", nargs=-1, type=options.any_path)
-@options.all_of(options.model, options.revision, options.device, options.dtype, options.decoding, options.output)
+@options.all_of(options.model, options.revision, options.device, options.dtype)
+@options.all_of(options.quantize_as_proven, options.device_map, options.decoding, options.output)
 @click.pass_obj
 def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], **chosen: Any) -> int:
     """Check in a fresh process that ADAPTER, as it lies on disk, recalls its passages.
@@ -53,6 +54,7 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
             dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"],
             merged=record.recall.merged if chosen["merged"] is None else chosen["merged"],
             attn_implementation=_attn(chosen["attn"], record), notify=progress.decoded,
+            quantize=chosen["quantize_as"], device_map=chosen["device_map"],
         )  # fmt: skip
     emit(report, targets)
     return verdict(report)

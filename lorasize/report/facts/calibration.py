@@ -31,7 +31,8 @@ def calibration_facts(calibration: Calibration) -> Iterator[Fact]:
     """Names and what was fitted, from the model to its memory."""
     law, transition, cost = calibration.law, calibration.transition, calibration.cost
     yield "model", f"{calibration.model.architecture} · {count(calibration.model.n_layers, 'layer')}"
-    yield "device", f"{calibration.device} · {calibration.dtype}"
+    weights = "" if calibration.quantization is None else f" · {calibration.quantization} weights"
+    yield "device", f"{calibration.device} · {calibration.dtype}{weights}"
     yield "law", (
         f"reduction = {law.coefficient:.3g} · N^{law.parameter_exponent:.3f} · tokens^-{law.length_exponent:.3f} "
         f"{'-' if law.offset < 0 else '+'} {abs(law.offset):.3g} nats per token"

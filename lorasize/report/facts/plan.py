@@ -52,7 +52,8 @@ def plan_facts(plan: Plan) -> Iterator[Fact]:
     """Names and what there is to say, from the adapter to its serving."""
     if plan.adapter is not None:
         yield "adapter", adapter_line(plan.adapter)
-    yield "model", f"{plan.model.ref} · {plan.model.dtype} · {count(plan.model.n_layers, 'layer')}"
+    weights = "" if plan.model.quantization is None else f" · {plan.model.quantization} weights"
+    yield "model", f"{plan.model.ref} · {plan.model.dtype}{weights} · {count(plan.model.n_layers, 'layer')}"
     corpus = f"{count(plan.corpus.n_tokens, 'target token')} in {count(plan.corpus.n_passages, 'passage')}"
     if plan.demand is not None:
         corpus += f" · base loss {plan.demand.base_loss:.2f} nats per token · {plan.demand.bits:,.0f} bits to write"

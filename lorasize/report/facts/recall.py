@@ -64,7 +64,8 @@ def decoding_line(report: RecallReport | RecallSummary) -> str:
     """How it was decoded, in a line."""
     process = "a fresh process" if report.fresh_process else "the training process"
     merged = "merged" if report.merged else ""
-    how = (report.dtype, report.device, report.attn_implementation, f"batch {report.batch_size}", merged)
+    weights = f"{report.quantization} weights" if report.quantization is not None else ""
+    how = (report.dtype, weights, report.device, report.attn_implementation, f"batch {report.batch_size}", merged)
     return f"decoded greedily in {process}: {', '.join(part for part in how if part)}"
 
 
