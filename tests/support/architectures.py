@@ -145,7 +145,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": {},
     "vaultgemma": {"query_pre_attn_scalar": 16},
     "xglm": {"ffn_dim": 96, "attention_heads": 4},
-    "xlstm": {"num_heads": 4},
+    "xlstm": {"num_heads": 4, "hidden_size": 128},  # its cache alone rounds the width of keys up to 64
     "youtu": LATENT,
     "zamba2": MAMBA2 | {
         "layers_block_type": ["mamba", "hybrid"] * 2, "mamba_ngroups": 1, "mamba_headdim": 16, "num_mem_blocks": 1,
