@@ -36,6 +36,8 @@ def save_multimodal(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path)
     from transformers import AutoModelForImageTextToText
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    from lorasize.models import decoder_layers
+
     text, vision = MULTIMODAL[name]
     known = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
     image = {"image_token_id": len(tokenizer) - 1, "image_token_index": len(tokenizer) - 1}
@@ -45,6 +47,9 @@ def save_multimodal(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(config)
+        for module in decoder_layers(model).modules():
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.normal_(module.weight, std=0.1)
         torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.5)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
