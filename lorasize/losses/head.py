@@ -132,12 +132,17 @@ def checked_head(model: Any, ids: Tensor) -> AnyHead:
     `OwnLogits` where it does not: the model has no linear head, or does more to its logits than is known here.
 
     Raises:
-        ModelError: its logits are no numbers.
+        ModelError: its logits are no numbers, or those of a token depend on later ones.
     """
     few = ids[:1, :LOOK]
     own = model(input_ids=few, use_cache=False).logits[0]
     if not bool(own.isfinite().all()):
         raise ModelError(f"{type(model).__name__}: its logits are no numbers: its weights or its config are damaged")
+    if _looks_ahead(model, few, own):
+        raise ModelError(
+            f"{type(model).__name__} looks ahead: what it says of a token depends on later ones, so it cannot write "
+            "text token by token. Use a causal language model"
+        )
     try:
         head = head_of(model)
         hidden = decoder(model)(input_ids=few, use_cache=False).last_hidden_state[0]
@@ -145,6 +150,15 @@ def checked_head(model: Any, ids: Tensor) -> AnyHead:
     except Exception:  # whatever its parts do when they are taken apart, the whole has just given logits
         return OwnLogits(own.shape[-1])
     return head if alike(found, own) else OwnLogits(own.shape[-1])
+
+
+def _looks_ahead(model: Any, ids: Tensor, logits: Tensor) -> bool:
+    """Whether another last token changes the logits at most positions before it."""
+    others = ids.clone()
+    others[0, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else (ids[0, -1] + 1) % logits.shape[-1]
+    found = model(input_ids=others, use_cache=False).logits[0]
+    n_changed = sum(not alike(now, before) for now, before in zip(found[:-1], logits[:-1], strict=True))
+    return n_changed > len(logits) // 2
 
 
 def alike(found: Tensor, wanted: Tensor) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lorasize.corpus.tokens import EncodedPassage
+from lorasize.errors import ModelError
 from lorasize.losses.batches import Batch, groups, layout, make_batches
 from lorasize.losses.frozen_layers import Suffix, suffix_of
 from lorasize.losses.head import AnyHead, OwnLogits, checked_head
@@ -32,8 +33,18 @@ class FastPath:
     shortlists: Shortlists
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Final hidden states that predict the target tokens, shape (token, width); the suffix must be entered."""
-        return self.suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
+        """Final hidden states that predict the target tokens, shape (token, width); the suffix must be entered.
+
+        Raises:
+            ModelError: the model gives no gradient, as some that read long texts in pieces do not.
+        """
+        hidden = self.suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
+        if torch.is_grad_enabled() and not hidden.requires_grad:
+            raise ModelError(
+                f"{self.suffix.name} gives no gradient for a passage of {batch.ids.shape[1]} positions, so an adapter "
+                "cannot be trained on it: split it into shorter ones"
+            )
+        return hidden
 
     def loss_and_gradient(
         self, batch: Batch, hidden: Tensor, weigh: Weigh, step: int | None

@@ -178,6 +178,21 @@ def test_the_head_says_what_the_model_says(
     assert torch.allclose(token_losses(head, hidden, ids[0, 1:]).loss, expected, atol=1e-5)
 
 
+def test_a_model_that_looks_ahead_is_refused(torch: Any) -> None:
+    import transformers
+
+    changes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    ids, kind = torch.arange(2, 22)[None], transformers.BertLMHeadModel
+    for is_decoder in (True, False):
+        model = kind(transformers.BertConfig(**changes, intermediate_size=48, is_decoder=is_decoder)).eval()
+        torch.nn.init.normal_(model.bert.encoder.layer[0].attention.self.value.weight)
+        if is_decoder:
+            assert checked_head(model, ids)
+        else:
+            with pytest.raises(ModelError, match="BertLMHeadModel looks ahead"):
+                checked_head(model, ids)
+
+
 def test_a_model_without_a_head_is_refused() -> None:
     class Headless:
         def get_output_embeddings(self) -> None:
