@@ -6,13 +6,14 @@ after. What is put aside: in memory ("cpu") when another device computes, on dis
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import tempfile
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def prepare(model: Any, arguments: Mapping[str, Any]) -> None:
     memory until then, so layers with weights put aside are run again there, reading them again: the same arithmetic.
     """
     if (folder := arguments.get("offload_folder")) is not None:
+        with contextlib.suppress(OSError):  # it holds converted weights, or was never made
+            os.rmdir(folder)
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     if not is_spread(model):
         return
@@ -145,7 +148,7 @@ def linear_of(layer: Any, model: Any) -> tuple[Tensor, Tensor | None] | None:
         return weight.to(device), None if bias is None else bias.detach().to(device)
 
 
-@contextmanager
+@contextlib.contextmanager
 def stand_ins(model: nn.Module) -> Iterator[None]:
     """Give weights that are put aside a place while this is open: an adapter is made where its layer's weight is.
 

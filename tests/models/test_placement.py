@@ -142,15 +142,13 @@ def test_all_fits(able_llama: Path) -> None:
 
 
 def test_nothing_is_left(able_llama: Path) -> None:
-    """What the loading may write for converted weights goes with the model; the model's folder is as it was."""
+    """Weights are read from the model's own folder, which is as it was; nothing is written elsewhere."""
     before = sorted(path.name for path in able_llama.iterdir())
+    left = set(Path(tempfile.gettempdir()).glob("lorasize-offload-*"))
     base = models.load(str(able_llama), device="cpu", device_map=MAP)
+    assert on_disk(base)
     assert sorted(path.name for path in able_llama.iterdir()) == before
-    del base
-    import gc
-
-    gc.collect()
-    assert not list(Path(tempfile.gettempdir()).glob("lorasize-offload-*/*"))
+    assert set(Path(tempfile.gettempdir()).glob("lorasize-offload-*")) <= left
 
 
 @pytest.mark.parametrize("text", ["balanced", "auto,gpu=3GB", "auto,cpu=much", "auto,cpu", '{"": "cpu"}'])
