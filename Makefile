@@ -77,8 +77,9 @@ lock: $(INSTALLED)
 	mv $(VENV)/tokenizers.lock $(TOKENIZERS)
 
 # Each script prints one group of the figures in README and docs; together they take hours. TRL is a peer that one times.
-# calibrations_agree.py and same_as.py compare two things that somebody names, and are called by hand.
-BENCHMARKS := $(filter-out benchmarks/calibrations_agree.py benchmarks/same_as.py,$(wildcard benchmarks/*.py))
+# calibrations_agree.py, same_as.py and shortlist.py need something that somebody names, and are called by hand.
+NAMED := calibrations_agree same_as shortlist
+BENCHMARKS := $(filter-out $(NAMED:%=benchmarks/%.py),$(wildcard benchmarks/*.py))
 bench: $(INSTALLED)
 	$(PIP) -c constraints.txt trl
 	set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python "$$script"; done

@@ -58,7 +58,7 @@ def lift(base: BaseModel, reach: Reach, token: int, steps: int) -> None:
     loss, length = float(trainer.known.losses[0]), float(hidden.norm())
     print(
         f"{token} {base.tokenizer.decode([token])!r}: bound {float(reach.log_odds([token])):.1f}, "
-        f"loss {loss:.2f} after {last.step} steps, hidden state {length:.0f} ({length / reach.longest:.1f} × the longest)"
+        f"loss {loss:.2f} after {last.step} steps, hidden state {length:.0f}, {length / reach.longest:.1f} of longest"
     )
 
 
