@@ -43,6 +43,19 @@ _TIMES_PREDICTED = 3
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How to load the base, beside what the plan says of it.
+
+    Attributes:
+        attn: Attention kernel; `auto` is the plan's, else the best that the model has here.
+        device_map: How to spread it over devices (`models.placement`); None: all on one.
+    """
+
+    attn: str = "auto"
+    device_map: str | None = None
+
+
+@dataclass(frozen=True)
 class ApplyOptions:
     """How to apply a plan.
 
@@ -56,8 +69,7 @@ class ApplyOptions:
         escalate: Grow the adapter when training stalls.
         seed: Of the adapter's initial values.
         device: Where to train and decode.
-        attn: Attention kernel; `auto` is the plan's, else the best that the model has here.
-        device_map: How to spread the base over devices (`models.placement`); None: all on one.
+        loading: How to load the base, beside what the plan says of it.
         retain: File with text that must not suffer; a neutral text that comes with the package when None.
         base_adapter: Adapter folder to start from; None for a fresh adapter, or the one that the plan names.
         max_drift: Nats per token that the loss on it may grow by; None where it is only measured.
@@ -71,8 +83,7 @@ class ApplyOptions:
     escalate: bool = True
     seed: int = 0
     device: str = "auto"
-    attn: str = "auto"
-    device_map: str | None = None
+    loading: Loading = Loading()
     retain: Path | None = None
     base_adapter: Path | None = None
     max_drift: float | None = None

@@ -37,7 +37,7 @@ from lorasize.records import (
     to_json,
 )
 from lorasize.training import read_checkpoint, write_checkpoint
-from lorasize.training.run import ApplyOptions, Session
+from lorasize.training.run import ApplyOptions, Loading, Session
 from lorasize.verbs.applied import model_card, observation_of, record_of_run
 from lorasize.verbs.update import BaseAdapter, compare, read_base_adapter, require_room
 
@@ -91,7 +91,7 @@ def apply(
     retained = retained_text(options.retain)
     with staged(out, _job(plan, options, retained)) as work:
         checkpoint = read_checkpoint(work.checkpoint)
-        base, encoded = load_inputs(plan, options.device, options.attn, options.device_map)
+        base, encoded = load_inputs(plan, options.device, options.loading)
         if options.retain is not None and not windows(retained, base.tokenizer, base.max_positions - 1, base.n_ids):
             raise CorpusError("holds a single token: too little to measure drift on", file=str(options.retain))
         state = {} if checkpoint is None else checkpoint.state
@@ -183,7 +183,7 @@ def _job(plan: Plan, options: ApplyOptions, retained: str) -> str:
     """What a checkpoint belongs to. Limits are no part of it: a run may continue with others."""
     how = (options.method, options.threshold, options.margin, options.escalate, options.seed, options.device)
     text = hashlib.sha256(retained.encode()).hexdigest()
-    attn = "" if options.attn == "auto" else f" {options.attn}"
+    attn = "" if options.loading.attn == "auto" else f" {options.loading.attn}"
     return f"{digest(plan)} {how} {options.max_drift} {text} {options.base_adapter}{attn}"
 
 
@@ -228,12 +228,12 @@ def _settings(session: Session, *, merged: bool) -> DecodeSettings:
         merged=merged,
         attn_implementation=session.base.attn,
         quantization=model.quantization,
-        device_map=options.device_map,
+        device_map=options.loading.device_map,
     )
 
 
 def load_inputs(
-    plan: Plan, device: str, attn: str = "auto", device_map: str | None = None
+    plan: Plan, device: str, how: Loading | None = None
 ) -> tuple[models.BaseModel, list[EncodedPassage]]:
     """The plan's model and corpus.
 
@@ -251,11 +251,12 @@ def load_inputs(
         what = f"{', '.join(changed)} changed since the plan was made" if changed else "the plan's own digests disagree"
         message = f"{what}: plan again"
         raise StalePlanError(message, changed=["corpus_sha256"])
+    how = how or Loading()
     if plan.serving is not None and plan.serving.serve == "merged":
-        refuse_merging(plan.model.quantization, device_map)
-    attn = plan.model.attn or "auto" if attn == "auto" else attn
+        refuse_merging(plan.model.quantization, how.device_map)
+    attn = plan.model.attn or "auto" if how.attn == "auto" else how.attn
     folder = models.open(plan.model.ref, plan.model.revision)
-    base = folder.load(device, plan.model.dtype, attn, plan.model.quantization, device_map)
+    base = folder.load(device, plan.model.dtype, attn, plan.model.quantization, how.device_map)
     if base.fingerprint.digest != plan.inputs.model_fingerprint:
         message = f"{plan.model.ref} changed since the plan was made: plan again"
         raise StalePlanError(message, changed=["model_fingerprint"])

@@ -82,11 +82,7 @@ def calibrate(
         how = {"device": device, "dtype": dtype, "attn": attn, "quantization": quantization, "device_map": device_map}
         base = models.load(ref, revision=revision, **cast(Any, how))
         sample = _sample(base, corpus)
-        key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": base.place}
-        key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
-        key |= {} if attn == "auto" else {"attn": attn}
-        key |= {} if base.quantization is None else {"quantization": base.quantization}
-        journal = Journal(path.with_suffix(".journal.jsonl"), key)
+        journal = Journal(path.with_suffix(".journal.jsonl"), _key(base, attn, sample))
         where = {"ref": ref, "revision": revision, **how}
         search = Search(base, journal, PRESETS[preset], seed, time_limit, sample, notify, where, execute)
         search.all_probes()
@@ -97,6 +93,14 @@ def calibrate(
         write_calibration(calibration, path)
         journal.remove()
     return calibration, path
+
+
+def _key(base: models.BaseModel, attn: str, sample: Sequence[int]) -> dict[str, str]:
+    """What observations of a journal must share."""
+    key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": base.place}
+    key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
+    key |= {} if attn == "auto" else {"attn": attn}
+    return key | ({} if base.quantization is None else {"quantization": base.quantization})
 
 
 def _about(base: models.BaseModel, attn: str, preset: PresetName) -> dict[str, str]:

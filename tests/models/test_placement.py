@@ -14,7 +14,7 @@ from lorasize import models
 from lorasize.errors import ModelError
 from lorasize.models import adapters, placement
 from lorasize.records import Calibration, Outcome, Site
-from lorasize.training.run import ApplyOptions
+from lorasize.training.run import ApplyOptions, Loading
 from lorasize.verbs import plan as sizing
 from lorasize.verbs.apply import apply
 from lorasize.verbs.plan import PlanOptions
@@ -112,7 +112,7 @@ def test_same_adapter(site: Site, able_llama: Path, corpus: Path, tmp_path: Path
     planned = plan_by_hand(able_llama, corpus, site, 2)
     places = {"here": None, "there": MAP}
     made = {
-        name: apply(planned, tmp_path / name, ApplyOptions(device="cpu", device_map=how))
+        name: apply(planned, tmp_path / name, ApplyOptions(device="cpu", loading=Loading(device_map=how)))
         for name, how in places.items()
     }
     here, there = (load_file(tmp_path / name / "adapter_model.safetensors") for name in places)

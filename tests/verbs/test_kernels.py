@@ -20,7 +20,7 @@ from lorasize.recall import decoding
 from lorasize.records import Escalation
 from lorasize.report import Progress
 from lorasize.report.facts.recall import memorization_facts
-from lorasize.training.run import ApplyOptions
+from lorasize.training.run import ApplyOptions, Loading
 from lorasize.verbs import plan as sizing
 from lorasize.verbs.apply import apply
 from lorasize.verbs.plan import PlanOptions
@@ -104,7 +104,7 @@ def test_the_kernel_asked_for_is_trained_and_proven_with(
     options = PlanOptions(rank=8)
     made = sizing.plan([corpus], ref=str(able_llama), device="cpu", attn=asked["plan"], options=options).plan
     assert made.model.attn == (None if asked_of == "apply" else "eager")
-    done = apply(made, tmp_path / "out", ApplyOptions(device="cpu", attn=asked["apply"])).memorization
+    done = apply(made, tmp_path / "out", ApplyOptions(device="cpu", loading=Loading(asked["apply"]))).memorization
     assert used == ["sdpa" if asked_of == "apply" else "eager", "eager"]
     assert done.recall.attn_implementation == "eager"
     assert verify(tmp_path / "out", device="cpu").attn_implementation == "sdpa"  # auto: the best that it has

@@ -98,13 +98,14 @@ def _with_model(plan: Plan, ref: str | None, revision: str | None) -> Plan:
 
 def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
     from lorasize.report import Progress
-    from lorasize.training.run import ApplyOptions
+    from lorasize.training.run import ApplyOptions, Loading
     from lorasize.verbs import apply as verb
 
     if chosen["retain"] is not None and chosen["max_drift"] is None:
         chosen["max_drift"] = _MAX_DRIFT
-    names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device", "attn", "retain")
-    how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter", "device_map")})
+    names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device", "retain")
+    loading = Loading(chosen["attn"], chosen["device_map"])
+    how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")}, loading=loading)
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.expect(plan.prediction)
         progress.doing("loading the model")
