@@ -2,14 +2,15 @@
 
     python benchmarks/plan_accuracy.py [--corpora 24] [--first-seed 100] [--journal FOLDER] [--out FILE]
                                        [--calibration FILE] [--truth | --recommended] [--finished] [--json]
+                                       [--model MODEL] [--seeds 2]
 
 Corpora are made from a seed: prose, code, key/value records and random tokens, 60 to 800 target tokens. The truth is
 found by training with the product's own loop, without growing: an adapter holds a corpus when two seeds of it end with
 every token above the threshold within STEPS steps, and the true minimum is the first of a ladder of sites and ranks
-that does (LADDER; from the estimate upwards to a success, then downwards to a failure). It does not depend on the
-calibration; `--truth` finds it and nothing else, `--recommended` trains what plan recommends and nothing else. Each
-corpus has a process and a core to itself, and every finished run is in the journal, so the same command goes on where
-it was stopped.
+that does (LADDER, scaled to the model's depth; from the estimate upwards to a success, then downwards to a failure). It
+does not depend on the calibration; `--truth` finds it and nothing else, `--recommended` trains what plan recommends and
+nothing else. Each corpus has a process and a core to itself, and every finished run is in the journal, so the same
+command goes on where it was stopped.
 
 `--finished` trains nothing: it judges the corpora whose runs are all in the journal.
 
@@ -44,11 +45,10 @@ from support.corpora import corpora, write_corpus
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-SEEDS = (0, 1)
 STEPS = 400  # optimiser steps at most; stalled runs end earlier, as in apply
 BITS_PER_PARAMETER = 1.1  # where the search of the ladder begins
 SIX = (14, 16, 18, 20, 22, 24)
-LADDER: tuple[tuple[str, tuple[int, ...], int], ...] = (  # module, layers, rank: 1,152 to 76,032 parameters
+LADDER: tuple[tuple[str, tuple[int, ...], int], ...] = (  # module, layers of 30, rank: 1,152 to 76,032 parameters
     ("o_proj", (20,), 1),
     ("up_proj", (20,), 1),
     ("up_proj", (16, 20), 1),
@@ -67,20 +67,25 @@ class _Unfinished(Exception):  # noqa: N818 - an answer, not an error
     """A training that is not in the journal."""
 
 
-def run_one(
-    kind: str, n_tokens: int, seed: int, journal: Path, calibration: Path | None, *, what: str, finished: bool
-) -> None:
+def ladder(n_layers: int) -> list[tuple[str, tuple[int, ...], int]]:
+    """The rungs of a model of so many layers, by proportion; on a shallow one some are the same."""
+    rungs = [(m, tuple(sorted({layer * n_layers // 30 for layer in layers})), rank) for m, layers, rank in LADDER]
+    return list(dict.fromkeys(rungs))
+
+
+def run_one(corpus: tuple[str, int, int], chosen: argparse.Namespace, *, what: str) -> None:
     """Find the true minimum of a corpus, then train what plan recommends; `what`: all, or one of the two alone."""
     from lorasize import models
     from lorasize.verbs.plan import PlanOptions, plan
 
+    kind, n_tokens, seed = corpus
+    ref, calibration = chosen.model or models.BUILTIN, chosen.calibration
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = models.open(models.BUILTIN).tokenizer
-        file = write_corpus(Path(folder), kind, n_tokens, seed, tokenizer)
-        sized = plan([file], device="cpu", dtype="float32", options=PlanOptions(calibration=calibration))
-    runs = _Runs(sized, journal / f"{kind}-{n_tokens}-{seed}.jsonl", finished=finished)
+        file = write_corpus(Path(folder), kind, n_tokens, seed, models.open(ref).tokenizer)
+        sized = plan([file], ref=ref, device="cpu", dtype="float32", options=PlanOptions(calibration=calibration))
+    runs = _Runs(ref, sized, chosen.journal / f"{kind}-{n_tokens}-{seed}.jsonl", chosen)
     assert sized.plan.demand is not None
-    corpus = {
+    about = {
         "kind": kind,
         "n_tokens": sized.plan.corpus.n_tokens,
         "seed": seed,
@@ -89,13 +94,15 @@ def run_one(
     if what == "recommended":
         adapter = sized.plan.adapter
         rung = (adapter.target_modules[0], adapter.layers_to_transform, adapter.rank)
-        print(json.dumps({"corpus": corpus, "rung": rung, "successes": [runs.get(rung, s)["success"] for s in SEEDS]}))
+        held = [runs.get(rung, s)["success"] for s in runs.seeds]
+        print(json.dumps({"corpus": about, "rung": rung, "successes": held}))
         return
-    sizes = [runs.parameters(rung) for rung in LADDER]
+    rungs = sorted(ladder(sized.plan.model.n_layers), key=runs.parameters)
+    sizes = [runs.parameters(rung) for rung in rungs]
     enough = (k for k, n in enumerate(sizes) if n >= sized.plan.demand.bits / BITS_PER_PARAMETER)
-    smallest = runs.smallest(LADDER, next(enough, len(LADDER) - 1))
-    minimum = None if smallest is None else {"rung": LADDER[smallest], "n_parameters": sizes[smallest]}
-    row = {"corpus": corpus, "true_minimum": minimum}
+    smallest = runs.smallest(rungs, next(enough, len(rungs) - 1))
+    minimum = None if smallest is None else {"rung": rungs[smallest], "n_parameters": sizes[smallest]}
+    row = {"corpus": about, "true_minimum": minimum}
     print(json.dumps(row if what == "truth" else row | _judged(sized.plan, runs, calibration)))
 
 
@@ -121,7 +128,7 @@ def _judged(plan: Any, runs: _Runs, calibration: Path | None) -> dict[str, Any]:
 
     adapter, prediction = plan.adapter, plan.prediction
     site = (adapter.target_modules[0], adapter.layers_to_transform)
-    outcomes = [runs.get((*site, adapter.rank), s) for s in SEEDS]
+    outcomes = [runs.get((*site, adapter.rank), s) for s in runs.seeds]
     ranks = [r for r in RANKS if r <= 2 * adapter.rank]
     rank = runs.smallest([(*site, r) for r in ranks], ranks.index(adapter.rank))
     return {
@@ -141,7 +148,7 @@ def _judged(plan: Any, runs: _Runs, calibration: Path | None) -> dict[str, Any]:
     }
 
 
-def write_one_core(calibration: Path, out: Path) -> None:
+def write_one_core(ref: str, calibration: Path, out: Path) -> None:
     """The calibration with seconds measured on one core."""
     pin(min(os.sched_getaffinity(0)))
     from lorasize import models
@@ -150,7 +157,7 @@ def write_one_core(calibration: Path, out: Path) -> None:
     from lorasize.probing.costs import fit_cost
 
     read = read_calibration(calibration)
-    base = models.load(models.BUILTIN, device="cpu", dtype="float32")
+    base = models.load(ref or models.BUILTIN, device="cpu", dtype="float32")
     by_size = sorted((o.probe for o in read.observations), key=lambda probe: probe.n_tokens)
     longest = {min(probe.layers_to_transform): probe for probe in by_size}  # at each depth
     specs = [by_size[0], by_size[len(by_size) // 2], *longest.values()]
@@ -161,11 +168,12 @@ def write_one_core(calibration: Path, out: Path) -> None:
 class _Runs:
     """Trainings on one corpus, each on disk before the next starts."""
 
-    def __init__(self, sized: Any, path: Path, *, finished: bool = False) -> None:
+    def __init__(self, ref: str, sized: Any, path: Path, chosen: argparse.Namespace) -> None:
         from lorasize import models
 
-        self._sized, self._path, self._finished = sized, path, finished
-        self._base = models.load(models.BUILTIN, device="cpu", dtype="float32")
+        self._sized, self._path, self._finished = sized, path, chosen.finished
+        self.seeds = range(chosen.seeds)
+        self._base = models.load(ref, device="cpu", dtype="float32")
         self._shapes = models.linear_shapes(self._base.model)
         self.all_linear = self._base.n_layers * sum(shape.parameters_per_rank for shape in self._shapes.values())
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -213,7 +221,7 @@ class _Runs:
 
     def holds(self, rung: tuple[str, tuple[int, ...], int]) -> bool:
         """Whether every seed of a rung holds the corpus."""
-        return all(self.get(rung, seed)["success"] for seed in SEEDS)
+        return all(self.get(rung, seed)["success"] for seed in self.seeds)
 
     def smallest(self, rungs: Sequence[tuple[str, tuple[int, ...], int]], first: int) -> int | None:
         """Index of the first rung that holds the corpus, starting the search at `first`; None if none does."""
@@ -270,6 +278,8 @@ def main() -> None:
     parser.add_argument("--recommended", action="store_true", help="success of the recommended adapters only")
     parser.add_argument("--truth", action="store_true", help="find the true minima only")
     parser.add_argument("--one-core", type=Path, metavar="FILE", help="write --calibration as one core sees it")
+    parser.add_argument("--model", default="", help="the builtin one when left out")
+    parser.add_argument("--seeds", type=int, default=2, help="of each adapter")
     parser.add_argument("--finished", action="store_true", help="train nothing, judge what is in the journal")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
@@ -277,14 +287,13 @@ def main() -> None:
     chosen = parser.parse_args()
     what = "truth" if chosen.truth else "recommended" if chosen.recommended else "all"
     if chosen.one_core:
-        write_one_core(chosen.calibration, chosen.one_core)
+        write_one_core(chosen.model, chosen.calibration, chosen.one_core)
         return
     if chosen.one:
         pin(chosen.core)
         kind, n_tokens, seed = chosen.one
-        how = {"what": what, "finished": chosen.finished}
         try:
-            run_one(kind, int(n_tokens), int(seed), chosen.journal, chosen.calibration, **how)
+            run_one((kind, int(n_tokens), int(seed)), chosen, what=what)
         except _Unfinished:
             print("null")
         return
@@ -292,6 +301,7 @@ def main() -> None:
     cores, started = Cores(), time.perf_counter()
     extra = ["--journal", str(chosen.journal), *[f"--{what}"] * (what != "all"), *["--finished"] * chosen.finished]
     extra += ["--calibration", str(chosen.calibration)] if chosen.calibration else []
+    extra += ["--model", chosen.model, "--seeds", str(chosen.seeds)]
 
     def one(corpus: tuple[str, int, int]) -> dict[str, Any] | None:
         found: dict[str, Any] | None = json.loads(cores.run(__file__, *extra, "--one", *map(str, corpus)))
