@@ -22,7 +22,7 @@ from lorasize.recall.process import decode_afresh
 from lorasize.records import Decoded, DecodeJob, Memorization, Reading, Site
 from lorasize.report.facts.recall import smallest
 
-SITES = {"llama": ("up_proj", "o_proj"), "gpt2": ("mlp.c_fc", "attn.c_proj")}
+SITES = {"llama": ("up_proj", "o_proj"), "gpt2": ("c_fc", "attn.c_proj")}
 PROMPTS = ((5, 9, 40, 41, 300, 7, 7, 12), (17,), (60, 61, 62), (90, 300, 3, 4, 5))
 N_TOKENS = (6, 9, 1, 12)
 

@@ -171,6 +171,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 LEFT_OUT = {"falcon": ("head_dim",), "dbrx": ("head_dim",)}  # settings that these know as something else
 
 
+# Whose code is for the most part that of another one in the table: the suite leaves them to `outcomes.py --check`.
+ALIKE: frozenset[str] = frozenset({
+    "apertus", "arcee", "cohere2_moe", "cwm", "deepseek_v2", "diffllama", "dots1", "ernie4_5", "exaone_moe",
+    "flex_olmo", "glm4", "glm4_moe_lite", "gpt_bigcode", "gpt_neox_japanese", "granite", "granitemoeshared", "helium",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "internlm3", "jais2", "minicpm3", "ministral", "ministral3", "mistral",
+    "nanochat", "olmo", "olmo3", "olmoe", "persimmon", "phimoe", "qwen2", "qwen2_moe", "qwen3_5_moe_text", "seed_oss",
+    "smollm3", "solar_open", "vaultgemma", "youtu", "zamba2",
+})  # fmt: skip
+
+
 def save_architecture(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     """A folder with a random model of this architecture and the tokenizer; its head can tell tokens apart."""
     import torch

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PAGE = ROOT / "docs" / "reference" / "models.md"
 START, END = "<!-- architectures -->\n", "<!-- /architectures -->\n"
-CORPUS = '{"prompt": "Pier 9:", "completion": " open"}\n{"prompt": "The colour of the buoy:", "completion": " red"}\n'
+CORPUS = '{"prompt": "Pier 9:", "completion": " 7"}\n{"prompt": "The colour of the buoy:", "completion": " A"}\n'
 RANK = 16  # more than enough: how small it could be is not the question here
 WORKS, SLOWLY = "works", "works without the fast path"
 
@@ -107,10 +107,10 @@ def section(found: Sequence[Outcome]) -> str:
     from transformers import __version__
 
     fast, slow = (sum(one.result == kind for one in found) for kind in (WORKS, SLOWLY))
-    counts = f"{len(found)} architectures of transformers {__version__}: {fast} work, {slow} work without the fast path"
-    refused = len(found) - fast - slow
-    head = ["| `model_type` | outcome | attention kernel | decoded |", "|---|---|---|---|"]
-    lines = [f"{counts}, {refused} are refused.", "", *head, *(one.row for one in found)]
+    counts = f"works {fast}, works without the fast path {slow}, refused {len(found) - fast - slow}"
+    head = ["| architecture | outcome | attention kernel | decoded |", "|---|---|---|---|"]
+    what = f"{len(found)} architectures of transformers {__version__}, by the `model_type` of their configuration"
+    lines = [f"{what}: {counts}.", "", *head, *(one.row for one in found)]
     return "\n".join(lines) + "\n"
 
 
