@@ -7,6 +7,7 @@ which order, and what they read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -169,4 +170,5 @@ def doubles(found: LayerPass, path: str, next_path: str) -> bool:
         stack.callback(modules[path].register_forward_hook(lambda module, given, output: 2 * output).remove)
         found.layer(*args, **kwargs)
     plain, doubled = read[0], read[-1]
-    return torch.allclose(2 * plain, doubled, rtol=_EXACT, atol=_EXACT * float(plain.abs().max()))
+    most = float(plain.abs().max())
+    return math.isfinite(most) and torch.allclose(2 * plain, doubled, rtol=_EXACT, atol=_EXACT * most)

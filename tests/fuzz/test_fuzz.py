@@ -21,6 +21,7 @@ from fuzz import commands, good, mutate, readers, run
 from fuzz.readers import PLACES, REGRESSIONS, Reader, heavy, judged, light, prepared, refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.models import save_gguf
 from support.patience import HANGS, grows_with_its_input
 
 from lorasize.artifacts import calibrations as catalog
@@ -252,7 +253,7 @@ def test_a_gguf_that_lacks_weights_leaves_nothing_behind(torch: Any, tiny_llama:
     from lorasize import models
 
     path = tmp_path / "tiny.gguf"
-    whole = good.gguf(tiny_llama, path)
+    whole = save_gguf(tiny_llama, path).read_bytes()
     named = b"llama.block_count" + struct.pack("<II", 4, 4)
     assert named in whole
     for layers, said in ((5, "weights are not there"), (0, "number of layers is 0"), (2**32 - 1, "4294967295")):

@@ -17,6 +17,7 @@ from lorasize import models
 from lorasize.artifacts.calibrations import calibration_path, find_calibration, write_calibration
 from lorasize.errors import CalibrationError, ModelError
 from lorasize.models import quantization
+from lorasize.models.forward import widths
 from lorasize.records import Calibration
 from lorasize.training.run import ApplyOptions
 from lorasize.verbs import plan as sizing
@@ -205,4 +206,4 @@ def test_weight_through_the_layer(torch: Any) -> None:
     found = quantization.plain_weight(layer)
     assert found is not None
     assert torch.allclose(found, layer.qweight.float(), atol=1e-5)
-    assert models.shapes._linears(torch.nn.Sequential(layer)) == {"0": models.LinearShape(600, 7)}
+    assert widths(layer) == (600, 7)
