@@ -6,12 +6,11 @@ The first is told from texts and from ids, before weights are loaded; the second
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from lorasize.corpus.text import Decode
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.records import Feasibility, FeasibilityIssue, Passage
-
-Decode = Callable[[Sequence[int]], str]
 
 
 def feasibility(encoded: Sequence[EncodedPassage]) -> Feasibility:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from lorasize.corpus.text import decoder
 from lorasize.models.devices import pick_device, pick_dtype
 from lorasize.models.fingerprint import fingerprint
 from lorasize.models.loading import (
@@ -45,7 +46,7 @@ class ModelFolder:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
-        return str(self.tokenizer.decode(list(ids)))
+        return decoder(self.tokenizer)(ids)
 
     @cached_property
     def max_positions(self) -> int:

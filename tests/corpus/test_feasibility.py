@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.corpora import EncodeText, records
 from support.patience import grows_with_its_input
 
-from lorasize.corpus.feasibility import feasibility
+from lorasize.corpus.feasibility import feasibility, narrow_note, unreachable
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.records import Passage
 
@@ -93,3 +96,26 @@ def test_feasibility_takes_time_with_the_tokens() -> None:
     passages.append(encoded(20_001, "the number of 19999 is", "x"))
     (issue,) = feasibility(passages).issues
     assert issue.passages == (19_999, 20_000)
+
+
+def letters(ids: Sequence[int]) -> str:
+    """The text of ids that are letters."""
+    return "".join(map(chr, ids))
+
+
+def test_a_token_with_a_twin_is_an_issue_at_its_line() -> None:
+    page = encoded(3, "p:", "one\ntwo Z\n")
+    page = replace(page, passage=page.passage.model_copy(update={"start": 0, "file": "page.md"}))
+    corpus = [encoded(1, "q:", "ab"), page, encoded(5, "r:", "Z")]
+    found = unreachable(corpus, {ord("Z"): [ord("Q"), ord("W")]}, letters)
+    places = [(i.kind, i.passages, i.position, i.line) for i in found.issues]
+    assert places == [("token", (1, 1), 8, 4), ("token", (2, 2), 0, 5)]
+    assert "page.md:4 needs token 90 ('Z')" in found.issues[0].message
+    assert "is that of token 81 ('Q') and 1 more: it never exceeds ½" in found.issues[0].message
+    assert unreachable([page], {}, letters).feasible
+
+
+def test_a_token_that_is_hard_to_hold_is_named_with_how_probable_it_may_become() -> None:
+    said = narrow_note([encoded(1, "q:", "ab"), encoded(2, "r:", "cZd")], {ord("Z"): -2.0, ord("a"): 1.0}, letters)
+    assert said.startswith("Hard to hold: token 90 ('Z') at a.jsonl:2, and 1 more target token like it.")
+    assert "at most 0.12" in said
