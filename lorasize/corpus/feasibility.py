@@ -94,7 +94,7 @@ def _token_issue(one: EncodedPassage, k: int, at: int, twins: Sequence[int], dec
         position=at,
         file=one.passage.file,
         line=line,
-        message=f"{one.passage.file}:{line} needs {token_name(token, decode)}, whose row of the model's output "
+        message=f"the target needs {token_name(token, decode)}, whose row of the model's output "
         f"embedding is that of {alike}: it never exceeds ½, so no rank can hold it: write it in other words",
     )
 

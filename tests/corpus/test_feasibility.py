@@ -110,7 +110,7 @@ def test_a_token_with_a_twin_is_an_issue_at_its_line() -> None:
     found = unreachable(corpus, {ord("Z"): [ord("Q"), ord("W")]}, letters)
     places = [(i.kind, i.passages, i.position, i.line) for i in found.issues]
     assert places == [("token", (1, 1), 8, 4), ("token", (2, 2), 0, 5)]
-    assert "page.md:4 needs token 90 ('Z')" in found.issues[0].message
+    assert "the target needs token 90 ('Z')" in found.issues[0].message
     assert "is that of token 81 ('Q') and 1 more: it never exceeds ½" in found.issues[0].message
     assert unreachable([page], {}, letters).feasible
 
