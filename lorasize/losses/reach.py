@@ -59,12 +59,19 @@ class Reach:
 
     @torch.no_grad()
     def twins(self, token: int) -> list[int]:
-        """Tokens that no hidden state of `LONGEST` times the longest can tell from this one, nearest first."""
+        """Tokens that no hidden state of `LONGEST` times the longest can tell from this one, nearest first.
+
+        Empty where one can lift this token above ½ against all others. Every distance is taken directly: this is for
+        few tokens, of which something is then said that must be true.
+        """
         rows = self.head.weight.float()
         distances = torch.linalg.vector_norm(rows - rows[token], dim=1)
         margins = self._margins(distances[None], torch.tensor([token], device=rows.device), LONGEST)[0]
-        order = margins.argsort()[: int((margins < 1.0).sum())]
-        return [other for other in order.tolist() if other != token]
+        margins[token] = torch.inf
+        if float(-torch.logsumexp(-margins, dim=0)) > 0.0:
+            return []
+        order: list[int] = margins.argsort()[: int((margins < 1.0).sum())].tolist()
+        return order
 
     def _log_odds(self, tokens: Tensor, squares: Tensor, times: float) -> Tensor:
         rows, wanted = self.head.weight.float(), self.head.weight[tokens].float()
@@ -115,7 +122,7 @@ def hardship_under(reach: Reach, tokens: Iterable[int]) -> Hardship:
     bounds = dict(zip(distinct, reach.log_odds(distinct).tolist(), strict=True))
     narrow = {token: bound for token, bound in bounds.items() if bound < NARROW}
     outer = dict(zip(narrow, reach.log_odds(list(narrow), LONGEST).tolist(), strict=True))
-    impossible = {token: reach.twins(token) for token in narrow if outer[token] <= 0.0}
+    impossible = {token: twins for token in narrow if outer[token] <= 0.0 and (twins := reach.twins(token))}
     return Hardship(impossible, {token: bound for token, bound in narrow.items() if token not in impossible})
 
 

@@ -91,6 +91,15 @@ def test_twins_are_impossible_and_near_ones_hard(torch: Any) -> None:
     assert hardship_under(Reach(a_head(torch, "plain"), LENGTH), []).impossible == {}
 
 
+def test_many_rows_that_are_nearly_alike_are_not_called_equal(torch: Any) -> None:
+    """Distances by products of so long rows are off by more than themselves: nothing that is said rests on them."""
+    draw = torch.Generator().manual_seed(0)
+    weight = 300.0 + 0.003 * torch.randn(200, 16, generator=draw)
+    weight[1] = weight[0]
+    hard = hardship_under(Reach(Head(weight, None, None, 1.0), LENGTH), range(200))
+    assert set(hard.impossible) == {0, 1}
+
+
 SPEC = ProbeSpec(
     target_modules=("up_proj",), layers_to_transform=(2,), rank=1, kind="random", n_tokens=200, seed=0, max_steps=1
 )
