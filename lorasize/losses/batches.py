@@ -71,8 +71,8 @@ def make_batches(
 ) -> list[Batch]:
     """Batches of passages alike in length, of at most `batch_tokens` positions; the frozen layers are run once.
 
-    States are kept in memory up to `prefix_bytes`, the rest in a memory-mapped file. Without a first layer there are
-    none: the whole model is run at every step.
+    States are kept beside the model up to `prefix_bytes`, the rest in a memory-mapped file; of an accelerator, in the
+    machine's memory. Without a first layer there are none: the whole model is run at every step.
     """
     batches, held = [], 0
     for group in groups(encoded, batch_tokens):
@@ -80,7 +80,7 @@ def make_batches(
         stored = ids.new_empty((len(ids), 0)) if first_layer is None else states_before(model, first_layer, ids)
         held += stored.nbytes
         if held > prefix_bytes:
-            stored = _mapped(stored)
+            stored = _mapped(stored) if device.type == "cpu" else _beside(stored)
         lengths = tuple(encoded[i].n_tokens for i in group)
         batches.append(Batch(ids, stored, rows, columns, targets, tuple(group), lengths))
     return batches
@@ -94,6 +94,12 @@ def _mapped(states: Tensor) -> Tensor:
         held = torch.from_file(path, shared=True, size=states.numel(), dtype=states.dtype).view(states.shape)
     finally:
         os.unlink(path)
+    return held.copy_(states)
+
+
+def _beside(states: Tensor) -> Tensor:
+    """The same states in the machine's memory; pinned for CUDA, which copies them from there by itself."""
+    held = torch.empty(states.shape, dtype=states.dtype, pin_memory=states.device.type == "cuda")
     return held.copy_(states)
 
 

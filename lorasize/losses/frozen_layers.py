@@ -100,7 +100,8 @@ class Suffix:
 
         Of the whole model, `ids` decides everything.
         """
-        self._stored = None if stored is None else stored.to(ids.device)  # from a memory-mapped file it is on the CPU
+        # Of a large corpus they are beside the device: in a file, or in memory that is pinned where it can be.
+        self._stored = None if stored is None else stored.to(ids.device, non_blocking=True)
         output = (self._model if self.logits else decoder(self._model))(input_ids=ids, use_cache=False)
         if self.logits:
             return cast(Tensor, output.logits)

@@ -92,8 +92,9 @@ class Shortlists:
 
     @property
     def able(self) -> bool:
-        """Whether the head is so large that shortlists are worth it."""
-        return self._head is not None and len(self._head.weight) >= LARGE
+        """Whether the head is so large that shortlists are worth it; on an accelerator it never is."""
+        head = self._head
+        return head is not None and len(head.weight) >= LARGE and head.weight.device.type == "cpu"
 
     def of(self, batch: Batch, hidden: Tensor, step: int) -> Shortlist:
         """That of a batch at a step; `hidden` predicts its target tokens, shape (token, width)."""

@@ -111,6 +111,28 @@ def loss_and_gradient(
     return losses, weights, gradient
 
 
+@torch.no_grad()
+def loss_and_gradient_of_all(
+    head: AnyHead, hidden: Tensor, targets: Tensor, weigh: Weigh
+) -> tuple[TokenLosses, Tensor, Tensor]:
+    """As `loss_and_gradient`, with a backward product for every token whatever its weight: no value decides a shape.
+
+    An accelerator need not wait for the host, and launches can be recorded. The objective is asked chunk by chunk.
+    """
+    seen, weights, gradients = [], [], []
+    for begin in range(0, len(targets), head.chunk):
+        piece = slice(begin, begin + head.chunk)
+        logits = head.logits(hidden[piece])
+        slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
+        losses, total = _exponentiate(logits, targets[piece])
+        wanted = weigh(losses)
+        seen.append(losses)
+        weights.append(wanted)
+        gradients.append(_gradient(head, logits, total, targets[piece], wanted, slope).to(hidden.dtype))
+    losses = TokenLosses(torch.cat([part.loss for part in seen]), torch.cat([part.correct for part in seen]))
+    return losses, torch.cat(weights), torch.cat(gradients)
+
+
 def _gradient(
     head: AnyHead, exponentials: Tensor, total: Tensor, targets: Tensor, weights: Tensor, slope: Tensor | None = None
 ) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import sys
@@ -32,6 +33,11 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def has_tf32(device: torch.device) -> bool:
+    """Whether a CUDA card multiplies float32 as tf32."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """The device meant: `auto` takes CUDA, then MPS, then XPU, then the CPU (only the CPU was run by us).
 
@@ -44,6 +50,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         if device.type not in _DEVICES:
             raise RuntimeError(f"none of {', '.join(_DEVICES)}")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for sums in a fixed order; read as CUDA starts
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error

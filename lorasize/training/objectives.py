@@ -53,6 +53,11 @@ class Objective:
             return (losses.loss >= -math.log(self.threshold)).float()
         return self._sliding_window(losses, passages, lengths)
 
+    @property
+    def per_token(self) -> bool:
+        """Whether the weight of a token follows from its own loss, whatever its passage and whatever came before."""
+        return self.method != "memft-sw"
+
     def remembered(self) -> dict[str, dict[str, float]]:
         """What the method remembers between steps, as JSON values."""
         return {str(passage): asdict(window) for passage, window in self.windows.items()}

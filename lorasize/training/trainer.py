@@ -20,15 +20,17 @@ from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import TrainingDivergedError
 from lorasize.losses.batches import Batch
 from lorasize.losses.frozen_layers import notes_on
-from lorasize.losses.token_losses import TokenLosses, token_losses
-from lorasize.models.adapters import parameters
+from lorasize.losses.token_losses import TokenLosses
+from lorasize.models.adapters import base_of, parameters
+from lorasize.models.placement import is_spread
 from lorasize.records import BATCH_TOKENS, Method, StepReport
 from lorasize.training.checkpoint import Checkpoint
 from lorasize.training.evaluation import Evaluation, LastLosses
 from lorasize.training.fast_path import fast_path
 from lorasize.training.objectives import Objective, curriculum_share
+from lorasize.training.passes import Passes
 from lorasize.training.pieces import Pieces
-from lorasize.training.precision import bfloat16_products, has_bfloat16_products
+from lorasize.training.precision import coarse_products, has_coarse_products
 from lorasize.training.rate import Rate, Schedule
 from lorasize.training.resting import Resting
 from lorasize.training.retain import RetainedState, retain
@@ -126,13 +128,16 @@ class Trainer:
         self._state = TrainerState(order, Resting.none(len(encoded)), coarse=True)
         # Its threshold is where tokens pass: one released below that could never pass.
         self._objective = objective or Objective(options.method, options.passing, many=len(encoded) >= _MANY)
+        spread = is_spread(base_of(adapted))
+        self._passes = Passes(self._path, self._parameters, self._objective, spread=spread)
         self._optimizer = (optimizer or self._adam)(self._parameters)
         self._rate = rate or Rate(options.learning_rate)
         self._pieces = Pieces(self._parameters)
         self._watch = watch
 
     def _adam(self, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(trained, lr=self.options.learning_rate, betas=_BETAS)
+        fused = trained[0].device.type == "cuda"  # one launch instead of one for each part of each parameter
+        return torch.optim.Adam(trained, lr=self.options.learning_rate, betas=_BETAS, fused=fused)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -233,6 +238,7 @@ class Trainer:
             for parameter, value in zip(self._parameters, checkpoint.numbered("parameter"), strict=True):
                 parameter.copy_(value)
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
+        self._optimizer.zero_grad()  # of a step that broke off
         self._last.losses = tensors["latest"].clone()
         self._generator.set_state(tensors["generator"])
         self._state = TrainerState.from_json(state)
@@ -296,12 +302,14 @@ class Trainer:
             share = curriculum_share((state.step + state.idle) / self.options.max_steps)
         inside = [state.order[p] < share * len(state.order) for p in batch.passages]
         keep = [k for k, p in enumerate(batch.passages) if inside[k] and state.resting.is_due(p)]
+        if keep and self._passes.whole_batches:
+            return batch
         return batch.select(keep) if keep else None
 
     def _update(self, part: Sequence[Batch]) -> tuple[bool, int]:
         """Look at a part and take a step on the tokens with weight: whether it was taken, and on how many tokens."""
-        coarse = self._state.coarse and has_bfloat16_products(self._parameters[0].device)
-        with self._path.suffix.entered(), bfloat16_products(coarse):
+        coarse = self._state.coarse and has_coarse_products(self._parameters[0].device)
+        with self._path.suffix.entered(), coarse_products(coarse):
             n_active, total = self._accumulated(part)
             if not n_active and self.options.method == "memft-ot":  # as published, with nothing stubborn in a step
                 n_active, total = self._accumulated(part, every=True)
@@ -311,7 +319,8 @@ class Trainer:
                     if parameter.grad is not None:
                         parameter.grad /= total
             if self.retained is not None:
-                self.retained.pull()
+                with self._passes.orderly():
+                    self.retained.pull()
         stepped = (n_active > 0 or harmed) and not self.passed
         if stepped:
             self._take_step()
@@ -338,24 +347,14 @@ class Trainer:
 
     def _accumulate(self, batch: Batch, *, every: bool = False) -> Tensor:
         """Add the gradient of Σ weight·loss of a batch to the parameters; its tokens' weights, all 1 for `every`."""
-
-        def weigh(losses: TokenLosses) -> Tensor:
-            if every:
-                return torch.ones_like(losses.loss)
-            return self._objective.weights(losses, batch.passages, batch.lengths)
-
-        hidden = self._path.hidden(batch)
-        at = self._state.step if self._state.coarse else None
-        losses, weights, gradient = self._path.loss_and_gradient(batch, hidden.detach(), weigh, at)
-        self._note(batch, losses)
+        looked = self._passes.learn(batch, self._state.step if self._state.coarse else None, every=every)
+        self._note(batch, looked.losses)
         self._let_rest(batch.passages)
-        if bool((weights > 0).any()):
-            hidden.backward(gradient)
-        return weights
+        return looked.weights
 
     def _look(self, batch: Batch) -> Tensor:
         """Note the losses of a batch, and return them."""
-        losses = token_losses(self._path.head, self._path.hidden(batch), batch.targets)
+        losses = self._passes.look(batch)
         self._note(batch, losses)
         return losses.loss
 
@@ -365,7 +364,7 @@ class Trainer:
             step = self._state.step
             raise TrainingDivergedError(f"the loss is not a number at step {step}", step=step)
         self._watch(batch, losses)
-        for passage, piece in zip(batch.passages, losses.loss.cpu().split(list(batch.lengths)), strict=True):
+        for passage, piece in zip(batch.passages, losses.loss.split(list(batch.lengths)), strict=True):
             self._last.note(passage, piece)
 
     def _report(self, n_active: int, started: float, *, evaluated: bool) -> StepReport:

@@ -51,7 +51,7 @@ def reported(torch: Any, able_llama: Path) -> list[float]:
     encoded = [EncodedPassage(nothing, tuple(PROMPT_IDS), tuple(TARGET_IDS))]
     adapted = adapters.attach(models.load(str(able_llama), device="cpu").model, SITE, RANK, SEED)
     with pytest.MonkeyPatch.context() as patch:  # steps in float32 on every processor: the example knows nothing else
-        patch.setattr("lorasize.training.trainer.has_bfloat16_products", lambda device: False)
+        patch.setattr("lorasize.training.trainer.has_coarse_products", lambda device: False)
         trainer = Trainer(adapted, encoded, TrainingOptions(seed=SEED))
     return [report.loss for report in trainer.steps()]
 

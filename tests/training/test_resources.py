@@ -70,7 +70,7 @@ def train(base: BaseModel, encoded: Any, steps: int) -> tuple[list[float], list[
 def test_a_batch_too_large_is_halved_with_the_same_result(
     torch: Any, base: BaseModel, encoded: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "has_bfloat16_products", lambda device: False)  # whose rounding hides the comparison
+    monkeypatch.setattr(loop, "has_coarse_products", lambda device: False)  # whose rounding hides the comparison
     plenty, gradients = train(base, encoded[1], 6)
     whole = max(len(p.prompt_ids) + p.n_tokens - 1 for p in encoded[1]) * len(encoded[1])
     with monkeypatch.context() as patch:

@@ -22,7 +22,7 @@ from lorasize.models import BaseModel, adapters
 from lorasize.records import Site, StepReport
 from lorasize.training import Checkpoint, Evaluation, Trainer, TrainingOptions
 from lorasize.training.objectives import Objective
-from lorasize.training.precision import bfloat16_products, has_bfloat16_products
+from lorasize.training.precision import coarse_products, has_coarse_products
 from lorasize.training.rate import Rate
 
 
@@ -219,13 +219,13 @@ def test_a_look_from_outside_does_not_disturb_training(torch: Any, bases: dict[s
 
 def test_products_are_as_they_were_after_the_steps(torch: Any) -> None:
     before = torch.get_float32_matmul_precision()
-    with suppress(KeyError), bfloat16_products(True):
+    with suppress(KeyError), coarse_products(True):
         assert torch.get_float32_matmul_precision() == "medium"
         raise KeyError
-    with bfloat16_products(False):
+    with coarse_products(False):
         assert torch.get_float32_matmul_precision() == before
     assert torch.get_float32_matmul_precision() == before
-    assert not has_bfloat16_products(torch.device("meta"))
+    assert not has_coarse_products(torch.device("meta"))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_only_a_processor_that_has_bfloat16_uses_it(
     torch: Any, monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], expected: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
-    assert has_bfloat16_products(torch.device("cpu")) is expected
+    assert has_coarse_products(torch.device("cpu")) is expected
 
 
 def test_what_a_full_look_contradicts_is_trained_in_full_precision(torch: Any, bases: dict[str, BaseModel]) -> None:
