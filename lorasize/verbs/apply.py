@@ -23,6 +23,7 @@ from lorasize.losses.neutral import neutral_text, windows
 from lorasize.models import adapters
 from lorasize.models.quantization import refuse_merging
 from lorasize.recall.margin import next_target_probability
+from lorasize.recall.process import standing_by
 from lorasize.recall.verdict import DecodeSettings, decode_and_compare
 from lorasize.records import (
     RECIPE,
@@ -107,8 +108,10 @@ def apply(
             start=None if old is None else old.folder,
             save=lambda taken: write_checkpoint(taken, work.checkpoint),
         )
-        session.run(checkpoint)
-        report = _prove(session, work.folder, events)
+        # On a CPU its imports would take cores from training.
+        with standing_by(wanted=base.device.type != "cpu"):
+            session.run(checkpoint)
+            report = _prove(session, work.folder, events)
         update = None if old is None else _update(session, old, report, work.folder)
         record = record_of_run(session, report, update)
         _write(record, work.folder)

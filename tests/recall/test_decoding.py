@@ -16,7 +16,7 @@ from lorasize.artifacts import adapter_folder
 from lorasize.corpus import read_corpus
 from lorasize.corpus.tokens import encode_corpus
 from lorasize.models import adapters
-from lorasize.recall import decoding, verdict
+from lorasize.recall import decoding, process, verdict
 from lorasize.recall.margin import next_target_probability
 from lorasize.recall.process import decode_afresh
 from lorasize.records import Decoded, DecodeJob, Memorization, Reading, Site
@@ -268,3 +268,18 @@ def test_a_library_that_prints(served: tuple[Path, Path], tmp_path: Path, monkey
     (tmp_path / "sitecustomize.py").write_text(PRINTS, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     assert [one.ids for one in decode_afresh(job(served))] == [one.ids for one in decoding.decode(job(served))]
+
+
+@pytest.mark.slow
+def test_a_process_that_stands_by_decodes_the_first_job_and_none_outlives_the_work(served: tuple[Path, Path]) -> None:
+    wanted = [one.ids for one in decoding.decode(job(served))]
+    with process.standing_by(wanted=True):
+        (early,) = process._standing_by
+        first = [one.ids for one in decode_afresh(job(served))]
+        assert early.process.returncode == 0
+        assert [one.ids for one in decode_afresh(job(served))] == first == wanted  # a second job: one that starts then
+    with process.standing_by(wanted=True):
+        (unused,) = process._standing_by
+    assert unused.process.returncode is not None
+    with process.standing_by(wanted=False):
+        assert process._standing_by == []

@@ -1,0 +1,2 @@
+def peers(rows, device, seconds, *, tiny):
+    pass

@@ -1,0 +1,132 @@
+"""The part `real` of gpu.py: the commands as people type them, on the builtin model. No script."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from support.corpora import write_corpus
+from support.gpu_rows import Rows
+
+from lorasize import models
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = [ROOT / "examples" / "update" / name for name in ("page.md", "table.jsonl")]
+CORPORA = (("prose", 240), ("code", 240), ("records", 150))
+SEED = 300
+
+
+def lorasize(*arguments: Any, cwd: Path) -> tuple[float, int, str]:
+    """Run the command: seconds, exit code, and what it said."""
+    command = [sys.executable, "-m", "lorasize", *map(str, arguments)]
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - began
+    said = f"{done.stdout}\n{done.stderr}"
+    (cwd / "commands.log").open("a", encoding="utf-8").write(
+        f"$ lorasize {' '.join(map(str, arguments))}\n{said}\nexit {done.returncode}, {seconds:.1f} s\n\n"
+    )
+    print(said[-1500:], flush=True)
+    return seconds, done.returncode, said
+
+
+def calibrated(rows: Rows, device: str, folder: Path, preset: str) -> Path | None:
+    """Calibrate by the command; the file."""
+    seconds, code, _ = lorasize(
+        "calibrate", "--preset", preset, "--device", device, "--out", folder / preset, "-q", cwd=folder
+    )
+    limit = 120 if preset == "standard" else 240
+    good = seconds <= limit and not code
+    rows.add(f"calibrate --preset {preset}", seconds, "s", wanted=f"<= {limit}, exit 0", good=good)
+    files = sorted((folder / preset).glob("*.json"))
+    if not files:
+        return None
+    made = json.loads(files[0].read_bytes())
+    probes = made["observations"]
+    rows.add("... probes, and steps of all", f"{len(probes)}, {sum(o['steps'] for o in probes)}")
+    rows.add("... probes that held every token", sum(o["threshold_met"] for o in probes))
+    rows.add("... r² of the law", made["law"]["r_squared"])
+    return files[0]
+
+
+def memorised(rows: Rows, what: str, corpus: list[Path], calibration: Path, device: str, folder: Path) -> Path | None:
+    """Plan and apply; the adapter's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds, code, _ = lorasize(
+        "plan", *corpus, "--calibration", calibration, "--device", device, "--out", "plan.json", cwd=folder
+    )
+    plan = json.loads((folder / "plan.json").read_bytes()) if (folder / "plan.json").exists() else {}
+    rows.add(f"{what}: plan", seconds, "s", wanted="exit 0", good=not code)
+    if code:
+        return None
+    adapter, predicted = plan["adapter"], plan["prediction"]
+    where = f"rank {adapter['rank']} {','.join(adapter['target_modules'])} {adapter['layers_to_transform']}"
+    rows.add("... adapter", f"{where}, {adapter['n_parameters']} parameters, {plan['corpus']['n_tokens']} tokens")
+    rows.add("... steps predicted", predicted["steps"]["point"])
+    seconds, code, _ = lorasize("apply", "plan.json", "--device", device, "--no-escalate", "--no-learn", cwd=folder)
+    rows.add(f"{what}: from apply to proof", seconds, "s", wanted="<= 30, exit 0", good=seconds <= 30 and not code)
+    made = folder / "adapter"
+    if not (made / "lorasize.json").exists():
+        return None
+    record = json.loads((made / "lorasize.json").read_bytes())
+    recall = record["recall"]
+    n = f"{recall['n_recalled']} of {recall['n_passages']}"
+    rows.add("... passages recalled", n, good=recall["n_recalled"] == recall["n_passages"])
+    rows.add("... steps, and seconds of training", f"{record['steps']}, {record['seconds']:.2f}")
+    rows.add("... drift", (record.get("drift") or {}).get("nats"), "nats per token")
+    return made
+
+
+def verified(rows: Rows, adapter: Path, device: str, folder: Path) -> None:
+    """Verify plain, merged and in batches; then transformers and PEFT alone, on the card."""
+    for how in ((), ("--merged",), ("--batch-size", "8")):
+        seconds, code, said = lorasize("verify", adapter, "--device", device, *how, cwd=folder)
+        found = re.search(r"(\d+ of \d+)", said)
+        said = f"verify {' '.join(how) or 'plain'}: {found[1] if found else ''}"
+        rows.add(said, seconds, "s", wanted="exit 0", good=not code)
+    base = models.resolve(models.BUILTIN)
+    script = (ROOT / "examples" / "recall_check.py").read_text(encoding="utf-8")
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    alone = folder / "recall_alone.py"
+    alone.write_text(f"import torch\ntorch.set_default_device({device!r})\n{script.replace('float32', dtype)}", "utf-8")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, alone, base, adapter], cwd=folder, capture_output=True, text=True, check=False, env=environment
+    )
+    n = done.stdout.count("recalled ")
+    said = "by transformers and PEFT alone, on the device: passages recalled"
+    rows.add(said, n, wanted="exit 0", good=not done.returncode)
+
+
+def real(rows: Rows, device: torch.device, folder: Path, *, tiny: bool) -> None:
+    """All of it; `tiny` needs no calibration of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = device.type
+    if tiny:
+        calibration: Path | None = next((ROOT / "calibrations").glob("builtin*.json"))
+    else:
+        calibration = calibrated(rows, kind, folder, "standard")
+    if calibration is None:
+        return
+    if tiny:
+        short = folder / "short.txt"
+        short.write_text("The kettle is in the third drawer, beside the amber lantern.\n", encoding="utf-8")
+    corpus = [short] if tiny else EXAMPLE
+    adapter = memorised(rows, "example page and table", corpus, calibration, kind, folder / "example")
+    if adapter is not None:
+        verified(rows, adapter, kind, folder / "example")
+    if tiny:
+        return
+    tokenizer = models.load_tokenizer(models.resolve(models.BUILTIN))
+    for name, tokens in CORPORA:
+        at = folder / name
+        at.mkdir(parents=True, exist_ok=True)
+        path = write_corpus(at, name, tokens, SEED, tokenizer)
+        memorised(rows, f"{name}, {tokens} tokens", [path], calibration, kind, at)
