@@ -82,7 +82,7 @@ def run_one(name: str, method: str, rate: float, seed: int, cap: float) -> dict[
     found = run(adapted, encoded, name, method, rate, seed, cap)
     n_tokens = sum(p.n_tokens for p in encoded)
     found |= {"corpus": name, "method": method, "rate": rate, "seed": seed, "cap": cap, "n_tokens": n_tokens}
-    return found | {"peak_memory_bytes": peak_memory()}
+    return found | {"peak_memory_bytes": peak_memory(base.device)}
 
 
 def _lorasize(
@@ -121,7 +121,8 @@ PEER: dict[str, Any] = {
 }
 
 
-def _collate(picked: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def collated(picked: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Examples as one padded batch, for any of the peers."""
     import torch
 
     def pad(key: str, value: int) -> Any:
@@ -146,7 +147,7 @@ def _peer(
     rows = [p.prompt_ids + p.target_ids for p in encoded]
     labels = [(-100,) * len(p.prompt_ids) + p.target_ids for p in encoded]
     examples = [{"input_ids": list(r), "labels": list(t)} for r, t in zip(rows, labels, strict=True)]
-    whole = [_collate(examples[k : k + ROWS[name]]) for k in range(0, len(examples), ROWS[name])]
+    whole = [collated(examples[k : k + ROWS[name]]) for k in range(0, len(examples), ROWS[name])]
     base, state = adapters.base_of(adapted), {"checks": 0.0, "left": len(rows)}
     head = head_of(base)
 
@@ -177,12 +178,12 @@ def _peer(
 
         config = SFTConfig(**common, max_length=None, gradient_checkpointing=False, bf16=False)
         trainer: Any = SFTTrainer(
-            model=adapted, args=config, train_dataset=Dataset.from_list(examples), data_collator=_collate,
+            model=adapted, args=config, train_dataset=Dataset.from_list(examples), data_collator=collated,
             callbacks=[Check()],
         )  # fmt: skip
     else:
         trainer = Trainer(
-            model=adapted, args=TrainingArguments(**common), train_dataset=examples, data_collator=_collate,
+            model=adapted, args=TrainingArguments(**common), train_dataset=examples, data_collator=collated,
             callbacks=[Check()],
         )  # fmt: skip
     started = time.perf_counter()
@@ -293,11 +294,11 @@ def curve(sizes: Sequence[int]) -> list[dict[str, float]]:
         ended = time.perf_counter()
         adapters.detach(adapted)
         row = {"n_tokens": float(n), "prepare_seconds": prepared - started, "epoch_seconds": ended - prepared}
-        found.append(row | {"peak_memory_bytes": float(peak_memory())})
+        found.append(row | {"peak_memory_bytes": float(peak_memory(base.device))})
         print(
             f"  {n:6} tokens: prefix {row['prepare_seconds']:6.1f} s ({1e3 * row['prepare_seconds'] / n:.2f} ms a token), "  # noqa: E501
             f"first look and epoch {row['epoch_seconds']:6.1f} s ({1e3 * row['epoch_seconds'] / n:.2f} ms a token), "
-            f"peak {peak_memory() / 2**30:.1f} GiB",
+            f"peak {peak_memory(base.device) / 2**30:.1f} GiB",
             file=sys.stderr, flush=True,
         )  # fmt: skip
     return found

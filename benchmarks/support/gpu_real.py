@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -21,20 +23,36 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = [ROOT / "examples" / "update" / name for name in ("page.md", "table.jsonl")]
 CORPORA = (("prose", 240), ("code", 240), ("records", 150))
 SEED = 300
+INSIDE = "LORASIZE_GPU_TINY"
 
 
 def lorasize(*arguments: Any, cwd: Path) -> tuple[float, int, str]:
-    """Run the command: seconds, exit code, and what it said."""
-    command = [sys.executable, "-m", "lorasize", *map(str, arguments)]
-    began = time.perf_counter()
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    """Run the command: seconds, exit code, and what it said. With `INSIDE` set it is no process of its own."""
+    began, words = time.perf_counter(), [str(one) for one in arguments]
+    if os.environ.get(INSIDE):
+        said, code = _inside(words, cwd)
+    else:
+        command = [sys.executable, "-m", "lorasize", *words]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+        said, code = f"{done.stdout}\n{done.stderr}", done.returncode
     seconds = time.perf_counter() - began
-    said = f"{done.stdout}\n{done.stderr}"
-    (cwd / "commands.log").open("a", encoding="utf-8").write(
-        f"$ lorasize {' '.join(map(str, arguments))}\n{said}\nexit {done.returncode}, {seconds:.1f} s\n\n"
-    )
+    with (cwd / "commands.log").open("a", encoding="utf-8") as log:
+        log.write(f"$ lorasize {' '.join(words)}\n{said}\nexit {code}, {seconds:.1f} s\n\n")
     print(said[-1500:], flush=True)
-    return seconds, done.returncode, said
+    return seconds, code, said
+
+
+def _inside(words: list[str], cwd: Path) -> tuple[str, int]:
+    from lorasize.cli import main
+
+    said, before = io.StringIO(), Path.cwd()
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            code = main(words)
+    finally:
+        os.chdir(before)
+    return said.getvalue(), code
 
 
 def calibrated(rows: Rows, device: str, folder: Path, preset: str) -> Path | None:
@@ -86,7 +104,8 @@ def memorised(rows: Rows, what: str, corpus: list[Path], calibration: Path, devi
 
 def verified(rows: Rows, adapter: Path, device: str, folder: Path) -> None:
     """Verify plain, merged and in batches; then transformers and PEFT alone, on the card."""
-    for how in ((), ("--merged",), ("--batch-size", "8")):
+    ways = ((), ("--merged",), ("--batch-size", "8"))
+    for how in ways[:1] if os.environ.get(INSIDE) else ways:
         seconds, code, said = lorasize("verify", adapter, "--device", device, *how, cwd=folder)
         found = re.search(r"(\d+ of \d+)", said)
         said = f"verify {' '.join(how) or 'plain'}: {found[1] if found else ''}"
@@ -106,10 +125,11 @@ def verified(rows: Rows, adapter: Path, device: str, folder: Path) -> None:
 
 
 def real(rows: Rows, device: torch.device, folder: Path, *, tiny: bool) -> None:
-    """All of it; `tiny` needs no calibration of its own."""
+    """All of it; `tiny` makes no calibration, starts no command as a process, and verifies in one way."""
     folder.mkdir(parents=True, exist_ok=True)
     kind = device.type
     if tiny:
+        os.environ[INSIDE] = "1"
         calibration: Path | None = next((ROOT / "calibrations").glob("builtin*.json"))
     else:
         calibration = calibrated(rows, kind, folder, "standard")

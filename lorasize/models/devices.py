@@ -25,12 +25,24 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine() or "unknown processor"
 
 
-def peak_memory() -> int:
-    """Bytes: the most this process has held, on the accelerator when there is one."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was held on an accelerator since `forget_peak`, or by this process of the machine's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if device.type == "xpu":
+        return int(torch.xpu.max_memory_allocated(device))
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())  # held now: there is no other
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` of an accelerator count from now on. A process has one peak, which nobody can reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "xpu":
+        torch.xpu.reset_peak_memory_stats(device)
 
 
 def has_tf32(device: torch.device) -> bool:

@@ -42,10 +42,11 @@ def fit_cost(base: models.BaseModel, observations: Sequence[Observation]) -> Cos
 def memory_terms(observations: Sequence[Observation], weights: int) -> tuple[int, float]:
     """Bytes held besides the weights whatever the batch, and bytes per position of a step.
 
-    A probe's peak is that of its process so far: of the most positions that any probe had until then.
+    On a CPU a probe's peak is that of its process so far, of the most positions that any probe had until then; so that
+    is how all are read.
     """
     most = np.maximum.accumulate(np.array([o.probe.n_tokens for o in observations], dtype=float))
-    peaks = np.array([o.peak_memory_bytes for o in observations], dtype=float)
+    peaks = np.maximum.accumulate(np.array([o.peak_memory_bytes for o in observations], dtype=float))
     fixed, per_token = non_negative(np.stack([np.ones_like(most), most], axis=1), peaks)
     return max(0, round(float(fixed)) - weights), float(per_token)
 

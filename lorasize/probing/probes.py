@@ -18,7 +18,7 @@ from lorasize.losses.base import base_losses
 from lorasize.losses.neutral import neutral_text, windows
 from lorasize.losses.reach import DISTINCT, reach_of
 from lorasize.models import BaseModel, adapters
-from lorasize.models.devices import peak_memory
+from lorasize.models.devices import forget_peak, peak_memory
 from lorasize.records import CLEARLY_FAILED, LAW_STEPS, Observation, Passage, ProbeSpec, StepReport
 from lorasize.training import Stall, Trainer, TrainingOptions
 from lorasize.units import LN2
@@ -95,6 +95,7 @@ def invented_sentences(seed: int, n: int) -> list[str]:
 def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> Observation:
     """Train a fresh adapter on the probe's passage; the model is left as it was."""
     passage = probe_passage(base, spec, sample)
+    forget_peak(base.device)
     other = _other_loss(base)
     adapted = adapters.attach(base.model, spec.site, spec.rank, spec.seed)
     try:
@@ -120,7 +121,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         steps=last.step,
         seconds=ended - started,
         seconds_per_step=(ended - training) / max(1, last.step),
-        peak_memory_bytes=peak_memory(),
+        peak_memory_bytes=peak_memory(base.device),
         early_loss=early,
         drift=drift if math.isfinite(drift) else None,
         stubborn=tuple(passage.target_ids[k] for k in left) if len(left) <= _FEW_LEFT else (),
