@@ -26,7 +26,7 @@ def processor() -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was held on an accelerator since `forget_peak`, or by this process of the machine's memory."""
+    """Bytes: the most that was held of an accelerator since `forget_peak`, or by this process of a machine's memory."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if device.type == "xpu":
