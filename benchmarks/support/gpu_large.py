@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -96,9 +97,15 @@ def random_model(name: str, device: torch.device, *, tiny: bool) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def any_tokenizer() -> Any:
+    """The builtin model's, which knows fewer ids than these models; or that of the folder in LORASIZE_GPU_TOKENIZER."""
+    folder = os.environ.get("LORASIZE_GPU_TOKENIZER")
+    return models.load_tokenizer(Path(folder) if folder else models.resolve(models.BUILTIN))
+
+
 def in_memory(model: Any, device: torch.device, name: str) -> BaseModel:
-    """A base model that no folder holds, with the builtin model's tokenizer, which knows fewer ids."""
-    tokenizer = models.load_tokenizer(models.resolve(models.BUILTIN))
+    """A base model that no folder holds."""
+    tokenizer = any_tokenizer()
     nothing = ModelFingerprint(weights="random", config=name, tokenizer="")
     return BaseModel(name, Path(name), nothing, model, tokenizer, device, torch.bfloat16)
 
@@ -137,7 +144,7 @@ def step_seconds(
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     try:
-        options = TrainingOptions(method="sft", max_steps=steps, batch_tokens=batch_tokens, learning_rate=0.01)
+        options = TrainingOptions(method="sft", max_steps=steps, batch_tokens=batch_tokens, learning_rate=1e-3)
         trainer = Trainer(found, encoded, options)
         trainer._passes.whole_batches = trainer._passes.whole_batches and recorded
         at = [report.seconds for report in trainer.steps() if not report.evaluated]
@@ -173,7 +180,7 @@ def steps_of(rows: Rows, name: str, model: Any, device: torch.device, rate: floa
     rows.add(f"{name}: a step of {n} positions", 1e3 * each, "ms")
     rows.add("... share of the card's measured rate", share, wanted=">= 0.40", good=share >= 0.40)
     if name == "Qwen3-8B" and importlib.util.find_spec("trl"):
-        tokenizer = models.load_tokenizer(models.resolve(models.BUILTIN))
+        tokenizer = any_tokenizer()
         for what, passages, mine in (("page", page, fastest), (f"{n} positions", wide, each)):
             steps_of_trl(rows, f"{name}, {what}", model, tokenizer, passages, device, mine, tiny=tiny)
     for batch in (512, 4096):
