@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,14 @@ TINY = {
 }  # fmt: skip
 RANK = 16
 _CONFIGS = {Qwen3ForCausalLM: Qwen3Config, LlamaForCausalLM: LlamaConfig}
+
+
+@dataclass
+class Seen:
+    """What the steps of a model showed: bytes at the peak, and of what passages a step took how many seconds."""
+
+    peaks: dict[str, int]
+    steps: dict[str, tuple[list[EncodedPassage], float]]
 
 
 def measured_rates(device: torch.device, *, tiny: bool) -> tuple[float, float]:
@@ -156,7 +165,7 @@ def step_seconds(
     return [b - a for a, b in zip(at, at[1:], strict=False)], seconds, peak, trainer._passes.graphs.refused
 
 
-def steps_of(rows: Rows, name: str, model: Any, device: torch.device, rate: float, *, tiny: bool) -> dict[str, int]:
+def steps_of(rows: Rows, name: str, model: Any, device: torch.device, rate: float, *, tiny: bool) -> Seen:
     """A page, 4,096 positions, and a corpus of 20,000 tokens; bytes at the peak of the first and the last."""
     size, many = (60, 3) if tiny else (500, 40)
     v, first, peaks = model.config.vocab_size, site_of(model).layers_to_transform[0], {}
@@ -179,16 +188,12 @@ def steps_of(rows: Rows, name: str, model: Any, device: torch.device, rate: floa
     n = sum(len(one.prompt_ids) + one.n_tokens - 1 for one in wide)
     rows.add(f"{name}: a step of {n} positions", 1e3 * each, "ms")
     rows.add("... share of the card's measured rate", share, wanted=">= 0.40", good=share >= 0.40)
-    if name == "Qwen3-8B" and importlib.util.find_spec("trl"):
-        tokenizer = any_tokenizer()
-        for what, passages, mine in (("page", page, fastest), (f"{n} positions", wide, each)):
-            steps_of_trl(rows, f"{name}, {what}", model, tokenizer, passages, device, mine, tiny=tiny)
     for batch in (512, 4096):
         epoch = len(corpus) if batch == 512 else max(1, len(corpus) // 8)
         seconds, _, peak, _ = step_seconds(model, corpus, device, batch_tokens=batch, steps=epoch + 1)
         peaks.setdefault("corpus", peak)  # at the batches that apply makes
         rows.add(f"{name}: one look and step at {many * size} tokens, {batch} positions a step", sum(seconds), "s")
-    return peaks
+    return Seen(peaks, {f"a page of {size} tokens": (page, fastest), f"{n} positions": (wide, each)})
 
 
 def calibrated(rows: Rows, name: str, model: Any, device: torch.device, folder: Path, *, tiny: bool) -> Any:
@@ -202,7 +207,7 @@ def calibrated(rows: Rows, name: str, model: Any, device: torch.device, folder: 
 
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / f"{name}.journal.jsonl", {"made": str(time.time())})
-    search = Search(base, journal, PRESETS["quick"], 0, 6.0 if tiny else 170.0, [], told, {}, None)
+    search = Search(base, journal, PRESETS["quick"], 0, 6.0 if tiny else 100.0, [], told, {}, None)
     began = time.perf_counter()
     search.all_probes()
     seconds = time.perf_counter() - began
@@ -251,16 +256,20 @@ def large(rows: Rows, device: torch.device, folder: Path, *, tiny: bool) -> None
         if device.type == "cuda":
             torch.cuda.empty_cache()
         model = random_model(name, device, tiny=tiny)
-        peaks = rows.attempt(f"{name}: steps", lambda m=model, n=name: steps_of(rows, n, m, device, rate, tiny=tiny))
-        if name == "Qwen3-8B":
-            calibration = rows.attempt(
-                f"{name}: calibration", lambda m=model, n=name: calibrated(rows, n, m, device, folder, tiny=tiny)
-            )
-            if calibration is not None and peaks:
-                predicted_memory(rows, name, model, calibration, peaks, tiny=tiny)
-        else:
+        seen = rows.attempt(f"{name}: steps", lambda m=model, n=name: steps_of(rows, n, m, device, rate, tiny=tiny))
+        if name != "Qwen3-8B":
             rows.attempt(f"{name}: nf4", lambda m=model, n=name: nf4(rows, n, m, device, tiny=tiny))
-        del model
+            continue
+        cost = rows.attempt(
+            f"{name}: calibration", lambda m=model, n=name: calibrated(rows, n, m, device, folder, tiny=tiny)
+        )
+        if seen is None:
+            continue
+        if cost is not None:
+            predicted_memory(rows, name, model, cost, seen.peaks, tiny=tiny)
+        if importlib.util.find_spec("trl"):
+            for what, (passages, mine) in seen.steps.items():
+                steps_of_trl(rows, f"{name}, {what}", model, any_tokenizer(), passages, device, mine, tiny=tiny)
 
 
 def nf4(rows: Rows, name: str, model: Any, device: torch.device, *, tiny: bool) -> None:

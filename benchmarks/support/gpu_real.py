@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = [ROOT / "examples" / "update" / name for name in ("page.md", "table.jsonl")]
 CORPORA = (("prose", 240), ("code", 240), ("records", 150))
 SEED = 300
+WAYS = ((), ("--merged",), ("--batch-size", "8"))
 INSIDE = "LORASIZE_GPU_TINY"
 
 
@@ -102,22 +104,25 @@ def memorised(rows: Rows, what: str, corpus: list[Path], calibration: Path, devi
     return made
 
 
-def verified(rows: Rows, adapter: Path, device: str, folder: Path) -> None:
-    """Verify plain, merged and in batches; then transformers and PEFT alone, on the card."""
-    ways = ((), ("--merged",), ("--batch-size", "8"))
-    for how in ways[:1] if os.environ.get(INSIDE) else ways:
+def verified(rows: Rows, adapter: Path, device: str, folder: Path, ways: Sequence[tuple[str, ...]]) -> None:
+    """Verify, in each of these ways."""
+    for how in ways:
         seconds, code, said = lorasize("verify", adapter, "--device", device, *how, cwd=folder)
         found = re.search(r"(\d+ of \d+)", said)
         said = f"verify {' '.join(how) or 'plain'}: {found[1] if found else ''}"
         rows.add(said, seconds, "s", wanted="exit 0", good=not code)
+
+
+def alone(rows: Rows, adapter: Path, device: str, folder: Path) -> None:
+    """The example script of transformers and PEFT alone, on the card."""
     base = models.resolve(models.BUILTIN)
     script = (ROOT / "examples" / "recall_check.py").read_text(encoding="utf-8")
     dtype = "bfloat16" if device == "cuda" else "float32"
-    alone = folder / "recall_alone.py"
-    alone.write_text(f"import torch\ntorch.set_default_device({device!r})\n{script.replace('float32', dtype)}", "utf-8")
+    copy = folder / "recall_alone.py"
+    copy.write_text(f"import torch\ntorch.set_default_device({device!r})\n{script.replace('float32', dtype)}", "utf-8")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, alone, base, adapter], cwd=folder, capture_output=True, text=True, check=False, env=environment
+        [sys.executable, copy, base, adapter], cwd=folder, capture_output=True, text=True, check=False, env=environment
     )
     n = done.stdout.count("recalled ")
     said = "by transformers and PEFT alone, on the device: passages recalled"
@@ -127,21 +132,19 @@ def verified(rows: Rows, adapter: Path, device: str, folder: Path) -> None:
 def real(rows: Rows, device: torch.device, folder: Path, *, tiny: bool) -> None:
     """All of it; `tiny` makes no calibration, starts no command as a process, and verifies in one way."""
     folder.mkdir(parents=True, exist_ok=True)
-    kind = device.type
+    kind, shipped = device.type, next((ROOT / "calibrations").glob("builtin*cpu*.json"))
+    corpus, ways = EXAMPLE, WAYS
     if tiny:
         os.environ[INSIDE] = "1"
-        calibration: Path | None = next((ROOT / "calibrations").glob("builtin*.json"))
-    else:
-        calibration = calibrated(rows, kind, folder, "standard")
-    if calibration is None:
-        return
-    if tiny:
         short = folder / "short.txt"
         short.write_text("The kettle is in the third drawer, beside the amber lantern.\n", encoding="utf-8")
-    corpus = [short] if tiny else EXAMPLE
-    adapter = memorised(rows, "example page and table", corpus, calibration, kind, folder / "example")
+        corpus, ways = [short], WAYS[:1]
+    made = None if tiny else calibrated(rows, kind, folder, "standard")
+    adapter = memorised(rows, "example page and table", corpus, made or shipped, kind, folder / "example")
     if adapter is not None:
-        verified(rows, adapter, kind, folder / "example")
+        alone(rows, adapter, kind, folder / "example")
+        os.environ[INSIDE] = "1"  # what follows is about what comes back, and starts no process for each command
+        verified(rows, adapter, kind, folder / "example", ways)
     if tiny:
         return
     tokenizer = models.load_tokenizer(models.resolve(models.BUILTIN))
@@ -149,4 +152,4 @@ def real(rows: Rows, device: torch.device, folder: Path, *, tiny: bool) -> None:
         at = folder / name
         at.mkdir(parents=True, exist_ok=True)
         path = write_corpus(at, name, tokens, SEED, tokenizer)
-        memorised(rows, f"{name}, {tokens} tokens", [path], calibration, kind, at)
+        memorised(rows, f"{name}, {tokens} tokens", [path], made or shipped, kind, at)

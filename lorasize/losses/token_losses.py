@@ -113,11 +113,18 @@ def loss_and_gradient(
 
 @torch.no_grad()
 def loss_and_gradient_of_all(
-    head: AnyHead, hidden: Tensor, targets: Tensor, weigh: Weigh
+    head: AnyHead, hidden: Tensor, targets: Tensor, weigh: Weigh, live: Tensor | None = None
 ) -> tuple[TokenLosses, Tensor, Tensor]:
     """As `loss_and_gradient`, with a backward product for every token whatever its weight: no value decides a shape.
 
-    An accelerator need not wait for the host, and launches can be recorded. The objective is asked chunk by chunk.
+    An accelerator need not wait for the host, and launches can be recorded.
+
+    Args:
+        head: The LM head.
+        hidden: Final hidden states that predict the targets, shape (token, width).
+        targets: Token ids, shape (token,).
+        weigh: The objective, which is asked chunk by chunk.
+        live: Factor on each token's weight, shape (token,); 0 for padding.
     """
     seen, weights, gradients = [], [], []
     for begin in range(0, len(targets), head.chunk):
@@ -125,7 +132,7 @@ def loss_and_gradient_of_all(
         logits = head.logits(hidden[piece])
         slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
         losses, total = _exponentiate(logits, targets[piece])
-        wanted = weigh(losses)
+        wanted = weigh(losses) if live is None else weigh(losses) * live[piece]
         seen.append(losses)
         weights.append(wanted)
         gradients.append(_gradient(head, logits, total, targets[piece], wanted, slope).to(hidden.dtype))

@@ -153,6 +153,7 @@ class Graphs:
                 return None
         except Exception as error:  # out of memory, or a model that asks the host: each fails in its own way
             torch.cuda.set_stream(now)  # a recording that breaks off leaves its own behind
+            torch.cuda.synchronize()  # what still runs reads what is about to be freed
             self.refused = f"{type(error).__name__}: {error}"
             return None
         self._pool = graph.pool() if self._pool is None else self._pool
@@ -179,7 +180,7 @@ class Graphs:
             hidden = self._path.suffix.run(recording.ids, recording.stored)
         flat = hidden.detach().flatten(0, 1)
         losses, weights, part = loss_and_gradient_of_all(
-            recording.head, flat[recording.places], recording.targets, lambda now: self._weights(now) * recording.live
+            recording.head, flat[recording.places], recording.targets, self._weights, recording.live
         )
         # Padding adds its zeros to a place of its own: no value of a gradient may be written twice.
         whole = torch.zeros((len(flat) + 1, *flat.shape[1:]), dtype=flat.dtype, device=flat.device)

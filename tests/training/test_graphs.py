@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.models import adapter, disturb, random_passages
 
+from lorasize.losses import head
 from lorasize.models import BaseModel, adapters
 from lorasize.records import Site
 from lorasize.training import Trainer, TrainingOptions, graphs
@@ -53,9 +54,13 @@ def on_a_card(trainer: Trainer) -> Trainer:
 
 @pytest.mark.parametrize(("name", "module"), [("llama", "up_proj"), ("gpt2", "c_fc")])
 @pytest.mark.parametrize("method", ["memft", "sft", "memft-ot"])
+@pytest.mark.parametrize("chunk_bytes", [0, 2**28])
 def test_a_recorded_pass_gives_the_losses_weights_and_gradients_of_a_plain_one(
-    torch: Any, bases: dict[str, BaseModel], played: list[Played], name: str, module: str, method: Any
-) -> None:
+    torch: Any, bases: dict[str, BaseModel], played: list[Played], monkeypatch: pytest.MonkeyPatch,
+    name: str, module: str, method: Any, chunk_bytes: int,
+) -> None:  # fmt: skip
+    """In one chunk of the head's logits, or in several: 16 tokens at a time."""
+    monkeypatch.setattr(head, "_CHUNK_BYTES", chunk_bytes)
     site = Site(target_modules=(module,), layers_to_transform=(1, 2))
     with adapter(bases[name], site, 2) as adapted:
         disturb(torch, adapted)
