@@ -13,6 +13,7 @@ from lorasize.models.placement import linear_of
 from lorasize.models.shapes import text_config, text_decoder
 
 _CHUNK_BYTES = 256 * 2**20  # float32 logits held at once
+_ALIGNED = 64  # docs/log/speed.md#on-a-card
 LOOK = 16  # positions on which a way to run a model is compared with the model itself; not tuned
 
 
@@ -33,7 +34,7 @@ class Head:
     @property
     def chunk(self) -> int:
         """Tokens whose logits are held at once."""
-        return max(16, _CHUNK_BYTES // (4 * self.weight.shape[0]))
+        return _chunk(self.weight.shape[0])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits, as float32, shape (vocabulary, token); valid until the next call. Rounded to the weights' dtype."""
@@ -77,7 +78,7 @@ class OwnLogits:
     @property
     def chunk(self) -> int:
         """Tokens whose logits are held at once."""
-        return max(16, _CHUNK_BYTES // (4 * self.vocabulary))
+        return _chunk(self.vocabulary)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The logits given, as float32, shape (vocabulary, token); valid until the next call."""
@@ -90,6 +91,12 @@ class OwnLogits:
     def columns(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """The logits of some tokens, shape (vocabulary, token)."""
         return logits if len(tokens) == logits.shape[1] else torch.index_select(logits, 1, tokens)
+
+
+def _chunk(vocabulary: int) -> int:
+    """Tokens at once, a multiple of `_ALIGNED` where they are that many: cards multiply rows of odd lengths slowly."""
+    tokens = max(16, _CHUNK_BYTES // (4 * vocabulary))
+    return tokens - tokens % _ALIGNED if tokens > _ALIGNED else tokens
 
 
 AnyHead = Head | OwnLogits

@@ -27,7 +27,7 @@ def fit_cost(base: models.BaseModel, observations: Sequence[Observation]) -> Cos
     terms = non_negative(design, seconds)
     spread = float(np.std(np.log(seconds / (design @ terms)))) if len(seconds) > 3 else _UNKNOWN_SPREAD
     weights = resident_bytes(base.model)
-    overhead, per_token = memory_terms(observations, weights)
+    overhead, per_token = memory_terms(observations, weights, of_process=base.device.type == "cpu")
     return CostModel(
         seconds_overhead=float(terms[0]),
         seconds_per_layer_token=float(terms[1]),
@@ -39,14 +39,16 @@ def fit_cost(base: models.BaseModel, observations: Sequence[Observation]) -> Cos
     )
 
 
-def memory_terms(observations: Sequence[Observation], weights: int) -> tuple[int, float]:
+def memory_terms(observations: Sequence[Observation], weights: int, *, of_process: bool) -> tuple[int, float]:
     """Bytes held besides the weights whatever the batch, and bytes per position of a step.
 
-    On a CPU a probe's peak is that of its process so far, of the most positions that any probe had until then; so that
-    is how all are read.
+    A peak `of_process` is that of a probe's process so far: of the most positions that any probe had until then. An
+    accelerator's is the probe's own.
     """
-    most = np.maximum.accumulate(np.array([o.probe.n_tokens for o in observations], dtype=float))
-    peaks = np.maximum.accumulate(np.array([o.peak_memory_bytes for o in observations], dtype=float))
+    most = np.array([o.probe.n_tokens for o in observations], dtype=float)
+    peaks = np.array([o.peak_memory_bytes for o in observations], dtype=float)
+    if of_process:
+        most, peaks = np.maximum.accumulate(most), np.maximum.accumulate(peaks)
     fixed, per_token = non_negative(np.stack([np.ones_like(most), most], axis=1), peaks)
     return max(0, round(float(fixed)) - weights), float(per_token)
 

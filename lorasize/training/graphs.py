@@ -24,8 +24,8 @@ from lorasize.training.fast_path import FastPath
 from lorasize.training.precision import in_order
 
 # Not tuned.
-_MOST_POSITIONS = 2048  # of a batch; more keep a card busy for longer than it takes to start them
-_MOST_GRAPHS = 8  # shapes recorded; each keeps memory of its own for what it gives
+_MOST_POSITIONS = 8192  # of a batch; more keep a card busy for longer than it takes to start them
+_MOST_GRAPHS = 16  # shapes recorded; each keeps memory of its own for what it gives
 _POSITIONS, _TARGETS = 32, 64  # lengths are padded to multiples
 _ALIKE = 1e-2  # relative: what a recording gives against what was run to make it
 

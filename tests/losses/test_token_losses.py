@@ -329,3 +329,10 @@ def test_without_a_wrong_argmax_the_window_is_soft_everywhere(torch: Any) -> Non
 def test_the_curriculum() -> None:
     shares = {0.0: 0.2, 0.09: 0.2, 0.1: 0.4, 0.25: 0.6, 0.3: 0.8, 0.39: 0.8, 0.4: 1.0, 0.7: 1.0, 1.0: 1.0}
     assert {progress: round(curriculum_share(progress), 6) for progress in shares} == shares
+
+
+@pytest.mark.parametrize(("vocabulary", "tokens"), [(151_936, 384), (128_256, 512), (49_152, 1344), (10**8, 16)])
+def test_chunks_are_of_a_length_that_cards_multiply_fast(torch: Any, vocabulary: int, tokens: int) -> None:
+    """A row of 441 logits, as a quarter of a gigabyte would hold of Qwen's, made a step half as long again."""
+    weight = torch.empty((vocabulary, 1), device="meta")
+    assert Head(weight, None, None, 1.0).chunk == OwnLogits(vocabulary).chunk == tokens

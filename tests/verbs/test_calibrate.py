@@ -287,10 +287,18 @@ def test_memory_is_of_the_process_so_far() -> None:
         observation(n_tokens=n).model_copy(update={"peak_memory_bytes": 900 + 7 * most})
         for n, most in ((48, 48), (200, 200), (60, 200), (400, 400), (48, 400))
     ]
-    overhead, per_token = costs.memory_terms(seen, weights=500)
+    overhead, per_token = costs.memory_terms(seen, weights=500, of_process=True)
     assert overhead == pytest.approx(400, abs=1)
     assert per_token == pytest.approx(7, rel=1e-6)
-    assert costs.memory_terms(seen, weights=5000)[0] == 0
+    assert costs.memory_terms(seen, weights=5000, of_process=True)[0] == 0
+
+
+def test_memory_of_an_accelerator_is_each_probe_s_own() -> None:
+    seen = [
+        observation(n_tokens=n).model_copy(update={"peak_memory_bytes": 900 + 7 * n}) for n in (400, 60, 200, 48)
+    ]
+    overhead, per_token = costs.memory_terms(seen, weights=500, of_process=False)
+    assert (overhead, per_token) == (pytest.approx(400, abs=1), pytest.approx(7, rel=1e-6))
 
 
 def test_cost_terms_are_recovered_and_never_negative() -> None:
