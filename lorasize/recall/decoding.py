@@ -22,6 +22,7 @@ from lorasize.losses.head import alike
 from lorasize.models import adapters
 from lorasize.models.quantization import refuse_merging
 from lorasize.recall.generation_config import clean_generation_config
+from lorasize.recall.steps import Greedy, recorded
 from lorasize.records import Decoded, DecodeJob
 
 _PAD = 0  # any id: padding is masked
@@ -37,9 +38,24 @@ def decode(job: DecodeJob) -> Iterator[Decoded]:
     model = _served(job)
     alone = job.batch_size > 1 and not _pads(model, job)
     together = job.model_copy(update={"batch_size": 1}) if alone else job
+    greedy = _one_by_one(model, together)
     for rows in _together(together, models.max_positions(Path(job.base))):
-        for one in _decode_batch(model, job, rows):
+        for one in _decode_batch(model, job, rows, greedy):
             yield one.model_copy(update={"batch_size": 1}) if alone else one
+
+
+def _one_by_one(model: Any, job: DecodeJob) -> Greedy:
+    """How one prompt is decoded: by recorded steps on a card, where they give what `generate` gives; else by that."""
+
+    def plainly(prompt: Sequence[int], wanted: Sequence[int], n_tokens: int) -> tuple[list[int], Tensor]:
+        (ids,), log_p = _generated(model, torch.device(job.device), [prompt], [wanted] if wanted else [], n_tokens)
+        return ids, log_p[0]
+
+    if job.batch_size > 1 or len(job.prompts) < 2 or job.device_map is not None:
+        return plainly
+    longest = max(len(p) + n for p, n in zip(job.prompts, job.n_tokens, strict=True))
+    shortest = min(job.prompts, key=len)
+    return recorded(model, longest, shortest, torch.device(job.device), plainly) or plainly
 
 
 def _pads(model: Any, job: DecodeJob) -> bool:
@@ -116,20 +132,17 @@ class _Watch:
         return scores
 
 
-def _decode_batch(model: Any, job: DecodeJob, rows: Sequence[int]) -> Iterator[Decoded]:
+def _decode_batch(model: Any, job: DecodeJob, rows: Sequence[int], greedy: Greedy) -> Iterator[Decoded]:
     """The rows decoded together, prompts padded on the left; each is cut at its own number of tokens."""
-    device = torch.device(job.device)
-    prompts = [job.prompts[row] for row in rows]
-    ids, mask = _padded(prompts, device, left=True)
-    watch = _Watch(_padded([job.targets[row] for row in rows], device)[0] if job.targets else None)
-    config = clean_generation_config(max(job.n_tokens[row] for row in rows), pad_token_id=_PAD)
-    with torch.no_grad():  # position ids are counted from the mask, so that each prompt starts at 0
-        output = model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([watch])
-        )
-    stepwise = torch.stack(watch.noted, dim=1).cpu()
+    device, wanted = torch.device(job.device), [job.targets[row] for row in rows] if job.targets else []
+    if len(rows) == 1:
+        found, log_p = greedy(job.prompts[rows[0]], wanted[0] if wanted else (), job.n_tokens[rows[0]])
+        ids, stepwise = [found], log_p[None]
+    else:
+        most = max(job.n_tokens[row] for row in rows)
+        ids, stepwise = _generated(model, device, [job.prompts[row] for row in rows], wanted, most)
     for place, row in enumerate(rows):
-        decoded = tuple(output[place, ids.shape[1] :].tolist()[: job.n_tokens[row]])
+        decoded = tuple(ids[place][: job.n_tokens[row]])
         target = job.targets[row] if job.targets else decoded
         log_p, margins = _read(model, job.prompts[row], target, device)
         yield Decoded(
@@ -139,6 +152,22 @@ def _decode_batch(model: Any, job: DecodeJob, rows: Sequence[int]) -> Iterator[D
             decoding_gap=_finite(_gap(log_p, stepwise[place], target, decoded)),
             attn_implementation=model.config._attn_implementation,
         )
+
+
+@torch.no_grad()
+def _generated(
+    model: Any, device: torch.device, prompts: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]], n_tokens: int
+) -> tuple[list[list[int]], Tensor]:
+    """By `generate`: so many tokens after each prompt, and ln p of the tokens wanted, shape (prompt, token)."""
+    ids, mask = _padded(prompts, device, left=True)
+    watch = _Watch(_padded(wanted, device)[0] if wanted else None)
+    output = model.generate(  # position ids are counted from the mask, so that each prompt starts at 0
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=clean_generation_config(n_tokens, pad_token_id=_PAD),
+        logits_processor=LogitsProcessorList([watch]),
+    )
+    return output[:, ids.shape[1] :].tolist(), torch.stack(watch.noted, dim=1).cpu()
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:
