@@ -3,7 +3,7 @@
     lorasize calibrate --preset standard --seed 100 --out second.json
     python benchmarks/calibrations_agree.py second.json [first.json]
 
-`first.json` is the shipped calibration of that model when left out. Printed: each quantity of both, and the difference
+`first.json` is the calibration of that model on a CPU that is shipped, when left out. Printed: each quantity of both, and the difference
 in standard errors of the difference: efficiencies of the sites they share, the location of the transition, and the
 law's predictions at the reference site, whose errors are those of one new observation.
 """
@@ -60,7 +60,7 @@ def main() -> None:
     chosen = parser.parse_args()
     second = read_calibration(chosen.second)
     shipped = Path(__file__).resolve().parent.parent / "calibrations"
-    first = read_calibration(chosen.first or next(shipped.glob(f"{second.model.ref.replace(':', '-')}.*.json")))
+    first = read_calibration(chosen.first or next(shipped.glob(f"{second.model.ref.replace(':', '-')}.cpu.*.json")))
     compared = [(*row, (row[3] - row[1]) / math.hypot(row[2], row[4])) for row in rows(first, second)]
     if chosen.json:
         print(json.dumps(compared))

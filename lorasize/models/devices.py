@@ -51,7 +51,7 @@ def has_tf32(device: torch.device) -> bool:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device meant: `auto` takes CUDA, then MPS, then XPU, then the CPU (only the CPU was run by us).
+    """The device meant: `auto` takes CUDA, then MPS, then XPU, then the CPU (MPS and XPU were not run by us).
 
     Raises:
         ModelError: the device is unknown or absent.

@@ -15,6 +15,7 @@ LAW_STEPS = 100  # the law is one of losses after this many steps; a probe that 
 PROBE_STEPS = 400  # of a probe at most
 CLEARLY_FAILED = 0.8  # a probe that has lost a smaller share of its base loss by then ends there
 MARGIN = 0.02  # p of training above the threshold; decoding may ask for more: docs/log/robustness.md#decoding-gaps
+MARGIN_16_BITS = 0.1  # the same where the base is in 16 bits: docs/log/speed.md#the-proof-on-a-card-negative
 
 Method = Literal["memft", "memft-ot", "memft-sw", "sft"]
 PassageKind = Literal["record", "text"]

@@ -21,7 +21,18 @@ from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import TrainingDivergedError
 from lorasize.losses.neutral import windows
 from lorasize.models import adapters
-from lorasize.records import LAW_STEPS, MARGIN, AdapterSpec, Drift, Escalation, Method, Outcome, Plan, StepReport
+from lorasize.records import (
+    LAW_STEPS,
+    MARGIN,
+    MARGIN_16_BITS,
+    AdapterSpec,
+    Drift,
+    Escalation,
+    Method,
+    Outcome,
+    Plan,
+    StepReport,
+)
 from lorasize.training.checkpoint import Checkpoint
 from lorasize.training.evaluation import Evaluation
 from lorasize.training.growth import at_rank, larger
@@ -63,7 +74,7 @@ class ApplyOptions:
         method: Training objective.
         threshold: Every target token's p must exceed this.
         margin: Added to the threshold in training, so that small differences in decoding lose no token. None means
-            `MARGIN`, and more where the proof measures that decoding needs it.
+            `usual_margin`, and more where the proof measures that decoding needs it.
         max_steps: Optimiser steps at most, escalations included.
         time_limit: Seconds of training at most; None for no limit.
         escalate: Grow the adapter when training stalls.
@@ -87,6 +98,11 @@ class ApplyOptions:
     retain: Path | None = None
     base_adapter: Path | None = None
     max_drift: float | None = None
+
+
+def usual_margin(dtype: torch.dtype, threshold: float) -> float:
+    """How far above the threshold to train where nobody says: further in 16 bits, whose decoding moves p by more."""
+    return MARGIN if dtype == torch.float32 else min(MARGIN_16_BITS, (1.0 - threshold) / 2.0)
 
 
 @dataclass
@@ -137,7 +153,9 @@ class Session:
     def __post_init__(self) -> None:
         """Nothing has happened yet."""
         assert self.plan.adapter is not None
-        self.state = RunState(self.plan.adapter, MARGIN if self.options.margin is None else self.options.margin)
+        margin = self.options.margin
+        usual = usual_margin(self.base.dtype, self.options.threshold)
+        self.state = RunState(self.plan.adapter, usual if margin is None else margin)
 
     def run(self, checkpoint: Checkpoint | None = None) -> None:
         """Train from a checkpoint, if there is one, until memorised or a budget ends; grow the adapter on the way."""
