@@ -3,9 +3,9 @@
     lorasize calibrate --preset standard --seed 100 --out second.json
     python benchmarks/calibrations_agree.py second.json [first.json]
 
-`first.json` is the calibration of that model on a CPU that is shipped, when left out. Printed: each quantity of both, and the difference
-in standard errors of the difference: efficiencies of the sites they share, the location of the transition, and the
-law's predictions at the reference site, whose errors are those of one new observation.
+`first.json` is the calibration of that model on a CPU that is shipped, when left out. Printed: each quantity of both,
+and the difference in standard errors of the difference: efficiencies of the sites they share, the location of the
+transition, and the law's predictions at the reference site, whose errors are those of one new observation.
 """
 
 from __future__ import annotations

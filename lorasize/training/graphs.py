@@ -8,18 +8,17 @@ an optimisation: a model that asks the host on the way, or whose recording gives
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import masking_utils
 
 from lorasize.losses.batches import Batch
 from lorasize.losses.head import AnyHead
 from lorasize.losses.token_losses import TokenLosses, loss_and_gradient_of_all
+from lorasize.models.packing import never_packed
 from lorasize.training.fast_path import FastPath
 from lorasize.training.precision import in_order
 
@@ -196,18 +195,3 @@ def _alike(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> b
     """Whether two passes gave the same, but for rounding."""
     pairs = [(one, other) for one, other in zip(first, second, strict=True) if one is not None and other is not None]
     return all(bool((one - other).norm() <= _ALIKE * one.norm()) for one, other in pairs)
-
-
-@contextmanager
-def never_packed() -> Iterator[None]:
-    """Let transformers take each row for one passage, which it is, instead of asking the host or making a mask."""
-    name = "find_packed_sequence_indices"
-    own = getattr(masking_utils, name, None)
-    if own is None:
-        yield
-        return
-    setattr(masking_utils, name, lambda position_ids: None)
-    try:
-        yield
-    finally:
-        setattr(masking_utils, name, own)

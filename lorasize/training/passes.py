@@ -35,6 +35,7 @@ class Passes:
     """Passes of one adapter over its batches; the path's suffix must be entered.
 
     Attributes:
+        objective: What weighs the tokens.
         graphs: Recordings of passes, on a CUDA card.
         whole_batches: Whether batches are run as they are, mastered passages and all: recordings know few shapes.
     """
@@ -45,7 +46,7 @@ class Passes:
         """Nothing is run yet. Of a model that is `spread` over devices nothing is recorded."""
         self._path = path
         self._parameters = list(parameters)
-        self._objective = objective
+        self.objective = objective
         self._device = parameters[0].device.type
         self._orderly = self._device == "cuda"  # until the model turns out to have sums without a fixed order
         self.graphs = Graphs(path, self._parameters, lambda losses: objective.weights(losses, (), ()))
@@ -82,14 +83,14 @@ class Passes:
         def weigh(losses: TokenLosses) -> Tensor:
             if every:
                 return torch.ones_like(losses.loss)
-            return self._objective.weights(losses, batch.passages, batch.lengths)
+            return self.objective.weights(losses, batch.passages, batch.lengths)
 
         return self._retried(lambda: self._learn(batch, step, weigh))
 
     def _learn(self, batch: Batch, step: int | None, weigh: Weigh) -> Looked:
         with self.orderly():
             hidden = self._path.hidden(batch)
-        if self._device == "cpu" or not self._objective.per_token:
+        if self._device == "cpu" or not self.objective.per_token:
             losses, weights, gradient = self._path.loss_and_gradient(batch, hidden.detach(), weigh, step)
         else:
             losses, weights, gradient = loss_and_gradient_of_all(

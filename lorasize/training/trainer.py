@@ -127,9 +127,8 @@ class Trainer:
         order = torch.randperm(len(encoded), generator=self._generator).tolist()
         self._state = TrainerState(order, Resting.none(len(encoded)), coarse=True)
         # Its threshold is where tokens pass: one released below that could never pass.
-        self._objective = objective or Objective(options.method, options.passing, many=len(encoded) >= _MANY)
-        spread = is_spread(base_of(adapted))
-        self._passes = Passes(self._path, self._parameters, self._objective, spread=spread)
+        weighed = objective or Objective(options.method, options.passing, many=len(encoded) >= _MANY)
+        self._passes = Passes(self._path, self._parameters, weighed, spread=is_spread(base_of(adapted)))
         self._optimizer = (optimizer or self._adam)(self._parameters)
         self._rate = rate or Rate(options.learning_rate)
         self._pieces = Pieces(self._parameters)
@@ -221,7 +220,7 @@ class Trainer:
         tensors |= {"latest": self._last.losses, "generator": self._generator.get_state()}
         tensors |= self._path.shortlists.tensors()
         retained = None if self.retained is None else self.retained.state.to_json()
-        others: dict[str, Any] = {"windows": self._objective.remembered(), "retained": retained}
+        others: dict[str, Any] = {"windows": self._passes.objective.remembered(), "retained": retained}
         others["shortlists"] = self._path.shortlists.to_json()
         return Checkpoint(tensors, self._state.to_json() | others)
 
@@ -242,7 +241,7 @@ class Trainer:
         self._last.losses = tensors["latest"].clone()
         self._generator.set_state(tensors["generator"])
         self._state = TrainerState.from_json(state)
-        self._objective.remember(state["windows"])
+        self._passes.objective.remember(state["windows"])
         self._path.shortlists.restore(state["shortlists"], tensors)
         if self.retained is not None:
             self.retained.state = RetainedState.from_json(state["retained"])
@@ -298,7 +297,7 @@ class Trainer:
     def _due_part(self, batch: Batch) -> Batch | None:
         """The rows to look at now: not resting and, for memft-sw on many records, inside the curriculum."""
         state, share = self._state, 1.0
-        if self.options.method == "memft-sw" and self._objective.many:
+        if self.options.method == "memft-sw" and self._passes.objective.many:
             share = curriculum_share((state.step + state.idle) / self.options.max_steps)
         inside = [state.order[p] < share * len(state.order) for p in batch.passages]
         keep = [k for k, p in enumerate(batch.passages) if inside[k] and state.resting.is_due(p)]

@@ -12,9 +12,10 @@ from support.models import adapter, disturb, random_passages
 
 from lorasize.losses import head
 from lorasize.models import BaseModel, adapters
+from lorasize.models.packing import never_packed
 from lorasize.records import Site
 from lorasize.training import Trainer, TrainingOptions, graphs
-from lorasize.training.graphs import Graphs, Recording, never_packed
+from lorasize.training.graphs import Graphs, Recording
 
 SIZES = [(5, 12), (1, 3), (9, 30), (2, 1), (4, 30)]
 MIDDLE = Site(target_modules=("up_proj",), layers_to_transform=(1, 2))
@@ -128,7 +129,8 @@ def test_what_cannot_be_recorded_is_run_step_by_step(
 def test_a_curriculum_and_a_window_are_not_recorded(torch: Any, bases: dict[str, BaseModel]) -> None:
     with adapter(bases["llama"], MIDDLE, 1) as adapted:
         encoded = random_passages(torch, SIZES)
-        per_token = {m: Trainer(adapted, encoded, TrainingOptions(method=m))._objective.per_token for m in METHODS}
+        trained = {method: Trainer(adapted, encoded, TrainingOptions(method=method)) for method in METHODS}
+    per_token = {method: trainer._passes.objective.per_token for method, trainer in trained.items()}
     assert per_token == {"memft": True, "sft": True, "memft-ot": True, "memft-sw": False}
 
 

@@ -35,7 +35,8 @@ Example:
 )
 @click.option(
     "--margin", type=options.Finite(0.0, 0.5, max_open=True),
-    help="Added to the threshold in training; by default 0.02, 0.1 in 16 bits, and more where decoding is measured to need it.",
+    help="Added to the threshold in training; by default 0.02, in 16 bits 0.1, and more where decoding is measured to "
+    "need it.",
 )  # fmt: skip
 @click.option("--max-steps", type=options.AT_LEAST_ONE, default=3000, show_default=True, help="Optimiser steps.")
 @click.option("--time-limit", callback=options.duration, metavar="TIME", help='Training at most, such as "20 min".')
