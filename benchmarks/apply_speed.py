@@ -82,7 +82,7 @@ def run_one(name: str, method: str, rate: float, seed: int, cap: float) -> dict[
     found = run(adapted, encoded, name, method, rate, seed, cap)
     n_tokens = sum(p.n_tokens for p in encoded)
     found |= {"corpus": name, "method": method, "rate": rate, "seed": seed, "cap": cap, "n_tokens": n_tokens}
-    return found | {"peak_memory_bytes": peak_memory()}
+    return found | {"peak_memory_bytes": peak_memory(base.device)}
 
 
 def _lorasize(
@@ -293,11 +293,11 @@ def curve(sizes: Sequence[int]) -> list[dict[str, float]]:
         ended = time.perf_counter()
         adapters.detach(adapted)
         row = {"n_tokens": float(n), "prepare_seconds": prepared - started, "epoch_seconds": ended - prepared}
-        found.append(row | {"peak_memory_bytes": float(peak_memory())})
+        found.append(row | {"peak_memory_bytes": float(peak_memory(base.device))})
         print(
             f"  {n:6} tokens: prefix {row['prepare_seconds']:6.1f} s ({1e3 * row['prepare_seconds'] / n:.2f} ms a token), "  # noqa: E501
             f"first look and epoch {row['epoch_seconds']:6.1f} s ({1e3 * row['epoch_seconds'] / n:.2f} ms a token), "
-            f"peak {peak_memory() / 2**30:.1f} GiB",
+            f"peak {peak_memory(base.device) / 2**30:.1f} GiB",
             file=sys.stderr, flush=True,
         )  # fmt: skip
     return found

@@ -71,14 +71,15 @@ def main() -> None:
         "measuring_seconds": measuring,
         "ratio": raw / whole,
         "ratio_measuring": raw / measuring,
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": peak_memory(base.device),
     }
     if chosen.json:
         print(json.dumps(figures))
     else:
         print(
             f"{n_tokens} tokens: raw forward {raw:.1f} s, plan {whole:.1f} s ({raw / whole:.2f} of its throughput), "
-            f"measuring pass alone {measuring:.1f} s ({raw / measuring:.2f}), peak {peak_memory() / 2**30:.1f} GiB"
+            f"measuring pass alone {measuring:.1f} s ({raw / measuring:.2f}), "
+            f"peak {peak_memory(base.device) / 2**30:.1f} GiB"
         )
 
 

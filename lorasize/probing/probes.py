@@ -120,7 +120,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         steps=last.step,
         seconds=ended - started,
         seconds_per_step=(ended - training) / max(1, last.step),
-        peak_memory_bytes=peak_memory(),
+        peak_memory_bytes=peak_memory(base.device),
         early_loss=early,
         drift=drift if math.isfinite(drift) else None,
         stubborn=tuple(passage.target_ids[k] for k in left) if len(left) <= _FEW_LEFT else (),

@@ -91,7 +91,7 @@ def observation_of(session: Session) -> Observation | None:
         steps=max(1, round(first.epochs)),
         seconds=state.seconds,
         seconds_per_step=state.seconds / max(1, state.steps),
-        peak_memory_bytes=peak_memory(),
+        peak_memory_bytes=peak_memory(session.base.device),
         early_loss=first.early_loss if first.epochs > LAW_STEPS else None,
         drift=state.drift.nats if state.drift is not None and options.retain is None else None,
     )
