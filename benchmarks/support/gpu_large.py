@@ -207,7 +207,7 @@ def calibrated(rows: Rows, name: str, model: Any, device: torch.device, folder: 
 
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / f"{name}.journal.jsonl", {"made": str(time.time())})
-    search = Search(base, journal, PRESETS["quick"], 0, 6.0 if tiny else 100.0, [], told, {}, None)
+    search = Search(base, journal, PRESETS["quick"], 0, 2.0 if tiny else 100.0, [], told, {}, None)
     began = time.perf_counter()
     search.all_probes()
     seconds = time.perf_counter() - began

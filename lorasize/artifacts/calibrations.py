@@ -2,7 +2,8 @@
 
 A calibration belongs to the model's weights, configuration and tokenizer, to a dtype and to a training recipe, and to
 the quantisation that the weights were loaded with. The kind
-of device is matched too when searching, because its times would be wrong elsewhere; a file named outright is taken.
+of device is matched too when searching, because its times are measured there; a file named outright is taken, and where
+none fits one of another kind of device (`nearest_calibration`).
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def _fitting(
     except CalibrationError as error:
         return str(error)
     wrong = _mismatch(calibration, fingerprint, dtype, recipe, quantization)
-    if device_type is not None and _device_type(calibration.device) != device_type:
+    if device_type is not None and device_kind(calibration.device) != device_type:
         wrong.append(f"made on {calibration.device}, not {device_type}")
     return f"{path}: {'; '.join(wrong)}" if wrong else calibration
 
@@ -156,13 +157,22 @@ def is_shipped(path: Path) -> bool:
     return path.resolve().parent == _shipped().resolve()
 
 
-def nearest_calibration(fingerprint: ModelFingerprint, recipe: str) -> Calibration | None:
-    """One to move over where none fits: of this model in another dtype or device, else the one with most observations.
+def nearest_calibration(
+    fingerprint: ModelFingerprint, recipe: str, dtype: str, quantization: str | None = None
+) -> tuple[Calibration, bool] | None:
+    """One to go by where none fits, and whether it differs in nothing but the kind of device.
 
-    None when no calibration in reach is for this training recipe.
+    Of this model in this dtype, else in another, else the one with most observations. None when no calibration in reach
+    is for this training recipe.
     """
+
+    def like(one: Calibration) -> tuple[bool, bool]:
+        kind = (one.dtype, one.quantization) == (dtype, quantization)
+        return one.model.fingerprint == fingerprint, kind and one.model.fingerprint == fingerprint
+
     able = (calibration for calibration, _ in _readable() if calibration.recipe == recipe)
-    return max(able, key=lambda c: (c.model.fingerprint == fingerprint, len(c.observations)), default=None)
+    best = max(able, key=lambda c: (like(c), len(c.observations)), default=None)
+    return None if best is None else (best, all(like(best)))
 
 
 def _found(ref: str, device_type: str, dtype: str, quantization: str | None) -> Iterator[Path]:
@@ -171,7 +181,7 @@ def _found(ref: str, device_type: str, dtype: str, quantization: str | None) -> 
         yield from sorted(folder.glob("*.json"), key=lambda p: (p.name != own.name, p.name))
 
 
-def _device_type(device: str) -> str:
+def device_kind(device: str) -> str:
     """The kind alone: "cuda" of "cuda:0" and of "cuda (NVIDIA A100)"."""
     return re.split(r"[^a-z]", device.strip().lower(), maxsplit=1)[0]
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lorasize.errors import ModelError
 from lorasize.models import placement
+from lorasize.models.devices import forked_rng
 from lorasize.models.shapes import LinearShape, linear_shapes, stack_path, transposes_weights
 from lorasize.records import Site
 
@@ -51,8 +52,7 @@ def attach(model: PreTrainedModel, site: Site, rank: int, seed: int) -> PeftMode
         fan_in_fan_out=transposes_weights(model),
     )
     _confine(config, model, wanted)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with forked_rng(model.device):
         torch.manual_seed(seed)
         with placement.stand_ins(model):
             adapted = cast(PeftModel, get_peft_model(model, config))

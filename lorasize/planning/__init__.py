@@ -1,7 +1,8 @@
 """From law, transition, demand and budget to a plan. Pure arithmetic: no model, no files, no clock.
 
 `request` is what is asked; `choice` finds the adapter; `plan` says what it is predicted to do, what else would do, and
-where the limits stand; `prior` stands in for a calibration that was not made yet.
+where the limits stand; `prior` stands in for a calibration that was not made yet, and `elsewhere` takes seconds to
+another device.
 """
 
 from lorasize.planning.budgets import Limits, all_kept, budgets, judged_again
@@ -17,6 +18,7 @@ from lorasize.planning.choice import (
     step_seconds,
 )
 from lorasize.planning.compare import compare
+from lorasize.planning.elsewhere import scaled_from, scaled_seconds, with_rough_seconds
 from lorasize.planning.ladder import ranks_at_site
 from lorasize.planning.plan import alternatives, infeasible_plan, make_plan, predict, rank_interval
 from lorasize.planning.prior import prior_calibration, source_of
@@ -49,7 +51,10 @@ __all__ = [
     "rank_interval",
     "ranks_at_site",
     "rules_of_thumb",
+    "scaled_from",
+    "scaled_seconds",
     "serving",
     "source_of",
     "step_seconds",
+    "with_rough_seconds",
 ]

@@ -7,6 +7,7 @@ import math
 from lorasize.law.capacity import equivalent_tokens
 from lorasize.law.form import RANGE_TOLERANCE, in_range, predict
 from lorasize.planning.choice import Assessment
+from lorasize.planning.elsewhere import scaled_from
 from lorasize.planning.prior import source_of
 from lorasize.records import Calibration, Demand
 
@@ -21,7 +22,12 @@ def plan_warnings(
             f"No adapter searched reaches confidence {confidence:g}: this one has the most capacity and is predicted "
             f"to succeed with probability {chosen.success_probability:.2f}."
         )
-    if not same_device:
+    if measured_on := scaled_from(calibration):
+        warnings.append(
+            f"Seconds are an estimate: scaled from {measured_on} to {calibration.device} by measured rates of matrix "
+            "products and of memory. `lorasize calibrate` on this device measures its own."
+        )
+    elif not same_device:
         warnings.append(f"Times were measured on {calibration.device}, not on the plan's device: they are rough.")
     return tuple(warnings)
 

@@ -162,6 +162,18 @@ class CostModel(BaseModel):
     memory_overhead_bytes: int = 0
 
 
+class DeviceRates(BaseModel):
+    """What a device measured of itself, so that seconds can be scaled to another one.
+
+    `matmul_flops`: floating-point operations a second of a matrix product in the calibration's dtype, two for each
+    multiplication with its addition. `copy_bytes_per_second`: of a copy within its memory, bytes read and written.
+    """
+
+    model_config = STRICT
+    matmul_flops: float = Field(gt=0)
+    copy_bytes_per_second: float = Field(gt=0)
+
+
 class CalibrationModel(BaseModel):
     """The base model a calibration is for."""
 
@@ -178,7 +190,8 @@ class Calibration(BaseModel):
 
     `grown_from` are digests of what it was before each finished run that joined it: a plan made from one of those is
     not stale. `held_out` are observations that the fit must not see: probes that ended on the same few tokens, which no
-    rank seems to hold. `quantization`: of the base's weights, such as "nf4"; None where they are plain.
+    rank seems to hold. `quantization`: of the base's weights, such as "nf4"; None where they are plain. `rates`: of the
+    device; None in older files, and of a model that was spread over several.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
@@ -196,3 +209,4 @@ class Calibration(BaseModel):
     provenance: dict[str, str]
     grown_from: tuple[str, ...] = ()
     quantization: str | None = None
+    rates: DeviceRates | None = None

@@ -23,12 +23,14 @@ from lorasize.errors import FitError
 from lorasize.law.observations import fit_observations, recurring_tokens, without_held_up
 from lorasize.losses.base import slower
 from lorasize.losses.neutral import neutral_text
+from lorasize.models import placement
+from lorasize.models.device_rates import device_rates
 from lorasize.probing import Execute, Journal
 from lorasize.probing.costs import fit_cost
 from lorasize.probing.presets import PRESETS, PresetName
 from lorasize.probing.search import ProbeListener, Search
 from lorasize.probing.sites import calibrated_sites
-from lorasize.records import RECIPE, Calibration, Observation, Reading
+from lorasize.records import RECIPE, Calibration, DeviceRates, Observation, Reading
 
 _NAMED = 5  # tokens named in a sentence
 
@@ -89,7 +91,7 @@ def calibrate(
         timed = search.timed_alone() if execute is not None and search.observations else None
         calibration = fit(base, search.observations, ref, preset=preset, seed=seed, timed=timed)
         about = {**calibration.provenance, **_about(base, attn, preset)}
-        calibration = calibration.model_copy(update={"provenance": about})
+        calibration = calibration.model_copy(update={"provenance": about, "rates": _rates(base)})
         write_calibration(calibration, path)
         journal.remove()
     return calibration, path
@@ -108,6 +110,11 @@ def _about(base: models.BaseModel, attn: str, preset: PresetName) -> dict[str, s
     first = min(calibrated_sites(base, PRESETS[preset])[0].layers_to_transform)
     notes = slower(base, first, base.tokenizer(neutral_text()[:200], verbose=False).input_ids)
     return ({} if attn == "auto" else {"attn": base.attn}) | ({"note": " ".join(notes)} if notes else {})
+
+
+def _rates(base: models.BaseModel) -> DeviceRates | None:
+    """Of the device; None of several, over which the model is spread."""
+    return None if placement.is_spread(base.model) else device_rates(base.device, base.dtype)
 
 
 def _sample(base: models.BaseModel, corpus: Sequence[Path]) -> list[int]:

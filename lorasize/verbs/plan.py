@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lorasize import models
-from lorasize.artifacts.calibrations import find_calibration, near_misses, nearest_calibration
+from lorasize.artifacts.calibrations import device_kind, find_calibration, near_misses, nearest_calibration
 from lorasize.corpus import corpus_sha256, read_corpus, secrets
 from lorasize.corpus.feasibility import feasibility, narrow_note, unreachable
 from lorasize.corpus.special_tokens import Told, told_of
@@ -25,8 +25,19 @@ from lorasize.losses.batches import sequence_length
 from lorasize.losses.demand import demand
 from lorasize.losses.reach import hardship
 from lorasize.models import adapters, placement
+from lorasize.models.device_rates import device_rates
 from lorasize.models.quantization import refuse_merging
-from lorasize.planning import Limits, Wishes, Workload, infeasible_plan, make_plan, prior_calibration
+from lorasize.planning import (
+    Limits,
+    Wishes,
+    Workload,
+    infeasible_plan,
+    make_plan,
+    prior_calibration,
+    scaled_from,
+    scaled_seconds,
+    with_rough_seconds,
+)
 from lorasize.records import (
     RECIPE,
     Calibration,
@@ -154,7 +165,7 @@ def plan(
     lint = feasibility(encoded)
     if not lint.feasible:
         return known.infeasible(lint, notes)
-    calibration, own = _calibration(folder.fingerprint, model, where.type, options.calibration)
+    source, own = _calibration(folder.fingerprint, model, where.type, options.calibration)
     base = folder.load(device, dtype, attn, quantization, device_map)
     hard = hardship(base, (token for passage in encoded for token in passage.target_ids))
     lint = unreachable(encoded, hard.impossible, folder.decode)
@@ -162,12 +173,12 @@ def plan(
         return known.infeasible(lint, notes)
     if hard.narrow:
         notes = (*notes, narrow_note(encoded, hard.narrow, folder.decode))
+    calibration = source if own else _moved_over(source, base, ref)
     if not own:
-        calibration = _moved_over(calibration, base, ref)
         passed_over = near_misses(folder.fingerprint, ref, where.type, model.dtype, RECIPE, quantization=weights)
         notes = (*notes, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
     losses = base_losses(base, encoded)
-    made = _made(known, calibration, base, losses, options, own=own)
+    made = _made(known, calibration, source, base, losses, options)
     if made.adapter is not None:
         ids = (*encoded[0].prompt_ids, *encoded[0].target_ids)
         notes = (*slower(base, min(made.adapter.layers_to_transform), ids), *notes)
@@ -210,26 +221,38 @@ def _model(
 def _made(
     known: _Known,
     calibration: Calibration,
+    source: Calibration,
     base: models.BaseModel,
     losses: Sequence[Tensor],
     options: PlanOptions,
-    *,
-    own: bool,
 ) -> Plan:
-    """The plan by the calibration, which is the model's `own` or one moved over to it."""
+    """The plan by the calibration: `source`, or what was moved over from it to this model."""
     old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, known.fingerprint, base.ref)
-    same_device = calibration.device == base.place
+    timed, prior = _timed_here(calibration, source, base), calibration is not source
+    same_device = timed.device == base.place and scaled_from(timed) is None
+    sha256 = digest(calibration)
     made = make_plan(
-        calibration=calibration,
+        calibration=timed,
         model=known.model,
         corpus=known.summary,
         demand=demand(known.encoded, losses),
-        inputs=_inputs(known.summary, known.fingerprint, digest(calibration), prior=not own, same_device=same_device),
+        inputs=_inputs(known.summary, known.fingerprint, sha256, prior=prior, same_device=same_device),
         work=_workload(base, known.encoded),
         wishes=options.wishes,
         at=None if old is None else old.spec,
     )
     return made.model_copy(update={"update": None if old is None else _update(old, base, known.encoded)})
+
+
+def _timed_here(calibration: Calibration, source: Calibration, base: models.BaseModel) -> Calibration:
+    """The calibration with seconds for this device: scaled where the source's are another's and it knows its rates."""
+    if source.device == base.place:
+        return calibration
+    able = source.rates is not None and not placement.is_spread(base.model)
+    here = device_rates(base.device, base.dtype) if able else None
+    if here is not None:
+        return scaled_seconds(calibration, source, here, base.place)
+    return calibration if device_kind(source.device) == base.device.type else with_rough_seconds(calibration)
 
 
 def _spread(base: models.BaseModel) -> list[str]:
@@ -260,15 +283,18 @@ def _summary(encoded: Sequence[EncodedPassage], files: tuple[CorpusFile, ...], r
 def _calibration(
     fingerprint: ModelFingerprint, model: PlanModel, device_type: str, explicit: Path | None
 ) -> tuple[Calibration, bool]:
-    """The calibration of this model, device and dtype, and True; else one to move over, and False."""
+    """The calibration of this model in this dtype, and True; else one to move over, and False.
+
+    One of another kind of device counts where there is none of this: only its seconds are not of here.
+    """
     wanted = (fingerprint, model.ref, device_type, model.dtype, RECIPE, explicit)
     try:
         return find_calibration(*wanted, quantization=model.quantization)[0], True
     except CalibrationError:
-        other = None if explicit is not None else nearest_calibration(fingerprint, RECIPE)
-        if other is None:
+        near = nearest_calibration(fingerprint, RECIPE, model.dtype, model.quantization) if explicit is None else None
+        if near is None:
             raise
-        return other, False
+        return near
 
 
 def _moved_over(source: Calibration, base: models.BaseModel, ref: str) -> Calibration:

@@ -259,30 +259,6 @@ def test_parameters_per_rank_is_both_widths() -> None:
     assert LinearShape(3, 4).parameters_per_rank == 7
 
 
-def test_devices(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert models.pick_device("cpu") == torch.device("cpu")
-    for present, expected in (((False, False), "cpu"), ((False, True), "mps"), ((True, True), "cuda")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda found=present[0]: found)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda found=present[1]: found)
-        assert models.pick_device().type == expected
-
-
-def test_an_unknown_device_is_refused_in_one_line() -> None:
-    with pytest.raises(ModelError, match="device 'toaster' cannot be used") as refused:
-        models.pick_device("toaster")
-    assert "\n" not in str(refused.value)
-
-
-def test_dtypes(torch: Any) -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert models.pick_dtype("auto", cpu) == torch.float32
-    assert models.pick_dtype("auto", cuda) == torch.bfloat16
-    assert models.pick_dtype("float16", cpu) == torch.float16
-    assert models.dtype_name(torch.bfloat16) == "bfloat16"
-    with pytest.raises(ModelError, match="dtype 'int8' is unknown: use one of auto, float32"):
-        models.pick_dtype("int8", cpu)
-
-
 @pytest.fixture
 def fake_gguf(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that transformers reads as if it were the tiny Llama in GGUF."""

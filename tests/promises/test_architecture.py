@@ -185,6 +185,19 @@ def test_contributing_shows_these_tables() -> None:
     assert {name: doors[name] for name in DOORS if name != "torch"} == {k: v for k, v in DOORS.items() if k != "torch"}
 
 
+ACCELERATORS = re.compile(r"\btorch\.(?:cuda|mps|xpu)\b")
+ACCELERATOR_DOORS = {"models/devices.py", "training/graphs.py", "recall/steps.py"}
+
+
+def test_accelerators_have_one_door() -> None:
+    assert all(map(ACCELERATORS.search, ("torch.cuda.synchronize()", "from torch.mps import", "import torch.xpu")))
+    assert not ACCELERATORS.search("torch.cudagraph")
+    asking = (path for path in PACKAGE.rglob("*.py") if ACCELERATORS.search(path.read_text("utf-8")))
+    found = {path.relative_to(PACKAGE).as_posix() for path in asking}
+    assert "models/devices.py" in found
+    assert found <= ACCELERATOR_DOORS
+
+
 def sources() -> list[Path]:
     """Every Python file of the project that is not a copy."""
     tops = ("lorasize", "tests", "benchmarks", "examples", "docs")

@@ -55,6 +55,9 @@ def calibration_facts(calibration: Calibration) -> Iterator[Fact]:
         f"{cost.seconds_overhead:.3g} + tokens · ({cost.seconds_per_layer_token:.3g} · layers + "
         f"{cost.seconds_per_head_token:.3g}) ± {cost.relative_spread:.0%}"
     )
+    if (rates := calibration.rates) is not None:
+        copied = format_bytes(rates.copy_bytes_per_second)
+        yield "rates", f"products {rates.matmul_flops / 1e9:,.0f} GFLOP/s · copies {copied}/s"
     fixed = cost.memory_base_bytes + cost.memory_overhead_bytes
     yield "memory", f"{format_bytes(fixed)} + {format_bytes(cost.memory_bytes_per_token)} a position of a step"
 
