@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py --tiny`: every part goes through on a CPU, so that a loan of a card is not spent on a typing error."""
+"""`benchmarks/gpu.py --tiny`: every part goes through on a CPU, so that no time on a card is spent on a typing error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def run(folder: Path, *parts: str) -> list[dict[str, Any]]:
     """The rows of these parts."""
     limits = [f"--seconds={part}=1200" for part in parts]
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", *parts, *limits, "--out", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((folder / "results.json").read_bytes())
     assert found["about"]["tiny"] is True
