@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py --tiny`: every part goes through on a CPU, so that no time on a card is spent on a typing error."""
+"""`benchmarks/gpu.py --tiny`: every part goes through on a CPU: no time on a card is spent on a typing error."""
 
 from __future__ import annotations
 
