@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.paths import ROOT
-from support.patience import HANGS
+from support.patience import HANGS, PATIENT_RAY
 
 from lorasize.artifacts.calibrations import read_calibration
 from lorasize.errors import CalibrationError
@@ -91,19 +91,6 @@ def _dies(text: str) -> str:
     os._exit(1)
 
 
-# What gives up after some seconds in Ray, or makes room in a memory that others have filled.
-PATIENT_RAY = {
-    "RAY_memory_monitor_refresh_ms": "0",
-    "RAY_health_check_failure_threshold": "600",
-    "RAY_agent_register_timeout_ms": f"{1000 * HANGS:.0f}",
-    **{
-        f"RAY_{name}": f"{HANGS:.0f}"
-        for name in (
-            "worker_register_timeout_seconds", "gcs_server_request_timeout_seconds", "raylet_start_wait_time_s",
-            "gcs_rpc_server_reconnect_timeout_s", "DASHBOARD_STARTUP_TIMEOUT_S",
-        )
-    },
-}  # fmt: skip
 RAY_DRIVER = """
 import os
 import signal
