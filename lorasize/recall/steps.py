@@ -15,6 +15,9 @@ from torch import Tensor
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
+_TRIED = 12  # tokens decoded both ways before recorded steps are trusted; not tuned
+_ALIKE = 0.2  # of ln p, which a card shifted by 0.14: docs/log/speed.md#the-proof-on-a-card-negative
+
 Greedy = Callable[[Sequence[int], Sequence[int], int], tuple[list[int], Tensor]]
 
 
@@ -114,7 +117,3 @@ def recorded(model: Any, longest: int, prompt: Sequence[int], device: torch.devi
         return None
     same = found[0] == wanted[0] and torch.allclose(found[1], wanted[1], atol=_ALIKE)
     return steps.decode if same else None
-
-
-_TRIED = 12  # tokens decoded both ways before recorded steps are trusted; not tuned
-_ALIKE = 0.2  # of ln p: on a card decoding step by step shifted it by 0.14 (docs/log/speed.md#on-a-card)

@@ -38,6 +38,7 @@ class Progress:
         self._said = -math.inf
         self._pending: str | None = None
         self._expected: Estimate | None = None  # steps of the training under way
+        self._first: StepReport | None = None  # its first report, by when all that happens once has happened
 
     def __enter__(self) -> Progress:
         """Begin; nothing is shown before the first message."""
@@ -51,7 +52,7 @@ class Progress:
 
     def expect(self, prediction: Prediction | None) -> None:
         """What the plan predicts of the training to come, for the time left."""
-        self._expected = None if prediction is None else prediction.steps
+        self._expected, self._first = None if prediction is None else prediction.steps, None
 
     def probe(self, report: ProbeReport) -> None:
         """A probe of a calibration begins or has ended."""
@@ -66,7 +67,8 @@ class Progress:
     def event(self, event: Event) -> None:
         """A training step, a growth of the adapter, a larger margin, a decoded passage, or a note."""
         if isinstance(event, StepReport):
-            self._now(_step_text(event) + _left(event, self._expected), last=event.evaluated)
+            self._first = self._first or event
+            self._now(_step_text(event) + _left(event, self._first, self._expected), last=event.evaluated)
         elif isinstance(event, Escalation):
             self.note(f"step {event.step:,}: training stalled, the adapter grows from {event.from_} to {event.to}")
         elif isinstance(event, Raised):
@@ -155,10 +157,13 @@ def _step_text(step: StepReport) -> str:
     )
 
 
-def _left(step: StepReport, expected: Estimate | None) -> str:
-    """Time left by the plan's steps at the pace so far, with its interval; empty once the plan is surpassed."""
-    if expected is None or step.evaluated or not 0 < step.step < expected.hi:
+def _left(step: StepReport, first: StepReport, expected: Estimate | None) -> str:
+    """Time left by the plan's steps at the pace since the first report, with its interval.
+
+    Empty before there is a pace, and once the plan is surpassed.
+    """
+    if expected is None or step.evaluated or not first.step < step.step < expected.hi:
         return ""
-    each = step.seconds / step.step
+    each = (step.seconds - first.seconds) / (step.step - first.step)
     point, lo, hi = (format_seconds(each * max(0.0, n - step.step)) for n in (expected.point, expected.lo, expected.hi))
     return f", about {point} left ({lo} to {hi})"
