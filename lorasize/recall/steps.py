@@ -52,17 +52,17 @@ class Steps:
         """Record the step, after a prompt of any kind."""
         self._read(prompt, 0)
         stream, now = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(now)
-        with torch.cuda.stream(stream):
-            self._step()
-        now.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
+            stream.wait_stream(now)
+            with torch.cuda.stream(stream):
+                self._step()
+            now.wait_stream(stream)
             with torch.cuda.graph(graph):
                 self._step()
         finally:
-            torch.cuda.set_stream(now)
-            torch.cuda.synchronize()
+            torch.cuda.set_stream(now)  # a recording that breaks off leaves its own behind
+            torch.cuda.synchronize()  # what still runs reads what is freed when this fails
         self._play = graph.replay
 
     @torch.no_grad()

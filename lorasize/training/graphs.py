@@ -22,8 +22,9 @@ from lorasize.models.packing import never_packed
 from lorasize.training.fast_path import FastPath
 from lorasize.training.precision import in_order
 
+_MOST_POSITIONS = 8192  # of a batch, since 4,096 still wait for the host: docs/log/speed.md#on-a-card
+
 # Not tuned.
-_MOST_POSITIONS = 8192  # of a batch; more keep a card busy for longer than it takes to start them
 _MOST_GRAPHS = 16  # shapes recorded; each keeps memory of its own for what it gives
 _POSITIONS, _TARGETS = 32, 64  # lengths are padded to multiples
 _ALIKE = 1e-2  # relative: what a recording gives against what was run to make it
