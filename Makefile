@@ -77,8 +77,8 @@ lock: $(INSTALLED)
 	mv $(VENV)/tokenizers.lock $(TOKENIZERS)
 
 # Each script prints one group of the figures in README and docs; together they take hours. TRL is a peer that one times.
-# calibrations_agree.py, same_as.py and shortlist.py need something that somebody names, and are called by hand.
-NAMED := calibrations_agree same_as shortlist
+# What needs something that somebody names is called by hand.
+NAMED := calibrations_agree same_as shortlist unchanged_answers
 BENCHMARKS := $(filter-out $(NAMED:%=benchmarks/%.py),$(wildcard benchmarks/*.py))
 bench: $(INSTALLED)
 	$(PIP) -c constraints.txt trl

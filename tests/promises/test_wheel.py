@@ -53,6 +53,9 @@ def test_wheel_carries_data(wheel: Path) -> None:
     assert {"lorasize/examples/page.md", "lorasize/examples/table.jsonl", "lorasize/py.typed"} <= set(names)
     assert {f"lorasize/report/formats/html/{name}" for name in ("page.html.jinja", "style.css")} <= set(names)
     assert [n for n in names if n.startswith("lorasize/calibrations/") and n.endswith(".json")]
+    texts = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lorasize/losses/texts").rglob("*.txt")}
+    assert len(texts) >= 20
+    assert texts <= set(names)
 
 
 def test_wheel_carries_nothing_else(wheel: Path) -> None:
