@@ -150,22 +150,38 @@ def _gradient(
 
 
 @torch.no_grad()
-def divergence_and_gradient(head: AnyHead, hidden: Tensor, base: Tensor) -> tuple[float, Tensor]:
-    """Σ KL(base ‖ now) over tokens in nats, and its gradient on the hidden states, shape (token, width).
+def drawn_gradient(head: AnyHead, hidden: Tensor, draw: torch.Generator) -> Tensor:
+    """Gradient on the hidden states of the loss of labels drawn from the predictions themselves, (token, width)."""
+    gradient = torch.zeros_like(hidden)
+    for rows in torch.arange(len(hidden), device=hidden.device).split(max(8, head.chunk // 2)):
+        logits = head.logits(hidden[rows])
+        slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
+        share = torch.softmax(logits, dim=0)
+        labels = torch.multinomial(share.t(), 1, generator=draw)[:, 0]
+        share[labels, torch.arange(len(rows), device=rows.device)] -= 1.0
+        gradient[rows] = head.pull_back(share if slope is None else share.mul_(slope)).to(hidden.dtype)
+    return gradient
+
+
+@torch.no_grad()
+def compared(head: AnyHead, hidden: Tensor, base: Tensor, targets: Tensor) -> Tensor:
+    """What became of each token: loss before, loss after, KL(base ‖ now), all in nats, and 1 where the argmax stays.
 
     Args:
         head: The LM head.
         hidden: Final hidden states now, shape (token, width).
         base: The same under the base model.
+        targets: Token ids, shape (token,).
+
+    Returns:
+        Shape (token, 4), float32, on the host.
     """
-    gradient, total = torch.zeros_like(hidden), 0.0
+    parts = []
     for rows in torch.arange(len(hidden), device=hidden.device).split(max(8, head.chunk // 2)):
-        wanted = torch.log_softmax(head.logits(base[rows]), dim=0)
-        logits = head.logits(hidden[rows])
-        slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
-        found = torch.log_softmax(logits, dim=0)
-        share = wanted.exp()
-        total += float((share * (wanted - found)).sum())
-        part = found.exp_().sub_(share)
-        gradient[rows] = head.pull_back(part if slope is None else part.mul_(slope)).to(hidden.dtype)
-    return total, gradient
+        before = torch.log_softmax(head.logits(base[rows]), dim=0)
+        after = torch.log_softmax(head.logits(hidden[rows]), dim=0)
+        at = targets[rows][None, :]
+        losses = [-before.gather(0, at)[0], -after.gather(0, at)[0]]
+        same = (before.argmax(dim=0) == after.argmax(dim=0)).float()
+        parts.append(torch.stack([*losses, (before.exp() * (before - after)).sum(dim=0), same], dim=1).cpu())
+    return torch.cat(parts)

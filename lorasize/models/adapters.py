@@ -113,6 +113,13 @@ def parameters(adapted: PeftModel) -> dict[str, nn.Parameter]:
     return {name: p for name, p in adapted.named_parameters() if p.requires_grad}
 
 
+def adapted_pairs(adapted: PeftModel) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """A (rank, d_in) and B (d_out, rank) of each adapted linear layer, by its name inside the base model."""
+    sits = ((name, module) for name, module in base_of(adapted).named_modules() if hasattr(module, "lora_A"))
+    found: dict[str, Any] = {n: (m.lora_A["default"].weight, m.lora_B["default"].weight) for n, m in sits}
+    return found
+
+
 def detach(adapted: PeftModel) -> PreTrainedModel:
     """The base model again, exactly as it was before `attach`."""
     spread = placement.is_spread(base_of(adapted))

@@ -17,6 +17,7 @@ from lorasize.records import (
     BATCH_TOKENS,
     AdapterSpec,
     Alternative,
+    BareMinimum,
     Calibration,
     CorpusSummary,
     CostModel,
@@ -76,6 +77,17 @@ def make_plan(
         serving=serving(adapter, wishes.serve),
         inputs=inputs,
         warnings=plan_warnings(calibration, demand, chosen, confidence, same_device=here),
+    )
+
+
+def bare_minimum(calibration: Calibration, demand: Demand, work: Workload, confidence: float) -> BareMinimum:
+    """The fewest parameters of a calibration without a bound on drift that reach the confidence, and their harm."""
+    chosen = cheapest(assess_all(calibration, demand, work.n_positions), confidence, "parameters")
+    return BareMinimum(
+        **chosen.candidate.spec(demand).model_dump(),
+        success_probability=chosen.success_probability,
+        seconds=chosen.seconds.point,
+        drift=predicted_drift(calibration.observations),
     )
 
 

@@ -32,6 +32,7 @@ from lorasize.records.inputs import (
 )
 from lorasize.records.plan import (
     Alternative,
+    BareMinimum,
     Budget,
     Demand,
     Difference,
@@ -52,6 +53,7 @@ from lorasize.records.run import (
     Drift,
     Escalation,
     Histogram,
+    KindDrift,
     Memorization,
     Outcome,
     PassageAddress,
@@ -63,15 +65,18 @@ from lorasize.records.run import (
     Update,
 )
 from lorasize.records.words import (
+    BARE_RECIPE,
     BATCH_TOKENS,
     BYTES_PER_PARAMETER,
     CLEARLY_FAILED,
     LAW_STEPS,
     MARGIN,
     MARGIN_16_BITS,
+    MAX_DRIFT,
     PROBE_STEPS,
     RECIPE,
     STRICT,
+    WORST_KIND,
     Against,
     Level,
     Method,
@@ -79,12 +84,15 @@ from lorasize.records.words import (
     PassageKind,
     ProbeKind,
     Serve,
+    recipe_of,
 )
 
 __all__ = [
     "AdapterSpec",
     "Against",
     "Alternative",
+    "BARE_RECIPE",
+    "BareMinimum",
     "Budget",
     "Calibration",
     "CalibrationModel",
@@ -106,6 +114,7 @@ __all__ = [
     "FeasibilityIssue",
     "Finding",
     "Histogram",
+    "KindDrift",
     "Law",
     "Level",
     "Memorization",
@@ -133,8 +142,10 @@ __all__ = [
     "LAW_STEPS",
     "MARGIN",
     "MARGIN_16_BITS",
+    "MAX_DRIFT",
     "PROBE_STEPS",
     "RECIPE",
+    "WORST_KIND",
     "Reading",
     "RecallFailure",
     "RecallReport",
@@ -150,4 +161,5 @@ __all__ = [
     "Update",
     "digest",
     "to_json",
+    "recipe_of",
 ]

@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lorasize.records.inputs import AdapterSpec, ModelFingerprint
 from lorasize.records.plan import Plan
-from lorasize.records.words import STRICT
+from lorasize.records.words import STRICT, WORST_KIND
 
 
 class StepReport(BaseModel):
     """One optimiser step. `n_stubborn`: target tokens with p ≤ ½; `loss`: mean over all target tokens, nats.
 
-    `drift`: loss added on the text that must not suffer when last measured, nats per token; None without a bound on it.
+    `drift`: how far other text had moved when last measured, nats per token; None without a bound on it, or before.
     """
 
     model_config = STRICT
@@ -189,19 +189,52 @@ class RecallSummary(BaseModel):
     warnings: tuple[str, ...] | None = None
 
 
+class KindDrift(BaseModel):
+    """What became of one kind of text: its loss before and after, and KL(base ‖ adapted), nats per token.
+
+    `unchanged`: share of positions whose likeliest token is still the same.
+    """
+
+    model_config = STRICT
+    kind: str
+    before: float
+    after: float
+    divergence: float
+    unchanged: float
+
+
 class Drift(BaseModel):
-    """Loss on text that must not suffer, nats per token."""
+    """What an adapter does to text that it was not trained on, nats per token, as means over kinds of text.
+
+    `before`, `after`, `nats`: loss without and with the adapter, and how far it grew. `divergence`: KL(base ‖ adapted);
+    None in records of older versions, which took one text alone.
+    """
 
     model_config = STRICT
     before: float
     after: float
     nats: float
-    bound: float | None = None  # on `nats`
+    bound: float | None = None  # on `nats` and on `divergence`
+    divergence: float | None = None
+    kinds: tuple[KindDrift, ...] = ()
+
+    @property
+    def moved(self) -> float:
+        """The larger of growth and divergence: what a bound is on."""
+        return max(self.nats, self.divergence or 0.0)
+
+    @property
+    def share_of_bound(self) -> float:
+        """How much of the bound is used up, 1 being all: by the mean, or by one kind, which has WORST_KIND times it."""
+        if self.bound is None:
+            return 0.0
+        worst = max((kind.divergence for kind in self.kinds), default=0.0)
+        return max(self.moved, worst / WORST_KIND) / self.bound
 
     @property
     def broken(self) -> bool:
-        """Whether the loss grew by more than the bound."""
-        return self.bound is not None and self.nats > self.bound
+        """Whether loss or predictions moved by more than the bound."""
+        return self.share_of_bound > 1.0
 
 
 class Update(BaseModel):

@@ -8,7 +8,11 @@ from pydantic import ConfigDict
 
 STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-RECIPE = "memft/2"  # the training recipe that probes and apply share; a change of it makes calibrations stale
+# The training recipes that probes and apply share; a change of one makes its calibrations stale.
+RECIPE = "memft/3"  # under a bound on what happens to other text
+BARE_RECIPE = "memft/2"  # without one, as the paper trains: the fewest parameters, whatever they do to other text
+MAX_DRIFT = 0.02  # nats per token that other text may move by, unless asked otherwise
+WORST_KIND = 2.5  # times that bound: what a single kind of text may move by
 BATCH_TOKENS = 512  # of the recipe: positions in one optimiser step; a smaller corpus is one full batch
 BYTES_PER_PARAMETER = 4  # adapters are saved in float32
 LAW_STEPS = 100  # the law is one of losses after this many steps; a probe that goes on tells of the transition
@@ -24,3 +28,8 @@ Level = Literal["off", "warn", "error"]  # of a budget, or of secrets in a corpu
 Against = Literal["point", "upper"]  # estimate that a budget is held against
 Minimize = Literal["parameters", "bytes", "seconds"]
 Serve = Literal["peft", "vllm", "llama.cpp", "merged"]
+
+
+def recipe_of(max_drift: float | None) -> str:
+    """The training recipe under this bound on drift, None being no bound."""
+    return BARE_RECIPE if max_drift is None else RECIPE

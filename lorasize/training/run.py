@@ -6,6 +6,7 @@ adapter as a run that was not. It is taken between epochs, at most every `CHECKP
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,6 @@ from lorasize import models
 from lorasize.artifacts.events import Noted
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import TrainingDivergedError
-from lorasize.losses.neutral import windows
 from lorasize.models import adapters
 from lorasize.records import (
     LAW_STEPS,
@@ -34,7 +34,9 @@ from lorasize.records import (
     StepReport,
 )
 from lorasize.training.checkpoint import Checkpoint
+from lorasize.training.control import other_text, shown_drift
 from lorasize.training.evaluation import Evaluation
+from lorasize.training.fast_path import FastPath
 from lorasize.training.growth import at_rank, larger
 from lorasize.training.interrupts import Deferred
 from lorasize.training.run_state import Fallback, FirstRun, Progress, RunState
@@ -81,9 +83,10 @@ class ApplyOptions:
         seed: Of the adapter's initial values.
         device: Where to train and decode.
         loading: How to load the base, beside what the plan says of it.
-        retain: File with text that must not suffer; a neutral text that comes with the package when None.
+        retain: File with text of the user's that must not suffer, beside the texts that come with the package.
         base_adapter: Adapter folder to start from; None for a fresh adapter, or the one that the plan names.
-        max_drift: Nats per token that the loss on it may grow by; None where it is only measured.
+        max_drift: Nats per token that loss and predictions on other text may move by; infinite for no bound, and None
+            for that of the plan.
     """
 
     method: Method = "memft"
@@ -129,7 +132,7 @@ class Session:
         plan: What to train.
         options: How to train.
         notify: Told of each step, of each growth of the adapter, and of what takes longer with this model.
-        retained: Text that must not suffer.
+        retained: Text of the user's that must not suffer.
         start: The adapter folder to start from.
         save: Takes the checkpoints.
         adapted: The model with the adapter as it is now.
@@ -156,6 +159,12 @@ class Session:
         margin = self.options.margin
         usual = usual_margin(self.base.dtype, self.options.threshold)
         self.state = RunState(self.plan.adapter, usual if margin is None else margin)
+
+    @property
+    def bound(self) -> float | None:
+        """Nats per token that other text may move by; None for no bound."""
+        asked = self.options.max_drift
+        return self.plan.max_drift if asked is None else asked if math.isfinite(asked) else None
 
     def run(self, checkpoint: Checkpoint | None = None) -> None:
         """Train from a checkpoint, if there is one, until memorised or a budget ends; grow the adapter on the way."""
@@ -203,11 +212,10 @@ class Session:
         if self.state.fallback is not None and ended is not Outcome.MEMORIZED:
             ended = self._fall_back(self.state.fallback)
         self.final = trainer.full_look()
-        self.state = replace(self.state, drift=self._drift(trainer))
         if self.state.first is None:
             self.state = replace(self.state, first=self._first(ended, progress, trainer.steps_per_epoch))
         if ended is not Outcome.STALLED or self._larger() is None:
-            self.state = replace(self.state, outcome=ended)
+            self.state = replace(self.state, outcome=ended, drift=self._drift(trainer.path))
             self._save(trainer, progress)
         return ended
 
@@ -218,14 +226,13 @@ class Session:
         trainer = Trainer(
             self.adapted,
             self.encoded,
-            retained=windows(self.retained, self.base.tokenizer, self.base.max_positions - 1, self.base.n_ids),
+            other=other_text(self.base, self.adapted, self.retained, self.bound, self.notify),
             options=TrainingOptions(
                 method=options.method,
                 threshold=options.threshold,
                 margin=self.state.margin,
                 max_steps=options.max_steps - before,
                 seed=options.seed,
-                max_drift=options.max_drift,
             ),
         )
         if checkpoint is not None:
@@ -297,13 +304,10 @@ class Session:
         _put(self.adapted, fallback.parameters)
         return Outcome.MEMORIZED
 
-    def _drift(self, trainer: Trainer) -> Drift | None:
-        """What training did to the text that must not suffer; as before where there is no such text."""
-        if (retained := trainer.retained) is None:
-            return self.state.drift
-        nats = retained.measure()
-        before = retained.base_loss
-        return Drift(before=before, after=before + nats, nats=nats, bound=self.options.max_drift)
+    def _drift(self, path: FastPath) -> Drift:
+        """What training did to texts that it never looked at."""
+        found = shown_drift(self.base, self.adapted, path, self.retained)
+        return found.model_copy(update={"bound": self.bound})
 
     def _first(self, ended: Outcome, progress: Progress, epoch: int) -> FirstRun:
         stubborn = self.final.n_below(self.options.threshold)

@@ -25,15 +25,15 @@ from lorasize.models.adapters import base_of, parameters
 from lorasize.models.placement import is_spread
 from lorasize.records import BATCH_TOKENS, Method, StepReport
 from lorasize.training.checkpoint import Checkpoint
+from lorasize.training.control import Control, OtherText, control_of
 from lorasize.training.evaluation import Evaluation, LastLosses
-from lorasize.training.fast_path import fast_path
+from lorasize.training.fast_path import FastPath, fast_path
 from lorasize.training.objectives import Objective, curriculum_share
 from lorasize.training.passes import Passes
 from lorasize.training.pieces import Pieces
 from lorasize.training.precision import coarse_products, has_coarse_products
 from lorasize.training.rate import Rate, Schedule
 from lorasize.training.resting import Resting
-from lorasize.training.retain import RetainedState, retain
 from lorasize.training.state import TrainerState
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 _BETAS = (0.9, 0.95)  # docs/log/recipe.md#other-optimisers-and-objectives-negative
 _CLIP = 1.0  # gradient norm; with and without: docs/log/recipe.md#no-clipping-and-other-small-changes-negative
 _MANY = 8  # passages from which memft-sw means the paper's curriculum instead of its window; not tuned
+
+RATE = 0.06  # of Adam: docs/log/recipe.md#other-optimisers-and-objectives-negative
+BOUNDED_RATE = 0.02  # the same under a bound on drift: docs/log/harm.md#which-part-of-the-bound-carries
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Watch = Callable[[Batch, TokenLosses], None]
@@ -56,21 +59,18 @@ class TrainingOptions:
         threshold: Every target token's p must exceed this.
         margin: Added to the threshold before a token counts as passed: decoding moves logits a little.
         max_steps: Optimiser steps at most.
-        learning_rate: Of Adam while many tokens are stubborn
-            (docs/log/recipe.md#other-optimisers-and-objectives-negative).
+        learning_rate: Of Adam while many tokens are stubborn; `RATE`, or `BOUNDED_RATE` under a bound, when None.
         batch_tokens: Positions in one optimiser step, unless one passage is longer; a smaller corpus is one full batch.
         seed: Order of batches and passages.
-        max_drift: Nats per token that the loss on retained text may grow by; None where it is only measured.
     """
 
     method: Method = "memft"
     threshold: float = 0.5
     margin: float = 0.02
     max_steps: int = 1000
-    learning_rate: float = 0.06
+    learning_rate: float | None = None
     batch_tokens: int = BATCH_TOKENS
     seed: int = 0
-    max_drift: float | None = None
 
     @property
     def passing(self) -> float:
@@ -88,7 +88,7 @@ class Trainer:
 
     Attributes:
         options: How it trains.
-        retained: The text that must not suffer; None where there is none.
+        control: What the adapter does to other text; None where nobody looks.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Trainer:
         adapted: PeftModel,
         encoded: Sequence[EncodedPassage],
         options: TrainingOptions,
-        retained: Sequence[EncodedPassage] = (),
+        other: OtherText | None = None,
         *,
         optimizer: MakeOptimizer | None = None,
         rate: Schedule | None = None,
@@ -109,7 +109,7 @@ class Trainer:
             adapted: The model with its adapter.
             encoded: The corpus.
             options: How to train.
-            retained: Windows of text that must not suffer.
+            other: Text that is not trained on, and the bound on what happens to it.
             optimizer: Makes the optimiser of the adapter's parameters; the recipe's Adam when None.
             rate: The learning rate of each step; the recipe's `Rate` when None.
             objective: Weighs the tokens; that of the method when None.
@@ -121,7 +121,7 @@ class Trainer:
         self.options = options
         self._parameters = list(parameters(adapted).values())
         self._path = fast_path(adapted, encoded, options.batch_tokens)
-        self.retained = retain(adapted, self._path, retained, options.max_drift) if retained else None
+        self.control = None if other is None else control_of(adapted, self._path, other)
         self._last = LastLosses(passage.n_tokens for passage in encoded)
         self._generator = torch.Generator().manual_seed(options.seed)
         order = torch.randperm(len(encoded), generator=self._generator).tolist()
@@ -129,14 +129,16 @@ class Trainer:
         # Its threshold is where tokens pass: one released below that could never pass.
         weighed = objective or Objective(options.method, options.passing, many=len(encoded) >= _MANY)
         self._passes = Passes(self._path, self._parameters, weighed, spread=is_spread(base_of(adapted)))
-        self._optimizer = (optimizer or self._adam)(self._parameters)
-        self._rate = rate or Rate(options.learning_rate)
+        self._optimizer = (optimizer or _adam)(self._parameters)
+        bounded = self.control is not None and self.control.bound is not None
+        self._rate = rate or Rate(options.learning_rate or (BOUNDED_RATE if bounded else RATE))
         self._pieces = Pieces(self._parameters)
         self._watch = watch
 
-    def _adam(self, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
-        fused = trained[0].device.type == "cuda"  # one launch instead of one for each part of each parameter
-        return torch.optim.Adam(trained, lr=self.options.learning_rate, betas=_BETAS, fused=fused)
+    @property
+    def path(self) -> FastPath:
+        """How the corpus runs through the model."""
+        return self._path
 
     @property
     def steps_per_epoch(self) -> int:
@@ -161,11 +163,15 @@ class Trainer:
     @property
     def passed(self) -> bool:
         """Whether every token passed when last looked at, and the bound on drift is kept."""
-        return self._last.largest < self.options.passing_loss and not self._harmed
+        return self._last_passed and not self._harmed
+
+    @property
+    def _last_passed(self) -> bool:
+        return self._last.largest < self.options.passing_loss
 
     @property
     def _harmed(self) -> bool:
-        return self.retained is not None and self.retained.harmed
+        return self.control is not None and self.control.harmed
 
     @property
     def known(self) -> Evaluation:
@@ -208,8 +214,8 @@ class Trainer:
             self._state.resting.epoch += 1
             self._state.idle += self._state.step == before and not self.passed
         self.full_look()
-        if self.retained is not None:
-            self.retained.measure()
+        if self.control is not None:
+            self.control.measure()
         yield self._report(0, started, evaluated=True)
 
     def state(self) -> Checkpoint:
@@ -219,8 +225,8 @@ class Trainer:
             tensors |= {f"adam.{k}.{name}": value for name, value in kept.items()}
         tensors |= {"latest": self._last.losses, "generator": self._generator.get_state()}
         tensors |= self._path.shortlists.tensors()
-        retained = None if self.retained is None else self.retained.state.to_json()
-        others: dict[str, Any] = {"windows": self._passes.objective.remembered(), "retained": retained}
+        control = None if self.control is None else self.control.to_json()
+        others: dict[str, Any] = {"windows": self._passes.objective.remembered(), "control": control}
         others["shortlists"] = self._path.shortlists.to_json()
         return Checkpoint(tensors, self._state.to_json() | others)
 
@@ -243,8 +249,8 @@ class Trainer:
         self._state = TrainerState.from_json(state)
         self._passes.objective.remember(state["windows"])
         self._path.shortlists.restore(state["shortlists"], tensors)
-        if self.retained is not None:
-            self.retained.state = RetainedState.from_json(state["retained"])
+        if self.control is not None:
+            self.control.restore(state["control"])
 
     def retreat(self, checkpoint: Checkpoint) -> None:
         """Go back to a good state, and continue from there at half the learning rate."""
@@ -273,11 +279,10 @@ class Trainer:
         """If all tokens passed when last looked at: whether they still do in one full look, and no harm was done."""
         if not self.passed:
             return False
-        if self.retained is not None and self.retained.bound is not None:
-            self.retained.measure()
         self.full_look()
-        passed = self._last.largest < self.options.passing_loss
-        self._state.coarse = self._state.coarse and passed  # else coarse looks could pass for ever
+        if self.control is not None and self.control.bound is not None and self._last_passed:
+            self.control.measure()
+        self._state.coarse = self._state.coarse and self._last_passed  # else coarse looks could pass for ever
         return self.passed
 
     def _parts(self) -> Iterator[list[Batch]]:
@@ -317,9 +322,9 @@ class Trainer:
                 for parameter in self._parameters:
                     if parameter.grad is not None:
                         parameter.grad /= total
-            if self.retained is not None:
+            if self.control is not None:
                 with self._passes.orderly():
-                    self.retained.pull()
+                    self.control.pull()
         stepped = (n_active > 0 or harmed) and not self.passed
         if stepped:
             self._take_step()
@@ -334,8 +339,8 @@ class Trainer:
             group["lr"] = rate
         self._optimizer.step()
         self._state.step += 1
-        if self.retained is not None:
-            self.retained.stepped()
+        if self.control is not None:
+            self.control.stepped(float(self._last.losses.mean()), stubborn=not self._last_passed)
 
     def _accumulated(self, part: Sequence[Batch], *, every: bool = False) -> tuple[int, float]:
         """The gradient of a part on the parameters; how many tokens have weight, and the sum of their weights."""
@@ -377,5 +382,18 @@ class Trainer:
             min_probability=seen.min_probability,
             seconds=time.perf_counter() - started,
             evaluated=evaluated,
-            drift=self.retained.state.drift if self.retained is not None and self.retained.bound is not None else None,
+            drift=_moved(self.control),
         )
+
+
+def _adam(trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The recipe's optimiser; each step sets its rate."""
+    fused = trained[0].device.type == "cuda"  # one launch instead of one for each part of each parameter
+    return torch.optim.Adam(trained, lr=RATE, betas=_BETAS, fused=fused)
+
+
+def _moved(control: Control | None) -> float | None:
+    """How far other text has moved, where there is a bound on it and it was measured."""
+    if control is None or control.bound is None or control.drift is None:
+        return None
+    return control.drift.moved

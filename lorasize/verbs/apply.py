@@ -19,7 +19,7 @@ from lorasize.artifacts.workspace import staged
 from lorasize.corpus import corpus_sha256, read_corpus, read_text
 from lorasize.corpus.tokens import EncodedPassage, encode_corpus
 from lorasize.errors import CorpusError, InfeasibleCorpusError, ModelError, StalePlanError
-from lorasize.losses.neutral import neutral_text, windows
+from lorasize.losses.texts import windows_of
 from lorasize.models import adapters
 from lorasize.models.quantization import refuse_merging
 from lorasize.recall.margin import next_target_probability
@@ -35,9 +35,11 @@ from lorasize.records import (
     StepReport,
     Update,
     digest,
+    recipe_of,
     to_json,
 )
 from lorasize.training import read_checkpoint, write_checkpoint
+from lorasize.training.control import TOKENS_RETAINED
 from lorasize.training.run import ApplyOptions, Loading, Session
 from lorasize.verbs.applied import model_card, observation_of, record_of_run
 from lorasize.verbs.update import BaseAdapter, compare, read_base_adapter, require_room
@@ -93,7 +95,7 @@ def apply(
     with staged(out, _job(plan, options, retained)) as work:
         checkpoint = read_checkpoint(work.checkpoint)
         base, encoded = load_inputs(plan, options.device, options.loading)
-        if options.retain is not None and not windows(retained, base.tokenizer, base.max_positions - 1, base.n_ids):
+        if options.retain is not None and not windows_of(base, retained, TOKENS_RETAINED):
             raise CorpusError("holds a single token: too little to measure drift on", file=str(options.retain))
         state = {} if checkpoint is None else checkpoint.state
         events = EventLog(work.folder / EVENTS, notify, state.get("steps", 0), ended=state.get("outcome") is not None)
@@ -138,13 +140,13 @@ def _holds_proven_adapter(place: Path) -> bool:
 
 
 def retained_text(path: Path | None) -> str:
-    """The text that must not suffer.
+    """Text of the user's that must not suffer; none where no file is named.
 
     Raises:
         CorpusError: the file cannot be read, or holds nothing.
     """
     if path is None:
-        return neutral_text()
+        return ""
     text = read_text(path)
     if not text.strip():
         raise CorpusError("holds no text", file=str(path))
@@ -244,7 +246,7 @@ def load_inputs(
         StalePlanError: they are not the ones that the plan was made for.
         ModelError: the model cannot be loaded, or cannot carry the plan's adapter.
     """
-    if plan.inputs.recipe != RECIPE:
+    if plan.inputs.recipe != recipe_of(plan.max_drift):
         raise StalePlanError(
             f"the plan is for training recipe {plan.inputs.recipe}, this is {RECIPE}: plan again", changed=["recipe"]
         )

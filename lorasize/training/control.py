@@ -1,0 +1,201 @@
+"""Text that an adapter is not trained on, to see what it does to it: by how much loss and predictions move.
+
+Mean loss alone would hide change: a text may gain where another loses. So the divergence from the base model's
+predictions, KL(base ‖ adapted), is measured beside it, and the share of positions whose likeliest token stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lorasize.artifacts.events import Noted
+from lorasize.corpus.tokens import EncodedPassage
+from lorasize.losses.batches import Batch, make_batches
+from lorasize.losses.statistics import Statistics, statistics_of
+from lorasize.losses.texts import POSITIONS, texts, windows_of
+from lorasize.losses.token_losses import compared
+from lorasize.models import BaseModel
+from lorasize.models.adapters import adapted_pairs, base_of
+from lorasize.records import Drift, KindDrift
+from lorasize.training.fast_path import FastPath
+from lorasize.training.guard import Guard, GuardState
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+
+# Tokens of each kind of text that is watched, of each that is shown, and of the user's own; not tuned.
+TOKENS_WATCHED, TOKENS_SHOWN, TOKENS_RETAINED = 96, 160, 2048
+WATCHED_SHARE = 0.75  # of the bound, that what is watched must keep: what is shown is other text; not tuned
+_ONCE = "Taking the model's statistics on general text, once for each model: up to some minutes."
+_ROOM = 0.6  # share of the bound up to which there is room to pull less; not tuned
+_EVERY = 5  # steps between two measurements while the bound is broken; not tuned
+
+
+@dataclass(frozen=True)
+class OtherText:
+    """Text that an adapter is not trained on, and what the base model is known to do on such text.
+
+    Attributes:
+        passages: Windows of each text, by its kind.
+        bound: Nats per token that loss and predictions may move by; None where they are only measured.
+        statistics: Of the linear layers that the adapter sits on, by name; needed where there is a bound.
+    """
+
+    passages: Mapping[str, Sequence[EncodedPassage]]
+    bound: float | None = None
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
+
+
+@dataclass
+class Control:
+    """Texts in batches, and what the base model makes of them.
+
+    Attributes:
+        path: The batches, through the layers and the head that the corpus runs through.
+        kinds: The kind of each passage of the batches, by its index.
+        states: The base model's hidden states for each batch, shape (token, width).
+        bound: Nats per token that loss and predictions may move by; None where they are only measured.
+        guard: What holds the adapter back; None without a bound.
+        drift: As last measured.
+        waited: Steps since then.
+    """
+
+    path: FastPath
+    kinds: Sequence[str]
+    states: Sequence[Tensor]
+    bound: float | None
+    guard: Guard | None = None
+    drift: Drift | None = None
+    waited: int = 0
+
+    @property
+    def harmed(self) -> bool:
+        """Whether the bound is broken by what was last measured."""
+        return self.drift is not None and self.drift.broken
+
+    @torch.no_grad()
+    def measure(self) -> Drift:
+        """What the adapter as it is does to the texts."""
+        sums: dict[str, Tensor] = {}
+        with self.path.suffix.entered():
+            for batch, base in zip(self.path.batches, self.states, strict=True):
+                seen = compared(self.path.head, self.path.hidden(batch), base, batch.targets)
+                for passage, piece in zip(batch.passages, seen.split(list(batch.lengths)), strict=True):
+                    kind = self.kinds[passage]
+                    one = torch.cat([piece.sum(dim=0), piece.new_tensor([len(piece)])])
+                    sums[kind] = sums[kind] + one if kind in sums else one
+        self.drift, self.waited = _record(sums, self.bound), 0
+        if self.guard is not None and self.drift.broken:
+            self.guard.harden()
+        return self.drift
+
+    def pull(self) -> None:
+        """Add to the gradients what holds the adapter back."""
+        if self.guard is not None:
+            self.guard.pull()
+
+    def stepped(self, loss: float, *, stubborn: bool) -> None:
+        """After a step on the corpus, whose mean loss is now so much, nats per token."""
+        if self.guard is None:
+            return
+        slow = self.guard.stepped(loss, stubborn=stubborn)
+        self.waited += 1
+        if slow or (self.harmed and self.waited >= _EVERY):
+            found = self.measure()
+            if slow and found.share_of_bound < _ROOM:
+                self.guard.soften()
+
+    def to_json(self) -> dict[str, Any]:
+        """What later steps depend on, as JSON values."""
+        return {
+            "drift": None if self.drift is None else self.drift.model_dump(),
+            "waited": self.waited,
+            "guard": None if self.guard is None else self.guard.state.to_json(),
+        }
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Continue where `to_json` was taken."""
+        self.drift = None if values["drift"] is None else Drift(**values["drift"])
+        self.waited = values["waited"]
+        if self.guard is not None:
+            self.guard.state = GuardState.from_json(values["guard"])
+
+
+def _record(sums: Mapping[str, Tensor], bound: float | None) -> Drift:
+    kinds = []
+    for kind, one in sorted(sums.items()):
+        before, after, divergence, same, n = one.tolist()
+        kinds.append(
+            KindDrift(kind=kind, before=before / n, after=after / n, divergence=divergence / n, unchanged=same / n)
+        )
+    mean = {name: sum(getattr(k, name) for k in kinds) / len(kinds) for name in ("before", "after", "divergence")}
+    return Drift(
+        before=mean["before"],
+        after=mean["after"],
+        nats=mean["after"] - mean["before"],
+        bound=bound,
+        divergence=mean["divergence"],
+        kinds=tuple(kinds),
+    )
+
+
+def control_of(adapted: PeftModel, corpus: FastPath, other: OtherText) -> Control:
+    """The texts as batches, with the base model's states on them, which are run once and without the adapter.
+
+    Args:
+        adapted: The model with its adapter, which is put aside while this runs.
+        corpus: The fast path of the corpus that is trained on; the texts run through the same layers and head.
+        other: The texts.
+    """
+    base = base_of(adapted)
+    encoded = [window for windows in other.passages.values() for window in windows]
+    kinds = [kind for kind, windows in other.passages.items() for _ in windows]
+    with adapted.disable_adapter(), torch.no_grad():
+        batches: list[Batch] = make_batches(base, encoded, corpus.suffix.first, POSITIONS, corpus.batches[0].ids.device)
+        path = FastPath(corpus.suffix, corpus.head, batches, corpus.shortlists)
+        with path.suffix.entered():
+            states = [path.hidden(batch) for batch in batches]
+    guard = None if other.bound is None else Guard(adapted, other.statistics)
+    return Control(path, kinds, states, other.bound, guard)
+
+
+def other_text(
+    base: BaseModel,
+    adapted: PeftModel,
+    retained: str,
+    bound: float | None,
+    notify: Callable[[Noted], None] = lambda event: None,
+) -> OtherText | None:
+    """The texts that are watched under a bound, with the base model's statistics; None without one.
+
+    Args:
+        base: The base model.
+        adapted: The same with its adapter.
+        retained: Text of the user's that counts as well.
+        bound: Nats per token that loss and predictions on them may move by.
+        notify: Told of what takes long.
+    """
+    if bound is None:
+        return None
+    watched = {kind: windows_of(base, text, TOKENS_WATCHED) for kind, text in texts("control").items()}
+    paths = list(adapted_pairs(adapted))
+    with adapted.disable_adapter():
+        statistics = statistics_of(base, paths, retained, lambda: notify(Noted(_ONCE)))
+    return OtherText(watched | _retained(base, retained), WATCHED_SHARE * bound, statistics)
+
+
+def _retained(base: BaseModel, text: str) -> dict[str, list[EncodedPassage]]:
+    return {"retained": windows_of(base, text, TOKENS_RETAINED)} if text else {}
+
+
+def shown_drift(base: BaseModel, adapted: PeftModel, corpus: FastPath, retained: str = "") -> Drift:
+    """What an adapter does to the texts of the report, none of which its training looked at, and to the user's own."""
+    shown = {kind: windows_of(base, text, TOKENS_SHOWN) for kind, text in texts("report").items()}
+    return control_of(adapted, corpus, OtherText(shown | _retained(base, retained))).measure()

@@ -1,0 +1,136 @@
+"""Keeps an adapter from changing what the model does on text that it is not trained on.
+
+Two parts, neither of which costs a forward pass. A is kept out of the directions in which the model's inputs are
+strongest, which all text shares; and what is left of the change is held back by its second-order effect on the
+predictions, ½ · tr(ΔWᵀ G ΔW C) with ΔW = B A (`losses.statistics`). Each alone does not suffice:
+docs/log/harm.md#which-part-of-the-bound-carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lorasize.losses.statistics import Statistics
+from lorasize.models.adapters import adapted_pairs
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+SHARE = 0.5  # of the input directions, the strongest, that A is kept out of
+STRENGTH = 1000.0  # of the pull when training begins
+_LEAST, _MOST = 1.0, 1e6
+_EVERY = 5  # steps after which progress is judged
+_SLOW = 0.9  # the loss after these steps, as a share of the loss before, above which they were slow
+
+
+@dataclass
+class GuardState:
+    """How hard the guard pulls.
+
+    Attributes:
+        strength: Factor on the penalty.
+        waited: Steps since progress was judged.
+        loss: Mean loss then, nats per token.
+    """
+
+    strength: float = STRENGTH
+    waited: int = 0
+    loss: float = float("inf")
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self) | {"loss": None if self.loss == float("inf") else self.loss}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> GuardState:
+        """What `to_json` gave."""
+        loss = values["loss"]
+        return cls(values["strength"], values["waited"], float("inf") if loss is None else loss)
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """One adapted matrix: its A (rank, d_in) and B (d_out, rank), its statistics, and the directions A keeps out of."""
+
+    a: nn.Parameter
+    b: nn.Parameter
+    inputs: Tensor
+    gradients: Tensor
+    barred: Tensor  # (d_in, direction), orthonormal
+
+
+class Guard:
+    """The pull on one adapter.
+
+    Attributes:
+        state: How hard it pulls.
+    """
+
+    def __init__(self, adapted: PeftModel, statistics: Mapping[str, Statistics]) -> None:
+        """Project A, so that training begins outside the barred directions."""
+        self.state = GuardState()
+        self._matrices: list[_Guarded] = []
+        for path, (a, b) in adapted_pairs(adapted).items():
+            known = statistics[path]
+            inputs = known.inputs.to(a.device)
+            n = round(SHARE * len(inputs))
+            barred = torch.linalg.eigh(inputs).eigenvectors[:, len(inputs) - n :].contiguous()
+            self._matrices.append(_Guarded(a, b, inputs, known.gradients.to(a.device), barred))
+        self.project()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Take the barred directions out of A."""
+        for one in self._matrices:
+            one.a.sub_((one.a @ one.barred) @ one.barred.t())
+
+    @torch.no_grad()
+    def pull(self) -> None:
+        """Add strength · ∇ penalty to the gradients."""
+        for one in self._matrices:
+            a_c, g_b = one.a @ one.inputs, one.gradients[:, None] * one.b
+            _add(one.a, (one.b.t() @ g_b) @ a_c, self.state.strength)
+            _add(one.b, g_b @ (a_c @ one.a.t()), self.state.strength)
+
+    @torch.no_grad()
+    def penalty(self) -> float:
+        """½ · tr(ΔWᵀ G ΔW C), summed over the adapted matrices: KL to second order, nats per token."""
+        found = 0.0
+        for one in self._matrices:
+            bent = one.b.t() @ (one.gradients[:, None] * one.b)
+            found += float((bent * (one.a @ one.inputs @ one.a.t())).sum()) / 2.0
+        return found
+
+    def stepped(self, loss: float, *, stubborn: bool) -> bool:
+        """After a step: project. Whether stubborn tokens have hardly moved in the last few steps.
+
+        Args:
+            loss: Mean loss of the corpus, nats per token.
+            stubborn: Whether any token has not passed.
+        """
+        self.project()
+        state = self.state
+        state.waited += 1
+        if state.waited < _EVERY:
+            return False
+        slow = stubborn and loss > _SLOW * state.loss
+        state.waited, state.loss = 0, loss
+        return slow
+
+    def soften(self) -> None:
+        """Pull less: there is room under the bound."""
+        self.state.strength = max(_LEAST, self.state.strength / 2.0)
+
+    def harden(self) -> None:
+        """Pull harder: the bound is broken."""
+        self.state.strength = min(_MOST, 2.0 * self.state.strength)
+
+
+def _add(parameter: nn.Parameter, gradient: Tensor, factor: float) -> None:
+    parameter.grad = gradient * factor if parameter.grad is None else parameter.grad.add_(gradient, alpha=factor)
+
