@@ -31,6 +31,7 @@ from lorasize.records import (
 )
 
 MAX_ALTERNATIVES = 8
+PATIENCE = 1.5  # nobody pays for a few hundred kilobytes, everybody for time; not tuned
 
 
 def make_plan(
@@ -59,7 +60,7 @@ def make_plan(
     predictions = {a.candidate: predict(calibration, demand, a, memory, confidence) for a in options}
     verdicts = {c: budgets(wishes.limits, c.spec(demand), p, same_device=here) for c, p in predictions.items()}
     enough = [a for a in options if all_kept(verdicts[a.candidate]) and a.success_probability >= confidence]
-    chosen = cheapest(enough or options, confidence, wishes.minimize)
+    chosen = cheapest(enough or options, confidence, wishes.minimize, patience=_patience(calibration))
     adapter, prediction = chosen.candidate.spec(demand), predictions[chosen.candidate]
     if chosen.success_probability < confidence and wishes.rank is None and wishes.target_modules is None:
         prediction = prediction.model_copy(update={"extrapolated": True})

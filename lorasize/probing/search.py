@@ -30,6 +30,10 @@ from lorasize.units import LN2, bits
 
 # The first probes. Ratios are bits per parameter, shares are of the boundary that the very first find. Not tuned.
 _BOUNDED_SHARE = 0.2  # of the bits a parameter holds without a bound on drift, that it may hold under one
+# A rank with room to spare, under a bound, and what is asked of it as shares of what rank 1 holds: such adapters are
+# what plans recommend then, since they are trained in a few steps. Not tuned.
+_AMPLE = 16
+_AMPLE_SHARES: tuple[tuple[ProbeKind, float], ...] = (("random", 1.0), ("text", 1.0))
 _BOUNDARY_PROBES = 4  # at most, to find the boundary
 _WIDER = 1.35  # factor to the ratio after a success
 _NARROWER = 0.5  # factor to the ratio after a failure
@@ -141,6 +145,8 @@ class Search:
         ]
         if preset.second_text_share is not None:
             aims.append(Aim(reference, 1, "text", preset.second_text_share * boundary, seed + 1))
+        if self.max_drift is not None:
+            aims += [Aim(reference, _AMPLE, kind, share * boundary / _AMPLE, seed + 3) for kind, share in _AMPLE_SHARES]
         if self.sample:
             aims += [Aim(more_layers, 1, "text", share * boundary, seed + 2) for share in _SAMPLE_SHARES]
         return aims
