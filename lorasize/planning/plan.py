@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from lorasize.errors import CalibrationError
 from lorasize.law.capacity import capacity_slack
-from lorasize.law.drift import predicted_drift
+from lorasize.law.drift import bounded_drift, predicted_drift
 from lorasize.law.form import soft_capped
+from lorasize.law.observations import transition_points
 from lorasize.planning.budgets import all_kept, budgets
 from lorasize.planning.choice import RANKS, Assessment, Candidate, assess_all, cautious_transition, chance, cheapest
 from lorasize.planning.request import NO_WISHES, Wishes, Workload
@@ -15,6 +17,7 @@ from lorasize.planning.serving import rules_of_thumb, serving
 from lorasize.planning.warnings import plan_warnings, range_warnings
 from lorasize.records import (
     BATCH_TOKENS,
+    RECIPE,
     AdapterSpec,
     Alternative,
     BareMinimum,
@@ -22,6 +25,7 @@ from lorasize.records import (
     CorpusSummary,
     CostModel,
     Demand,
+    Estimate,
     Feasibility,
     Plan,
     PlanInputs,
@@ -122,8 +126,22 @@ def predict(
         seconds=chosen.seconds,
         peak_memory_bytes=memory,
         extrapolated=bool(range_warnings(calibration, demand, chosen)),
-        drift=predicted_drift(calibration.observations),
+        drift=_drift(calibration, chosen),
     )
+
+
+def _patience(calibration: Calibration) -> float:
+    """How much longer than the fastest adapter the smallest may take; without a bound on drift size alone counts."""
+    return PATIENCE if calibration.recipe == RECIPE else math.inf
+
+
+def _drift(calibration: Calibration, chosen: Assessment) -> Estimate | None:
+    """How far the adapter is expected to move other text."""
+    observations = calibration.observations
+    if calibration.recipe != RECIPE:
+        return predicted_drift(observations)
+    points = transition_points(observations, calibration.law, calibration.sites)
+    return bounded_drift(observations, [point.slack for point in points], chosen.slack)
 
 
 def rank_interval(calibration: Calibration, calibrated: SiteEfficiency, demand: Demand) -> tuple[int, int]:
