@@ -72,10 +72,11 @@ def alike(before: list[int], after: list[int]) -> float:
 
 
 def right(tokenizer: Any, found: Answers, wanted: Sequence[str]) -> int:
-    """How many answers begin with the word wanted; of one token, that it is the word's beginning."""
-    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]
-    pairs = list(zip(texts, wanted, strict=True))
-    return sum(text.split()[:1] == [word] or (len(text) > 1 and word.startswith(text)) for text, word in pairs)
+    """How many answers begin with the word wanted. Of an answer of one token, a beginning of the word is enough."""
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).split() or [""] for ids in found]
+    first = [words[0].rstrip(".,;:!") for words in texts]
+    pairs = zip(first, found, wanted, strict=True)
+    return sum(w == word or (len(ids) == 1 and len(w) > 1 and word.startswith(w)) for w, ids, word in pairs)
 
 
 def part(tokenizer: Any, model: Any, items: Sequence[Sequence[str]], n_tokens: int) -> dict[str, Any]:

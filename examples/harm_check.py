@@ -65,22 +65,22 @@ def look(model, tokenizer, path):
 def row(name, found, width):
     """One line of the table."""
     values = [found.get(column, "") for column in COLUMNS]
-    return f"{name:{width}}" + "".join(f"{v:8.4f}" if isinstance(v, float) else f"{v:>8}" for v in values)
+    return f"{name:{width}}" + "".join(f"{v:10.5f}" if isinstance(v, float) else f"{v:>10}" for v in values)
 
 
 def show(rows):
     """Print each text, then the means and the worst; both come back. Means are over texts, each counts alike."""
-    width = 2 + max(len(name) for name in [*rows, "worst"])
-    print(" " * width + "".join(f"{name:>8}" for name in COLUMNS))
+    width = 2 + max(len(name) for name in [*rows, "mean"])
+    print(" " * width + "".join(f"{name:>10}" for name in COLUMNS))
     for name, found in rows.items():
         print(row(name, found, width))
-    worse = {"growth": max, "kl": max, "kept": min}
     mean = {c: sum(found[c] for found in rows.values()) / len(rows) for c in COLUMNS[1:]}
+    worse = {"growth": max, "kl": max, "kept": min}
     places = {c: of(rows, key=lambda name, c=c: rows[name][c]) for c, of in worse.items()}
-    worst = {c: rows[name][c] for c, name in places.items()}
+    worst = {c: {"text": name, "value": rows[name][c]} for c, name in places.items()}
     print(row("mean", mean, width))
-    print(row("worst", worst, width))
-    return {"mean": mean, "worst": {c: {"text": places[c], "value": worst[c]} for c in places}}
+    print("worst  " + ", ".join(f"{c} {one['value']:.5f} ({one['text']})" for c, one in worst.items()))
+    return {"mean": mean, "worst": worst}
 
 
 def main():

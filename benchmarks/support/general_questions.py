@@ -1,7 +1,7 @@
 """Questions about nothing in particular, written for unchanged_answers.py: no text that anything is trained on.
 
-`CLOZE` are sentences without their last word, with the word; `SUMS` are small sums with their results; `OPENINGS` are
-beginnings of texts of several kinds and languages.
+`CLOZE` are sentences without their last word, with the word; `SUMS` are small sums, each after four that are done, with
+their results; `OPENINGS` are beginnings of texts of several kinds and languages.
 """
 
 from __future__ import annotations
@@ -233,6 +233,9 @@ O Brasil é um
 """
 
 
+_BEFORE = "2 + 2 = 4\n6 - 1 = 5\n5 * 3 = 15\n8 / 2 = 4\n"  # without them small models do not see that a sum is asked
+
+
 def _openings(lines: str) -> tuple[str, ...]:
     """One a line; a line break inside one is written as backslash n, or stands before its `Assistant:` or `Answer:`."""
     joined = lines.strip().replace("\nAssistant:", "\\nAssistant:").replace("\nAnswer:", "\\nAnswer:")
@@ -247,5 +250,5 @@ def _result(asked: str) -> str:
 
 
 CLOZE = tuple(tuple(line.split(" | ")) for line in _CLOZE.strip().splitlines())
-SUMS = tuple((f"{s} =", _result(s)) for line in _SUMS.strip().splitlines() for s in line.split(", "))
+SUMS = tuple((f"{_BEFORE}{s} =", _result(s)) for line in _SUMS.strip().splitlines() for s in line.split(", "))
 OPENINGS = _openings(_OPENINGS)

@@ -88,7 +88,8 @@ def test_figures_of_texts_that_are_named(
     assert found["worst"]["kept"]["value"] == min(one["kept"], two["kept"])
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in table] == ["tokens", str(short), str(long), "mean", "worst"]
-    assert f"{two['kl']:.4f}" in table[2]
+    assert f"{two['kl']:.5f}" in table[2]
+    assert f"kl {max(one['kl'], two['kl']):.5f} (" in table[-1]
 
 
 def test_an_adapter_of_zeros_does_nothing_to_the_texts_of_the_report(
@@ -100,6 +101,13 @@ def test_an_adapter_of_zeros_does_nothing_to_the_texts_of_the_report(
     assert {one["growth"] for one in found["texts"].values()} == {0.0}
     assert {one["kept"] for one in found["texts"].values()} == {1.0}
     assert found["worst"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_texts_of_the_report_are_found_away_from_the_checkout(tmp_path: Path) -> None:
+    copy = tmp_path / "here" / "harm_check.py"
+    copy.parent.mkdir()
+    copy.write_bytes(SCRIPT.read_bytes())
+    assert runpy.run_path(str(copy))["held_out"]() == {path.stem: path for path in sorted(REPORT.glob("*.txt"))}
 
 
 def test_a_text_of_one_token_cannot_be_looked_at(
