@@ -72,7 +72,7 @@ def decoding_line(report: RecallReport | RecallSummary) -> str:
 def memorization_verdict(m: Memorization) -> str:
     """The run in a sentence."""
     if m.drift is not None and m.drift.broken:
-        return f"NOT MEMORIZED: other text lost {m.drift.nats:.3f} nats per token, more than the bound allows."
+        return f"NOT MEMORIZED: other text moved by {m.drift.moved:.3f} nats per token, more than the bound allows."
     return f"{'MEMORIZED' if m.proven else 'NOT MEMORIZED'}: {m.outcome.sentence}"
 
 
@@ -103,6 +103,13 @@ def memorization_facts(m: Memorization) -> Iterator[Fact]:
         bound = _drift_prediction(predicted) if m.drift.bound is None else f", at most {m.drift.bound:+.3f} asked"
         loss = f"{m.drift.before:.3f} → {m.drift.after:.3f}"
         yield "drift", f"{m.drift.nats:+.3f} nats per token on other text ({loss}{bound})"
+        if m.drift.divergence is not None and m.drift.kinds:
+            most = max(m.drift.kinds, key=lambda kind: kind.divergence)
+            same = sum(kind.unchanged for kind in m.drift.kinds) / len(m.drift.kinds)
+            yield "predictions", (
+                f"KL from the base model {m.drift.divergence:.3f} nats per token, most for {most.kind} "
+                f"{most.divergence:.3f}; likeliest token unchanged at {same:.0%} of positions"
+            )
     yield "base model", m.plan.model.ref
     yield from (("note", note) for note in m.notes)
     yield from (("warning", warning) for warning in m.recall.warnings or ())

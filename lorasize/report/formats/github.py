@@ -65,7 +65,7 @@ def _memorization(run: Memorization) -> Iterator[str]:
     yield from (_failure(failure) for failure in run.recall.failures)
     yield from _threshold(run.threshold_met)
     if run.drift is not None and run.drift.broken:
-        yield _command("error", f"other text lost {run.drift.nats:.3f} nats per token, over the bound")
+        yield _command("error", f"other text moved by {run.drift.moved:.3f} nats per token, over the bound")
 
 
 _ANNOTATIONS: dict[type[BaseModel], Callable[[Any], Iterator[str]]] = {

@@ -58,7 +58,7 @@ def _memorization_cases(run: Memorization) -> Iterator[Case]:
     yield "every token above the threshold", above
     yield "every passage recalled", "; ".join(map(_mismatch, run.recall.failures))
     broken = run.drift is not None and run.drift.broken
-    yield "other text kept", f"other text lost {run.drift.nats:.3f} nats per token" if run.drift and broken else ""
+    yield "other text kept", f"other text moved by {run.drift.moved:.3f} nats per token" if run.drift and broken else ""
 
 
 _CALIBRATE: tuple[str, Callable[[Any], Iterable[Case]]] = "calibrate", lambda _: [("calibrated", "")]
