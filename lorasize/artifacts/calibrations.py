@@ -25,11 +25,11 @@ FOLDER = "calibrations"
 
 
 def calibration_path(
-    model_ref: str, device: str, dtype: str, directory: Path, quantization: str | None = None, *, bare: bool = False
+    model_ref: str, device: str, dtype: str, directory: Path, quantization: str | None = None
 ) -> Path:
-    """Where it belongs: `<model>.<device>.<dtype>[-<quantisation>][.bare].json`; `bare` is without a bound on drift."""
+    """Where the calibration of this model belongs: `<model>.<device>.<dtype>[-<quantisation>].json` in `directory`."""
     kind = dtype if quantization is None else f"{dtype}-{quantization}"
-    return directory / f"{_file_name(model_ref)}.{_safe(device)}.{_safe(kind)}{'.bare' if bare else ''}.json"
+    return directory / f"{_file_name(model_ref)}.{_safe(device)}.{_safe(kind)}.json"
 
 
 def _file_name(model_ref: str) -> str:

@@ -20,7 +20,7 @@ from lorasize.planning.choice import (
 from lorasize.planning.compare import compare
 from lorasize.planning.elsewhere import scaled_from, scaled_seconds, with_rough_seconds
 from lorasize.planning.ladder import ranks_at_site
-from lorasize.planning.plan import alternatives, bare_minimum, infeasible_plan, make_plan, predict, rank_interval
+from lorasize.planning.plan import alternatives, infeasible_plan, make_plan, predict, rank_interval
 from lorasize.planning.prior import prior_calibration, source_of
 from lorasize.planning.request import Wishes, Workload
 from lorasize.planning.serving import FLAT_RANK, VLLM_RANKS, rules_of_thumb, serving
@@ -38,7 +38,6 @@ __all__ = [
     "alternatives",
     "assess",
     "assess_all",
-    "bare_minimum",
     "budgets",
     "candidates",
     "cautious_transition",

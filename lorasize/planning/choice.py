@@ -176,14 +176,11 @@ def assess_all(
     return [assess(c, calibration, transition, demand, n_positions) for c in options]
 
 
-def cheapest(
-    options: Sequence[Assessment], confidence: float, minimize: Minimize, patience: float = math.inf
-) -> Assessment:
+def cheapest(options: Sequence[Assessment], confidence: float, minimize: Minimize) -> Assessment:
     """The cheapest of these that reaches the confidence; the one with the most capacity if none does.
 
     Cheapest means fewest parameters (bytes are proportional to them), then the likeliest to succeed, then fewest
-    seconds, among those that take at most `patience` times as long as the fastest; or fewest seconds, then fewest
-    parameters.
+    seconds; or fewest seconds, then fewest parameters.
 
     Raises:
         ValueError: confidence does not lie strictly between 0 and 1.
@@ -195,6 +192,4 @@ def cheapest(
         return max(options, key=lambda a: (a.candidate.effective_parameters, -a.candidate.n_parameters))
     if minimize == "seconds":
         return min(enough, key=lambda a: (a.seconds.point, a.candidate.n_parameters))
-    fastest = min(a.seconds.point for a in enough)
-    enough = [a for a in enough if a.seconds.point <= patience * fastest]
     return min(enough, key=lambda a: (a.candidate.n_parameters, -round(a.success_probability, 2), a.seconds.point))

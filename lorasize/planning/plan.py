@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from lorasize.errors import CalibrationError
 from lorasize.law.capacity import capacity_slack
-from lorasize.law.drift import bounded_drift, predicted_drift
+from lorasize.law.drift import predicted_drift
 from lorasize.law.form import soft_capped
-from lorasize.law.observations import transition_points
 from lorasize.planning.budgets import all_kept, budgets
 from lorasize.planning.choice import RANKS, Assessment, Candidate, assess_all, cautious_transition, chance, cheapest
 from lorasize.planning.request import NO_WISHES, Wishes, Workload
@@ -17,15 +15,12 @@ from lorasize.planning.serving import rules_of_thumb, serving
 from lorasize.planning.warnings import plan_warnings, range_warnings
 from lorasize.records import (
     BATCH_TOKENS,
-    RECIPE,
     AdapterSpec,
     Alternative,
-    BareMinimum,
     Calibration,
     CorpusSummary,
     CostModel,
     Demand,
-    Estimate,
     Feasibility,
     Plan,
     PlanInputs,
@@ -35,7 +30,6 @@ from lorasize.records import (
 )
 
 MAX_ALTERNATIVES = 8
-PATIENCE = 1.5  # nobody pays for a few hundred kilobytes, everybody for time; not tuned
 
 
 def make_plan(
@@ -64,7 +58,7 @@ def make_plan(
     predictions = {a.candidate: predict(calibration, demand, a, memory, confidence) for a in options}
     verdicts = {c: budgets(wishes.limits, c.spec(demand), p, same_device=here) for c, p in predictions.items()}
     enough = [a for a in options if all_kept(verdicts[a.candidate]) and a.success_probability >= confidence]
-    chosen = cheapest(enough or options, confidence, wishes.minimize, patience=_patience(calibration))
+    chosen = cheapest(enough or options, confidence, wishes.minimize)
     adapter, prediction = chosen.candidate.spec(demand), predictions[chosen.candidate]
     if chosen.success_probability < confidence and wishes.rank is None and wishes.target_modules is None:
         prediction = prediction.model_copy(update={"extrapolated": True})
@@ -82,17 +76,6 @@ def make_plan(
         serving=serving(adapter, wishes.serve),
         inputs=inputs,
         warnings=plan_warnings(calibration, demand, chosen, confidence, same_device=here),
-    )
-
-
-def bare_minimum(calibration: Calibration, demand: Demand, work: Workload, confidence: float) -> BareMinimum:
-    """The fewest parameters of a calibration without a bound on drift that reach the confidence, and their harm."""
-    chosen = cheapest(assess_all(calibration, demand, work.n_positions), confidence, "parameters")
-    return BareMinimum(
-        **chosen.candidate.spec(demand).model_dump(),
-        success_probability=chosen.success_probability,
-        seconds=chosen.seconds.point,
-        drift=predicted_drift(calibration.observations),
     )
 
 
@@ -126,22 +109,8 @@ def predict(
         seconds=chosen.seconds,
         peak_memory_bytes=memory,
         extrapolated=bool(range_warnings(calibration, demand, chosen)),
-        drift=_drift(calibration, chosen),
+        drift=predicted_drift(calibration.observations),
     )
-
-
-def _patience(calibration: Calibration) -> float:
-    """How much longer than the fastest adapter the smallest may take; without a bound on drift size alone counts."""
-    return PATIENCE if calibration.recipe == RECIPE else math.inf
-
-
-def _drift(calibration: Calibration, chosen: Assessment) -> Estimate | None:
-    """How far the adapter is expected to move other text."""
-    observations = calibration.observations
-    if calibration.recipe != RECIPE:
-        return predicted_drift(observations)
-    points = transition_points(observations, calibration.law, calibration.sites)
-    return bounded_drift(observations, [point.slack for point in points], chosen.slack)
 
 
 def rank_interval(calibration: Calibration, calibrated: SiteEfficiency, demand: Demand) -> tuple[int, int]:

@@ -21,7 +21,6 @@ from lorasize.models import BaseModel, adapters
 from lorasize.models.devices import forget_peak, peak_memory
 from lorasize.records import CLEARLY_FAILED, LAW_STEPS, Observation, Passage, ProbeSpec, StepReport
 from lorasize.training import Stall, Trainer, TrainingOptions
-from lorasize.training.control import other_text
 from lorasize.units import LN2
 
 _PROMPT = "[probe]\n"
@@ -97,20 +96,18 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
     """Train a fresh adapter on the probe's passage; the model is left as it was."""
     passage = probe_passage(base, spec, sample)
     forget_peak(base.device)
-    before = _other_loss(base) if spec.max_drift is None else None
+    other = _other_loss(base)
     adapted = adapters.attach(base.model, spec.site, spec.rank, spec.seed)
     try:
         n_parameters = sum(p.numel() for p in adapters.parameters(adapted).values())
-        other = other_text(base, adapted, "", spec.max_drift)
         started = time.perf_counter()
-        trainer = Trainer(adapted, [passage], TrainingOptions(max_steps=spec.max_steps, seed=spec.seed), other)
+        trainer = Trainer(adapted, [passage], TrainingOptions(max_steps=spec.max_steps, seed=spec.seed))
         base_loss = trainer.evaluate().mean_loss
         training = time.perf_counter()
         last, early = _run(trainer.steps(), base_loss, spec.max_steps)
         ended = time.perf_counter()
         left = (trainer.known.losses >= LN2).nonzero()[:, 0].tolist()
-        drift = _other_loss(base) - before if before is not None else _moved(trainer)
-        kept = trainer.control is None or not trainer.control.harmed
+        drift = _other_loss(base) - other
     finally:
         adapters.detach(adapted)
     return Observation(
@@ -120,7 +117,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         final_loss=last.loss,
         loss_reduction=base_loss - last.loss,
         n_stubborn=last.n_stubborn,
-        threshold_met=last.n_stubborn == 0 and kept,
+        threshold_met=last.n_stubborn == 0,
         steps=last.step,
         seconds=ended - started,
         seconds_per_step=(ended - training) / max(1, last.step),
@@ -129,12 +126,6 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         drift=drift if math.isfinite(drift) else None,
         stubborn=tuple(passage.target_ids[k] for k in left) if len(left) <= _FEW_LEFT else (),
     )
-
-
-def _moved(trainer: Trainer) -> float:
-    """How far the watched texts have moved, nats per token."""
-    assert trainer.control is not None
-    return trainer.control.measure().moved
 
 
 def _other_loss(base: BaseModel) -> float:

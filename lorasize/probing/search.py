@@ -25,15 +25,10 @@ from lorasize.probing.journal import Journal
 from lorasize.probing.presets import Preset
 from lorasize.probing.probes import probe_passage, run_probe
 from lorasize.probing.sites import calibrated_sites
-from lorasize.records import Observation, ProbeJob, ProbeKind, ProbeSpec, Site, recipe_of
+from lorasize.records import Observation, ProbeJob, ProbeKind, ProbeSpec, Site
 from lorasize.units import LN2, bits
 
 # The first probes. Ratios are bits per parameter, shares are of the boundary that the very first find. Not tuned.
-_BOUNDED_SHARE = 0.2  # of the bits a parameter holds without a bound on drift, that it may hold under one
-# A rank with room to spare, under a bound, and what is asked of it as shares of what rank 1 holds: such adapters are
-# what plans recommend then, since they are trained in a few steps. Not tuned.
-_AMPLE = 16
-_AMPLE_SHARES: tuple[tuple[ProbeKind, float], ...] = (("random", 1.0), ("text", 1.0))
 _BOUNDARY_PROBES = 4  # at most, to find the boundary
 _WIDER = 1.35  # factor to the ratio after a success
 _NARROWER = 0.5  # factor to the ratio after a failure
@@ -93,13 +88,12 @@ class Search:
     notify: ProbeListener
     where: dict[str, str | None]  # what a worker needs to load the model
     execute: Execute | None
-    max_drift: float | None
     observations: list[Observation] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
     def all_probes(self) -> None:
         """Find the boundary at the reference site, probe around it, then what tells most until the budget is spent."""
-        sites = calibrated_sites(self.base, self.preset, bounded=self.max_drift is not None)
+        sites = calibrated_sites(self.base, self.preset)
         boundary = self._boundary(sites[0])
         self.observe_all([self._spec(aim) for aim in self._around(sites, boundary)])
         self._identify(sites[0], boundary)
@@ -114,8 +108,7 @@ class Search:
 
         The geometric mean of both. Where all failed, or none did, the other side is taken to be a step further.
         """
-        first = self.preset.first_ratio * (1.0 if self.max_drift is None else _BOUNDED_SHARE)
-        ratio, low, high = first, 0.0, math.inf
+        ratio, low, high = self.preset.first_ratio, 0.0, math.inf
         for _ in range(_BOUNDARY_PROBES):
             observation = self._observe(self._spec(Aim(site, 1, "random", ratio, self.seed)))
             if observation is None:
@@ -128,7 +121,7 @@ class Search:
             if low and high < math.inf:
                 break
         if not low and high == math.inf:  # out of time before the first probe
-            return first
+            return self.preset.first_ratio
         low = low or high * _NARROWER
         high = high if high < math.inf else low * _WIDER
         return math.sqrt(low * high)
@@ -145,8 +138,6 @@ class Search:
         ]
         if preset.second_text_share is not None:
             aims.append(Aim(reference, 1, "text", preset.second_text_share * boundary, seed + 1))
-        if self.max_drift is not None:
-            aims += [Aim(reference, _AMPLE, kind, share * boundary / _AMPLE, seed + 3) for kind, share in _AMPLE_SHARES]
         if self.sample:
             aims += [Aim(more_layers, 1, "text", share * boundary, seed + 2) for share in _SAMPLE_SHARES]
         return aims
@@ -268,8 +259,6 @@ class Search:
             n_tokens=n_tokens,
             seed=seed,
             max_steps=self.preset.max_steps,
-            recipe=recipe_of(self.max_drift),
-            max_drift=self.max_drift,
         )
 
     def _nats_per_token(self, kind: ProbeKind) -> float:

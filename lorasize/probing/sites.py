@@ -14,20 +14,18 @@ from lorasize.records import Site
 _LAYERS_OF_30 = ((20,), (16, 20), (16, 18, 20, 22), (14, 16, 18, 20, 22, 24), tuple(range(14, 25)))
 
 
-def calibrated_sites(base: models.BaseModel, preset: Preset, *, bounded: bool) -> list[Site]:
+def calibrated_sites(base: models.BaseModel, preset: Preset) -> list[Site]:
     """Sites to probe, the reference first.
 
     The reference is the linear layer that widens the residual stream (the MLP's up-projection; why:
     docs/log/law.md#modules-and-layers), in one layer at two thirds of the depth. Then come more layers around it and,
     where the preset asks for them, the other projections: each in the nearest layers that have it.
-
-    Under a bound on drift the reference has six layers and no other projection is probed: few layers cannot keep it.
     """
     shapes = models.linear_shapes(base.model)
     widening = models.widening_module(shapes)
-    sets = bounded_layer_sets(base.n_layers) if bounded else layer_sets(base.n_layers, preset.n_layer_sets)
+    sets = layer_sets(base.n_layers, preset.n_layer_sets)
     sites = [_site(shapes, widening, layers) for layers in sets]
-    if preset.other_modules and not bounded:
+    if preset.other_modules:
         sites += [_site(shapes, name, sets[0]) for name in shapes if name != widening]
     return list(dict.fromkeys(sites))
 
@@ -36,16 +34,7 @@ def _site(shapes: Mapping[str, models.LinearShape], name: str, layers: Sequence[
     return Site(target_modules=(name,), layers_to_transform=nearest_layers(layers, shapes[name].in_layers))
 
 
-def bounded_layer_sets(n_layers: int) -> list[tuple[int, ...]]:
-    """Six layers around two thirds of the depth, then eleven (as on 30 layers, by proportion)."""
-    return _scaled(n_layers, _LAYERS_OF_30[3:])
-
-
 def layer_sets(n_layers: int, how_many: int) -> list[tuple[int, ...]]:
     """One layer at two thirds of the depth, then 2, 4, 6 and 11 layers around it (as on 30 layers, by proportion)."""
-    return _scaled(n_layers, _LAYERS_OF_30[:how_many])
-
-
-def _scaled(n_layers: int, sets: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Sets of layers of a model of 30, by proportion; on a shallow one some are the same."""
-    return list(dict.fromkeys(tuple(sorted({layer * n_layers // 30 for layer in layers})) for layers in sets))
+    scaled = [tuple(sorted({layer * n_layers // 30 for layer in layers})) for layers in _LAYERS_OF_30[:how_many]]
+    return list(dict.fromkeys(scaled))

@@ -32,7 +32,6 @@ from lorasize.records.inputs import (
 )
 from lorasize.records.plan import (
     Alternative,
-    BareMinimum,
     Budget,
     Demand,
     Difference,
@@ -65,14 +64,12 @@ from lorasize.records.run import (
     Update,
 )
 from lorasize.records.words import (
-    BARE_RECIPE,
     BATCH_TOKENS,
     BYTES_PER_PARAMETER,
     CLEARLY_FAILED,
     LAW_STEPS,
     MARGIN,
     MARGIN_16_BITS,
-    MAX_DRIFT,
     PROBE_STEPS,
     RECIPE,
     STRICT,
@@ -84,15 +81,12 @@ from lorasize.records.words import (
     PassageKind,
     ProbeKind,
     Serve,
-    recipe_of,
 )
 
 __all__ = [
     "AdapterSpec",
     "Against",
     "Alternative",
-    "BARE_RECIPE",
-    "BareMinimum",
     "Budget",
     "Calibration",
     "CalibrationModel",
@@ -142,7 +136,6 @@ __all__ = [
     "LAW_STEPS",
     "MARGIN",
     "MARGIN_16_BITS",
-    "MAX_DRIFT",
     "PROBE_STEPS",
     "RECIPE",
     "WORST_KIND",
@@ -161,5 +154,4 @@ __all__ = [
     "Update",
     "digest",
     "to_json",
-    "recipe_of",
 ]

@@ -11,10 +11,7 @@ from lorasize.records.words import RECIPE, STRICT, ProbeKind
 
 
 class ProbeSpec(BaseModel):
-    """One small training run, fully described: a probe is a pure function of this and the model.
-
-    `max_drift`: nats per token that other text may move by, under the recipe that has such a bound.
-    """
+    """One small training run, fully described: a probe is a pure function of this and the model."""
 
     model_config = STRICT
     target_modules: tuple[str, ...]
@@ -25,7 +22,6 @@ class ProbeSpec(BaseModel):
     seed: int
     max_steps: int
     recipe: str = RECIPE
-    max_drift: float | None = None
 
     @property
     def site(self) -> Site:
@@ -68,7 +64,7 @@ class Observation(BaseModel):
     seconds_per_step: float
     peak_memory_bytes: int
     early_loss: float | None = None  # after LAW_STEPS steps, of a run that went on
-    drift: float | None = None  # how far other text moved, nats per token; without a bound: of the neutral text alone
+    drift: float | None = None  # loss added on the neutral text, nats per token
     stubborn: tuple[int, ...] = ()
 
     @property

@@ -45,7 +45,7 @@ class Estimate(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the law says of the chosen adapter. `drift`: how far it moves other text, nats per token."""
+    """What the law says of the chosen adapter. `drift`: loss it adds on neutral text, nats per token, if unbounded."""
 
     model_config = STRICT
     final_loss: float
@@ -79,12 +79,6 @@ class Alternative(BaseModel):
     def site(self) -> Site:
         """The same without its rank."""
         return Site(target_modules=self.target_modules, layers_to_transform=self.layers_to_transform)
-
-
-class BareMinimum(Alternative):
-    """The smallest adapter without a bound on drift. `drift`: how far it moves other text, nats per token."""
-
-    drift: Estimate | None = None
 
 
 class RulesOfThumb(BaseModel):
@@ -190,8 +184,6 @@ class PlanInputs(BaseModel):
 class Plan(BaseModel):
     """The recommendation: `lorasize.plan.json`. Without an adapter (`infeasible`) adapter and prediction are None.
 
-    `max_drift`: nats per token that other text may move by; None for a plan without a bound.
-    `bare`: the fewest parameters that would do without the bound, and the harm; None where no calibration tells.
     `secrets`: the first lines of each kind that look like credentials or personal data; `warnings` has the counts.
     """
 
@@ -213,5 +205,3 @@ class Plan(BaseModel):
     compared: tuple[Difference, ...] = ()
     secrets: tuple[Finding, ...] = ()
     update: PlanUpdate | None = None
-    max_drift: float | None = None
-    bare: BareMinimum | None = None

@@ -8,11 +8,7 @@ from pydantic import ConfigDict
 
 STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-# The training recipes that probes and apply share; a change of one makes its calibrations stale.
-RECIPE = "memft/3"  # under a bound on what happens to other text
-BARE_RECIPE = "memft/2"  # without one, as the paper trains: the fewest parameters, whatever they do to other text
-MAX_DRIFT = 0.02  # nats per token that other text may move by, unless asked otherwise
-WORST_KIND = 2.5  # times that bound: what a single kind of text may move by
+RECIPE = "memft/2"  # the training recipe that probes and apply share; a change of it makes calibrations stale
 BATCH_TOKENS = 512  # of the recipe: positions in one optimiser step; a smaller corpus is one full batch
 BYTES_PER_PARAMETER = 4  # adapters are saved in float32
 LAW_STEPS = 100  # the law is one of losses after this many steps; a probe that goes on tells of the transition
@@ -20,6 +16,7 @@ PROBE_STEPS = 400  # of a probe at most
 CLEARLY_FAILED = 0.8  # a probe that has lost a smaller share of its base loss by then ends there
 MARGIN = 0.02  # p of training above the threshold; decoding may ask for more: docs/log/robustness.md#decoding-gaps
 MARGIN_16_BITS = 0.1  # the same where the base is in 16 bits: docs/log/speed.md#the-proof-on-a-card-negative
+WORST_KIND = 2.5  # times a bound on drift: what a single kind of text may move by; not tuned
 
 Method = Literal["memft", "memft-ot", "memft-sw", "sft"]
 PassageKind = Literal["record", "text"]
@@ -28,8 +25,3 @@ Level = Literal["off", "warn", "error"]  # of a budget, or of secrets in a corpu
 Against = Literal["point", "upper"]  # estimate that a budget is held against
 Minimize = Literal["parameters", "bytes", "seconds"]
 Serve = Literal["peft", "vllm", "llama.cpp", "merged"]
-
-
-def recipe_of(max_drift: float | None) -> str:
-    """The training recipe under this bound on drift, None being no bound."""
-    return BARE_RECIPE if max_drift is None else RECIPE

@@ -16,6 +16,7 @@ from torch import Tensor
 from lorasize.artifacts.events import Noted
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.losses.batches import Batch, make_batches
+from lorasize.losses.neutral import neutral_text, windows
 from lorasize.losses.statistics import Statistics, statistics_of
 from lorasize.losses.texts import POSITIONS, texts, windows_of
 from lorasize.losses.token_losses import compared
@@ -195,7 +196,19 @@ def _retained(base: BaseModel, text: str) -> dict[str, list[EncodedPassage]]:
     return {"retained": windows_of(base, text, TOKENS_RETAINED)} if text else {}
 
 
-def shown_drift(base: BaseModel, adapted: PeftModel, corpus: FastPath, retained: str = "") -> Drift:
-    """What an adapter does to the texts of the report, none of which its training looked at, and to the user's own."""
+def shown_drift(
+    base: BaseModel, adapted: PeftModel, corpus: FastPath, retained: str = "", *, bounded: bool = True
+) -> Drift:
+    """What an adapter does to texts that its training did not look at, and to the user's own.
+
+    Args:
+        base: The base model.
+        adapted: The same with its adapter.
+        corpus: The fast path of the corpus that it was trained on.
+        retained: Text of the user's that must not suffer.
+        bounded: Whether the texts are those of the report; else the neutral one, as for the probes of a calibration.
+    """
     shown = {kind: windows_of(base, text, TOKENS_SHOWN) for kind, text in texts("report").items()}
+    if not bounded:
+        shown = {"neutral": windows(neutral_text(), base.tokenizer, base.max_positions - 1, base.n_ids)}
     return control_of(adapted, corpus, OtherText(shown | _retained(base, retained))).measure()

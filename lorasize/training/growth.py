@@ -1,13 +1,21 @@
-"""Growing an adapter that is too small: by half its rank, as far as the plan's budgets allow."""
+"""Adapters that differ from the plan's: grown where they are too small, spread where other text must not suffer.
+
+Both as far as the plan's budgets allow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from lorasize.models.adapters import count_parameters
-from lorasize.models.shapes import LinearShape
+from lorasize.models.shapes import LinearShape, widening_module
+from lorasize.planning.depths import nearest_layers
 from lorasize.records import BYTES_PER_PARAMETER, AdapterSpec, Plan
 
+# Of an adapter under a bound on drift, in a model of 30 layers; others are scaled. At rank 1 some
+# texts move by more than the bound: docs/log/harm.md#a-bound-on-drift.
+_LAYERS_OF_30 = (14, 16, 18, 20, 22, 24)
+_RANKS = (16, 8, 4, 2, 1)
 _MAX_RANK = 256  # to which an adapter grows; not tuned
 
 
@@ -18,6 +26,20 @@ def larger(spec: AdapterSpec, plan: Plan, shapes: Mapping[str, LinearShape]) -> 
     rank = min(_MAX_RANK, spec.rank + max(1, spec.rank // 2))
     grown = at_rank(spec, rank, shapes)
     return None if _over_budget(grown, plan) else grown
+
+
+def bounded_spec(plan: Plan, n_layers: int, shapes: Mapping[str, LinearShape]) -> AdapterSpec:
+    """The adapter to train under a bound on drift: the widening module of six layers, at rank 16 or the plan's.
+
+    A smaller rank where the plan's budgets ask for it; the plan's own adapter where they leave no room at all.
+    """
+    planned = plan.adapter
+    assert planned is not None
+    module = widening_module(shapes)
+    layers = nearest_layers(sorted({layer * n_layers // 30 for layer in _LAYERS_OF_30}), shapes[module].in_layers)
+    site = planned.model_copy(update={"target_modules": (module,), "layers_to_transform": layers})
+    able = (at_rank(site, rank, shapes) for rank in (max(_RANKS[0], planned.rank), *_RANKS))
+    return next((spec for spec in able if not _over_budget(spec, plan)), planned)
 
 
 def at_rank(spec: AdapterSpec, rank: int, shapes: Mapping[str, LinearShape]) -> AdapterSpec:

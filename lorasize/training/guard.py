@@ -38,7 +38,7 @@ class GuardState:
         loss: Mean loss then, nats per token.
     """
 
-    strength: float = STRENGTH
+    strength: float
     waited: int = 0
     loss: float = float("inf")
 
@@ -73,7 +73,7 @@ class Guard:
 
     def __init__(self, adapted: PeftModel, statistics: Mapping[str, Statistics]) -> None:
         """Project A, so that training begins outside the barred directions."""
-        self.state = GuardState()
+        self.state = GuardState(STRENGTH)
         self._matrices: list[_Guarded] = []
         for path, (a, b) in adapted_pairs(adapted).items():
             known = statistics[path]

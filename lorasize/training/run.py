@@ -6,7 +6,6 @@ adapter as a run that was not. It is taken between epochs, at most every `CHECKP
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,7 +36,7 @@ from lorasize.training.checkpoint import Checkpoint
 from lorasize.training.control import other_text, shown_drift
 from lorasize.training.evaluation import Evaluation
 from lorasize.training.fast_path import FastPath
-from lorasize.training.growth import at_rank, larger
+from lorasize.training.growth import at_rank, bounded_spec, larger
 from lorasize.training.interrupts import Deferred
 from lorasize.training.run_state import Fallback, FirstRun, Progress, RunState
 from lorasize.training.stall import PATIENCE, Stall
@@ -46,6 +45,7 @@ from lorasize.training.trainer import Trainer, TrainingOptions
 if TYPE_CHECKING:
     from peft import PeftModel
 
+_SPREAD = "Under a bound on drift: rank {} in {} layers, {:,} parameters, which can keep other text as it is."
 # Not tuned: docs/decisions/0008-nothing-lost-nothing-harmed.md
 CHECKPOINT_SECONDS = 5.0  # between two checkpoints at least
 CHECKPOINT_SHARE = 20.0  # times what one takes, too
@@ -85,8 +85,8 @@ class ApplyOptions:
         loading: How to load the base, beside what the plan says of it.
         retain: File with text of the user's that must not suffer, beside the texts that come with the package.
         base_adapter: Adapter folder to start from; None for a fresh adapter, or the one that the plan names.
-        max_drift: Nats per token that loss and predictions on other text may move by; infinite for no bound, and None
-            for that of the plan.
+        max_drift: Nats per token that loss and predictions on other text may move by. Such an adapter sits on more
+            layers than the plan's (`bounded_spec`). None for no bound: then drift is only measured.
     """
 
     method: Method = "memft"
@@ -158,13 +158,7 @@ class Session:
         assert self.plan.adapter is not None
         margin = self.options.margin
         usual = usual_margin(self.base.dtype, self.options.threshold)
-        self.state = RunState(self.plan.adapter, usual if margin is None else margin)
-
-    @property
-    def bound(self) -> float | None:
-        """Nats per token that other text may move by; None for no bound."""
-        asked = self.options.max_drift
-        return self.plan.max_drift if asked is None else asked if math.isfinite(asked) else None
+        self.state = RunState(self._begins_as, usual if margin is None else margin)
 
     def run(self, checkpoint: Checkpoint | None = None) -> None:
         """Train from a checkpoint, if there is one, until memorised or a budget ends; grow the adapter on the way."""
@@ -226,7 +220,7 @@ class Session:
         trainer = Trainer(
             self.adapted,
             self.encoded,
-            other=other_text(self.base, self.adapted, self.retained, self.bound, self.notify),
+            other=other_text(self.base, self.adapted, self.retained, self.options.max_drift, self.notify),
             options=TrainingOptions(
                 method=options.method,
                 threshold=options.threshold,
@@ -239,6 +233,8 @@ class Session:
             trainer.restore(Checkpoint(checkpoint.tensors, checkpoint.state["trainer"]))
             return trainer, Progress.from_json(checkpoint.state["progress"])
         if self.state.before is None:
+            if (spec := self.state.spec) != (planned := self.plan.adapter) and planned is not None:
+                self.notify(Noted(_SPREAD.format(spec.rank, len(spec.layers_to_transform), spec.n_parameters)))
             for note in trainer.notes:
                 self.notify(Noted(note))
             self.state = replace(self.state, before=trainer.evaluate())
@@ -306,8 +302,9 @@ class Session:
 
     def _drift(self, path: FastPath) -> Drift:
         """What training did to texts that it never looked at."""
-        found = shown_drift(self.base, self.adapted, path, self.retained)
-        return found.model_copy(update={"bound": self.bound})
+        bound = self.options.max_drift
+        found = shown_drift(self.base, self.adapted, path, self.retained, bounded=bound is not None)
+        return found.model_copy(update={"bound": bound})
 
     def _first(self, ended: Outcome, progress: Progress, epoch: int) -> FirstRun:
         stubborn = self.final.n_below(self.options.threshold)
@@ -329,8 +326,15 @@ class Session:
         self.notify(escalation)
 
     def _at_rank(self, rank: int) -> AdapterSpec:
+        return at_rank(self._begins_as, rank, models.linear_shapes(self.base.model))
+
+    @property
+    def _begins_as(self) -> AdapterSpec:
+        """The plan's adapter; under a bound on drift a fresh one on more layers."""
         assert self.plan.adapter is not None
-        return at_rank(self.plan.adapter, rank, models.linear_shapes(self.base.model))
+        if self.options.max_drift is None or self.start is not None:
+            return self.plan.adapter
+        return bounded_spec(self.plan, self.base.n_layers, models.linear_shapes(self.base.model))
 
     def _save(self, trainer: Trainer, progress: Progress) -> None:
         """Have a checkpoint taken, and keep the trainer's part of it to go back to."""

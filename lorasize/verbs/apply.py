@@ -35,7 +35,6 @@ from lorasize.records import (
     StepReport,
     Update,
     digest,
-    recipe_of,
     to_json,
 )
 from lorasize.training import read_checkpoint, write_checkpoint
@@ -246,7 +245,7 @@ def load_inputs(
         StalePlanError: they are not the ones that the plan was made for.
         ModelError: the model cannot be loaded, or cannot carry the plan's adapter.
     """
-    if plan.inputs.recipe != recipe_of(plan.max_drift):
+    if plan.inputs.recipe != RECIPE:
         raise StalePlanError(
             f"the plan is for training recipe {plan.inputs.recipe}, this is {RECIPE}: plan again", changed=["recipe"]
         )

@@ -29,7 +29,8 @@ from lorasize.probing import Execute, Journal
 from lorasize.probing.costs import fit_cost
 from lorasize.probing.presets import PRESETS, PresetName
 from lorasize.probing.search import ProbeListener, Search
-from lorasize.records import MAX_DRIFT, Calibration, DeviceRates, Observation, Reading, Site, recipe_of
+from lorasize.probing.sites import calibrated_sites
+from lorasize.records import RECIPE, Calibration, DeviceRates, Observation, Reading
 
 _NAMED = 5  # tokens named in a sentence
 
@@ -45,7 +46,6 @@ def calibrate(
     device_map: str | None = None,
     preset: PresetName = "quick",
     corpus: Sequence[Path] = (),
-    max_drift: float | None = MAX_DRIFT,
     seed: int = 0,
     time_limit: float | None = None,
     folder: Path = Path("calibrations"),
@@ -66,7 +66,6 @@ def calibrate(
         device_map: How to spread the model over devices (`models.placement`); all on one when None.
         preset: How many sites and repeats are probed.
         corpus: Text of the user's own kind, to be probed as well.
-        max_drift: Nats per token that other text may move by in a probe; None for none, the paper's bare minimum.
         seed: Of targets and adapters.
         time_limit: Seconds after which no further probe starts.
         folder: Where the calibration belongs.
@@ -80,36 +79,35 @@ def calibrate(
     """
     target = models.pick_device(device)
     kind = models.dtype_name(models.pick_dtype(dtype, target))
-    path = calibration_path(ref, target.type, kind, folder, quantization, bare=max_drift is None)
+    path = calibration_path(ref, target.type, kind, folder, quantization)
     with locked(path.with_name(f".{path.name}.lock"), str(path)):
         how = {"device": device, "dtype": dtype, "attn": attn, "quantization": quantization, "device_map": device_map}
         base = models.load(ref, revision=revision, **cast(Any, how))
         sample = _sample(base, corpus)
-        journal = Journal(path.with_suffix(".journal.jsonl"), _key(base, attn, sample, max_drift))
+        journal = Journal(path.with_suffix(".journal.jsonl"), _key(base, attn, sample))
         where = {"ref": ref, "revision": revision, **how}
-        search = Search(base, journal, PRESETS[preset], seed, time_limit, sample, notify, where, execute, max_drift)
+        search = Search(base, journal, PRESETS[preset], seed, time_limit, sample, notify, where, execute)
         search.all_probes()
         timed = search.timed_alone() if execute is not None and search.observations else None
         calibration = fit(base, search.observations, ref, preset=preset, seed=seed, timed=timed)
-        about = {**calibration.provenance, **_about(base, attn, calibration.sites[0].site)}
+        about = {**calibration.provenance, **_about(base, attn, preset)}
         calibration = calibration.model_copy(update={"provenance": about, "rates": _rates(base)})
         write_calibration(calibration, path)
         journal.remove()
     return calibration, path
 
 
-def _key(base: models.BaseModel, attn: str, sample: Sequence[int], max_drift: float | None) -> dict[str, str]:
+def _key(base: models.BaseModel, attn: str, sample: Sequence[int]) -> dict[str, str]:
     """What observations of a journal must share."""
-    key = {"fingerprint": base.fingerprint.digest, "recipe": recipe_of(max_drift), "device": base.place}
-    key |= {} if max_drift is None else {"max_drift": str(max_drift)}
+    key = {"fingerprint": base.fingerprint.digest, "recipe": RECIPE, "device": base.place}
     key |= {"dtype": models.dtype_name(base.dtype), "sample": hashlib.sha256(repr(sample).encode()).hexdigest()}
     key |= {} if attn == "auto" else {"attn": attn}
     return key | ({} if base.quantization is None else {"quantization": base.quantization})
 
 
-def _about(base: models.BaseModel, attn: str, reference: Site) -> dict[str, str]:
+def _about(base: models.BaseModel, attn: str, preset: PresetName) -> dict[str, str]:
     """The attention kernel if one was asked for, and what takes longer with this model than with others."""
-    first = min(reference.layers_to_transform)
+    first = min(calibrated_sites(base, PRESETS[preset])[0].layers_to_transform)
     notes = slower(base, first, base.tokenizer(neutral_text()[:200], verbose=False).input_ids)
     return ({} if attn == "auto" else {"attn": base.attn}) | ({"note": " ".join(notes)} if notes else {})
 
@@ -153,7 +151,7 @@ def fit(
         provenance["held_out"] = _held_up(base, observations)
     return Calibration(
         model=models.record_of(base, ref),
-        recipe=observations[0].probe.recipe,
+        recipe=RECIPE,
         device=base.place,
         dtype=models.dtype_name(base.dtype),
         law=fitted.law,

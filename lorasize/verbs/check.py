@@ -14,7 +14,6 @@ from lorasize.corpus import corpus_sha256, read_corpus
 from lorasize.corpus.feasibility import conflicts
 from lorasize.planning import Limits, all_kept, budgets, judged_again
 from lorasize.records import (
-    BARE_RECIPE,
     BYTES_PER_PARAMETER,
     RECIPE,
     Budget,
@@ -77,7 +76,7 @@ def _calibration(plan: Plan) -> Calibration | None:
 
 
 def _other_reasons(plan: Plan, calibration: Calibration | None) -> Iterator[str]:
-    if plan.inputs.recipe not in (RECIPE, BARE_RECIPE):
+    if plan.inputs.recipe != RECIPE:
         yield f"the training recipe is {RECIPE} now, the plan is for {plan.inputs.recipe}"
     if plan.adapter is None or plan.inputs.prior:
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 
 from torch import Tensor
@@ -32,7 +31,6 @@ from lorasize.planning import (
     Limits,
     Wishes,
     Workload,
-    bare_minimum,
     infeasible_plan,
     make_plan,
     prior_calibration,
@@ -41,14 +39,10 @@ from lorasize.planning import (
     with_rough_seconds,
 )
 from lorasize.records import (
-    BARE_RECIPE,
-    MAX_DRIFT,
     RECIPE,
-    BareMinimum,
     Calibration,
     CorpusFile,
     CorpusSummary,
-    Demand,
     Feasibility,
     Finding,
     Level,
@@ -61,14 +55,8 @@ from lorasize.records import (
     Reading,
     Serve,
     digest,
-    recipe_of,
 )
 from lorasize.verbs.update import BaseAdapter, compare, priced, read_base_adapter
-
-_UNBOUNDED = (
-    "The calibration of this model is of an older kind, without a bound on what memorising does to other text: "
-    "calibrate again to have one."
-)
 
 
 @dataclass(frozen=True)
@@ -85,8 +73,6 @@ class PlanOptions:
         base_adapter: Folder of an adapter that holds the corpus as it was, to be trained on; None for a fresh one.
         limits: Budgets.
         serve: Where the adapter will be used.
-        max_drift: Nats per token that other text may move by; infinite for no bound, and None for what the calibration
-            in reach is for, MAX_DRIFT where it has a bound.
         secrets: Whether to look for credentials and personal data in the corpus, and whether one found is an error.
     """
 
@@ -99,7 +85,6 @@ class PlanOptions:
     base_adapter: Path | None = None
     limits: Limits = field(default_factory=Limits)
     serve: Serve = "peft"
-    max_drift: float | None = None
     secrets: Level = "warn"
 
     @property
@@ -180,7 +165,7 @@ def plan(
     lint = feasibility(encoded)
     if not lint.feasible:
         return known.infeasible(lint, notes)
-    source, own = _calibration(folder.fingerprint, model, where.type, options)
+    source, own = _calibration(folder.fingerprint, model, where.type, options.calibration)
     base = folder.load(device, dtype, attn, quantization, device_map)
     hard = hardship(base, (token for passage in encoded for token in passage.target_ids))
     lint = unreachable(encoded, hard.impossible, folder.decode)
@@ -190,12 +175,10 @@ def plan(
         notes = (*notes, narrow_note(encoded, hard.narrow, folder.decode))
     calibration = source if own else _moved_over(source, base, ref)
     if not own:
-        passed_over = near_misses(folder.fingerprint, ref, where.type, model.dtype, source.recipe, quantization=weights)
+        passed_over = near_misses(folder.fingerprint, ref, where.type, model.dtype, RECIPE, quantization=weights)
         notes = (*notes, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
     losses = base_losses(base, encoded)
     made = _made(known, calibration, source, base, losses, options)
-    if source.recipe == BARE_RECIPE and options.max_drift is None:
-        notes = (_UNBOUNDED, *notes)
     if made.adapter is not None:
         ids = (*encoded[0].prompt_ids, *encoded[0].target_ids)
         notes = (*slower(base, min(made.adapter.layers_to_transform), ids), *notes)
@@ -216,7 +199,7 @@ class _Known:
 
     def infeasible(self, lint: Feasibility, notes: tuple[str, ...]) -> Sized:
         """The plan for a corpus that no rank can hold."""
-        inputs = _inputs(self.summary, self.fingerprint, None)
+        inputs = _inputs(self.summary, self.fingerprint, calibration_sha256="")
         made = infeasible_plan(model=self.model, corpus=self.summary, feasibility=lint, inputs=inputs)
         return Sized(made.model_copy(update={"warnings": notes, "secrets": self.findings}), self.encoded)
 
@@ -247,25 +230,18 @@ def _made(
     old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, known.fingerprint, base.ref)
     timed, prior = _timed_here(calibration, source, base), calibration is not source
     same_device = timed.device == base.place and scaled_from(timed) is None
-    needed, work = demand(known.encoded, losses), _workload(base, known.encoded)
-    inputs = _inputs(known.summary, known.fingerprint, calibration, prior=prior, same_device=same_device)
+    sha256 = digest(calibration)
     made = make_plan(
         calibration=timed,
         model=known.model,
         corpus=known.summary,
-        demand=needed,
-        inputs=inputs,
-        work=work,
+        demand=demand(known.encoded, losses),
+        inputs=_inputs(known.summary, known.fingerprint, sha256, prior=prior, same_device=same_device),
+        work=_workload(base, known.encoded),
         wishes=options.wishes,
         at=None if old is None else old.spec,
     )
-    bounded = source.recipe == RECIPE
-    more = {
-        "update": None if old is None else _update(old, base, known.encoded),
-        "max_drift": (options.max_drift or MAX_DRIFT) if bounded else None,
-        "bare": _bare(known, base, needed, work, options) if bounded else None,
-    }
-    return made.model_copy(update=more)
+    return made.model_copy(update={"update": None if old is None else _update(old, base, known.encoded)})
 
 
 def _timed_here(calibration: Calibration, source: Calibration, base: models.BaseModel) -> Calibration:
@@ -305,46 +281,20 @@ def _summary(encoded: Sequence[EncodedPassage], files: tuple[CorpusFile, ...], r
 
 
 def _calibration(
-    fingerprint: ModelFingerprint, model: PlanModel, device_type: str, options: PlanOptions
+    fingerprint: ModelFingerprint, model: PlanModel, device_type: str, explicit: Path | None
 ) -> tuple[Calibration, bool]:
     """The calibration of this model in this dtype, and True; else one to move over, and False.
 
-    One of another kind of device counts where there is none of this: only its seconds are not of here. Where no bound
-    on drift is asked for or refused, one that has a bound comes first, and this model's own before another's.
+    One of another kind of device counts where there is none of this: only its seconds are not of here.
     """
-    recipes = _recipes(options.max_drift)
-    refused = None
-    for recipe in recipes:
-        wanted = (fingerprint, model.ref, device_type, model.dtype, recipe, options.calibration)
-        try:
-            return find_calibration(*wanted, quantization=model.quantization)[0], True
-        except CalibrationError as error:
-            refused = refused or error
-    assert refused is not None
-    if options.calibration is not None:
-        raise refused
-    near = [nearest_calibration(fingerprint, recipe, model.dtype, model.quantization) for recipe in recipes]
-    found = [one for one in near if one is not None]
-    if not found:
-        raise refused
-    return next((one for one in found if one[1]), found[0])
-
-
-def _recipes(max_drift: float | None) -> tuple[str, ...]:
-    """The training recipes that will do, the preferred one first."""
-    return (RECIPE, BARE_RECIPE) if max_drift is None else (recipe_of(max_drift if isfinite(max_drift) else None),)
-
-
-def _bare(
-    known: _Known, base: models.BaseModel, needed: Demand, work: Workload, options: PlanOptions
-) -> BareMinimum | None:
-    """The fewest parameters that would hold the corpus without a bound, where this model was calibrated so."""
-    wanted = (known.fingerprint, base.ref, base.device.type, known.model.dtype, BARE_RECIPE)
+    wanted = (fingerprint, model.ref, device_type, model.dtype, RECIPE, explicit)
     try:
-        bare = find_calibration(*wanted, quantization=known.model.quantization)[0]
+        return find_calibration(*wanted, quantization=model.quantization)[0], True
     except CalibrationError:
-        return None
-    return bare_minimum(bare, needed, work, options.confidence)
+        near = nearest_calibration(fingerprint, RECIPE, model.dtype, model.quantization) if explicit is None else None
+        if near is None:
+            raise
+        return near
 
 
 def _moved_over(source: Calibration, base: models.BaseModel, ref: str) -> Calibration:
@@ -364,7 +314,7 @@ def _moved_over(source: Calibration, base: models.BaseModel, ref: str) -> Calibr
 def _inputs(
     corpus: CorpusSummary,
     fingerprint: ModelFingerprint,
-    calibration: Calibration | None,
+    calibration_sha256: str,
     *,
     prior: bool = False,
     same_device: bool = True,
@@ -373,8 +323,8 @@ def _inputs(
         corpus_sha256=corpus.sha256,
         model_fingerprint=fingerprint.digest,
         tokenizer_sha256=fingerprint.tokenizer,
-        calibration_sha256="" if calibration is None else digest(calibration),
-        recipe=RECIPE if calibration is None else calibration.recipe,
+        calibration_sha256=calibration_sha256,
+        recipe=RECIPE,
         prior=prior,
         same_device=same_device,
     )

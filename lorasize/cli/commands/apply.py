@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lorasize.verbs.apply import Applied
 
 
+_MAX_DRIFT = 0.05  # nats per token, where a text to retain is named and no bound
+
 
 @click.command(
     epilog="""\b
@@ -49,8 +51,8 @@ Example:
     help="Text of yours that must not suffer, 2,048 tokens of it, beside lorasize's own.",
 )  # fmt: skip
 @click.option(
-    "--max-drift", callback=options.drift, metavar="NATS|off",
-    help="What other text may move by, nats per token; the plan's by default.",
+    "--max-drift", type=options.Finite(min=0.0, min_open=True), metavar="NATS",
+    help="What other text may move by, nats per token, such as 0.02: on more layers than planned. 0.05 with --retain.",
 )  # fmt: skip
 @click.option("--method", type=click.Choice(options.METHODS), default="memft", show_default=True, help="Objective.")
 @click.option(
@@ -101,6 +103,8 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
     from lorasize.training.run import ApplyOptions, Loading
     from lorasize.verbs import apply as verb
 
+    if chosen["retain"] is not None and chosen["max_drift"] is None:
+        chosen["max_drift"] = _MAX_DRIFT
     names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device", "retain")
     loading = Loading(chosen["attn"], chosen["device_map"])
     how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")}, loading=loading)

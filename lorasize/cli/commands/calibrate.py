@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,6 @@ Example:
 @click.argument("base_model", metavar="[MODEL]", required=False)
 @options.all_of(options.model, options.revision, options.device, options.dtype, options.attn)
 @options.all_of(options.quantize, options.device_map, options.seed)
-@click.option(
-    "--max-drift", callback=options.drift, metavar="NATS|off",
-    help="What other text may move by in a probe, nats per token; 0.02 by default.",
-)  # fmt: skip
 @click.option(
     "--preset", type=click.Choice(options.PRESETS), default="quick", show_default=True, help="How much is probed."
 )
@@ -64,8 +59,7 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
         calibration, path = verb.calibrate(
             invocation.model or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
             dtype=chosen["dtype"], attn=chosen["attn"], quantization=options.quantization(chosen),
-            device_map=chosen["device_map"], preset=chosen["preset"],
-            max_drift=_bound(chosen["max_drift"]), corpus=chosen["corpus"],
+            device_map=chosen["device_map"], preset=chosen["preset"], corpus=chosen["corpus"],
             seed=chosen["seed"], time_limit=chosen["time_limit"], folder=folder,
             execute=executor(chosen["executor"], chosen["workers"]), notify=progress.probe,
         )  # fmt: skip
@@ -81,9 +75,3 @@ def _move(path: Path, out: Path) -> Path:
     if not any(path.parent.iterdir()):
         path.parent.rmdir()
     return out
-
-
-def _bound(asked: float | None) -> float | None:
-    from lorasize.records import MAX_DRIFT
-
-    return MAX_DRIFT if asked is None else asked if math.isfinite(asked) else None

@@ -66,10 +66,7 @@ def plan_facts(plan: Plan) -> Iterator[Fact]:
             f"unchanged since {update.adapter} · {bits(update.nats):,.0f} bits to write beyond it"
         )
     if plan.prediction is not None:
-        yield from _prediction_facts(plan.prediction, plan.max_drift)
-    if (bare := plan.bare) is not None:
-        harm = "" if bare.drift is None else f", at +{bare.drift.point:.1f} nats per token on other text"
-        yield "without bound", f"rank {bare.rank}, {bare.n_parameters:,} parameters would do{harm}"
+        yield from _prediction_facts(plan.prediction)
     if (thumbs := plan.rules_of_thumb) is not None:
         yield "rules of thumb", (
             f"parameters ≥ tokens: rank {thumbs.parameters_ge_tokens_rank} · flat: rank {thumbs.flat_rank}; "
@@ -90,7 +87,7 @@ def _demand_facts(demand: Demand, n_passages: int) -> Iterator[Fact]:
         yield "costliest", " · ".join(f"{p.file}:{p.line} {p.nats / demand.nats:.0%}" for p in most)
 
 
-def _prediction_facts(p: Prediction, bound: float | None) -> Iterator[Fact]:
+def _prediction_facts(p: Prediction) -> Iterator[Fact]:
     lo, hi = p.rank_interval
     yield "why", (
         f"capacity slack {p.capacity_slack:.2f} · success probability {format_chance(p.success_probability)} "
@@ -99,9 +96,8 @@ def _prediction_facts(p: Prediction, bound: float | None) -> Iterator[Fact]:
     yield "rank interval", f"{lo} to {hi} at this site (success probability 0.05 to 0.95)"
     yield "cost", f"{_steps(p.steps)} · {_seconds(p.seconds)} · {format_bytes(p.peak_memory_bytes)} of memory"
     if p.drift is not None:
-        digits, end = (1, "unless bounded") if bound is None else (3, f"under a bound of {bound:g}")
-        interval = f"{p.drift.lo:.{digits}f} to {p.drift.hi:.{digits}f}"
-        yield "drift", f"+{p.drift.point:.{digits}f} nats per token on other text ({interval}) {end}"
+        interval = f"{p.drift.lo:.1f} to {p.drift.hi:.1f}"
+        yield "drift", f"+{p.drift.point:.1f} nats per token on other text ({interval}) unless bounded"
     if p.extrapolated:
         yield "extrapolated", "yes: outside what was calibrated"
 
