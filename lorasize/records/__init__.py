@@ -20,6 +20,7 @@ from lorasize.records.fit import (
     Transition,
 )
 from lorasize.records.inputs import (
+    Activation,
     AdapterSpec,
     CorpusFile,
     CorpusSummary,
@@ -82,6 +83,7 @@ from lorasize.records.words import (
 )
 
 __all__ = [
+    "Activation",
     "AdapterSpec",
     "Against",
     "Alternative",
