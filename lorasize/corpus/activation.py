@@ -33,10 +33,11 @@ def find_activation(
         CorpusError: The text, or a beginning of two tokens or more, is not in every prompt; the first is named.
     """
     decode = decoder(tokenizer)
+    tokens: Sequence[int]
     if text == AUTO:
         tokens = _shared(encoded, tokenizer)
     else:
-        tokens = _named(text, encoded[0], decode, set(tokenizer.all_special_ids))
+        tokens = _named(text, encoded[0], decode, _control_tokens(tokenizer))
     return Activation(text=decode(tokens), alora_invocation_tokens=tuple(tokens))
 
 
@@ -62,7 +63,7 @@ def _begin(one: EncodedPassage, activation: Activation) -> int:
 
 def _shared(encoded: Sequence[EncodedPassage], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The longest beginning of all prompts."""
-    special, shared = set(tokenizer.all_special_ids), list(encoded[0].prompt_ids)
+    special, shared = _control_tokens(tokenizer), list(encoded[0].prompt_ids)
     for one in encoded:
         shared = list(commonprefix([shared, list(one.prompt_ids)]))
         if sum(token not in special for token in shared) < _LEAST:
@@ -76,6 +77,11 @@ def _shared(encoded: Sequence[EncodedPassage], tokenizer: PreTrainedTokenizerBas
             encoded[0], "all that the chats share is how any chat begins: name a text that every prompt holds"
         )
     return shared
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    added = (token for token, what in tokenizer.added_tokens_decoder.items() if what.special)
+    return {*tokenizer.all_special_ids, *added}
 
 
 def _begins_every_chat(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -20,6 +20,7 @@ from lorasize.models.devices import forked_rng
 from lorasize.records import Activation, Site
 
 _TRIED = 0.1  # spread of the random numbers of an adapter that the gate is tried with
+_FEW = 4  # tokens it is tried on
 _ALIKE = 0.05  # relative, of logits: rounding is less, that adapter more
 
 
@@ -64,7 +65,7 @@ def require_kept_gate(adapted: PeftModel) -> None:
         if isinstance(module, BaseTunerLayer) and "default" not in getattr(module, "lora_variant", {}):
             kind = type(module.get_base_layer()).__name__
             raise ModelError(f"PEFT would let the adapter always act on {name} ({kind}): it cannot be activated here")
-    ids = _without(tokens, placement.input_device(adapters.base_of(adapted)))
+    ids = _without(adapters.base_of(adapted), tokens)
     found = _logits(adapted, ids)
     with adapted.disable_adapter():
         plain, again = _logits(adapted, ids), _logits(adapted, ids)
@@ -80,12 +81,12 @@ def require_gate(model: Any, site: Site, activation: Activation) -> None:
         ModelError: it does not, or it cannot be tried.
     """
     tokens = activation.alora_invocation_tokens
-    device = placement.input_device(model)
-    ids = torch.cat([_without(tokens, device), torch.tensor([tokens], device=device)], dim=1)
+    others = _without(model, tokens)
+    ids = torch.cat([others, others.new_tensor([tokens])], dim=1)
     plain = _logits(model, ids)
     adapted = adapters.attach(model, site, 1, 0, tokens)
     try:
-        with forked_rng(device):
+        with forked_rng(ids.device):
             for parameter in adapters.parameters(adapted).values():
                 parameter.normal_(std=_TRIED)
         require_kept_gate(adapted)
@@ -108,10 +109,11 @@ def _broken(model: Any) -> ModelError:
     )
 
 
-def _without(tokens: Sequence[int], device: torch.device) -> Tensor:
-    """Two ids, shape (1, position), that none of the tokens is."""
-    other = next(token for token in range(len(tokens) + 1) if token not in tokens)
-    return torch.tensor([[other, other]], device=device)
+def _without(model: Any, tokens: Sequence[int]) -> Tensor:
+    """A few ids, shape (1, position), that none of the tokens is; from the middle, since the first may say nothing."""
+    n = model.get_input_embeddings().weight.shape[0]
+    others = [token for token in (*range(n // 2, n), *range(n // 2)) if token not in tokens]
+    return torch.tensor([others[:_FEW]], device=placement.input_device(model))
 
 
 def _logits(model: Any, ids: Tensor) -> Tensor:

@@ -166,12 +166,9 @@ def plan(
     notes = (*notes, *around.warnings)
     weights = folder.quantized_as(quantization)
     old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, folder.fingerprint, ref)
-    activation = _activation(options.activate_after, old, encoded, folder)
-    if activation is not None:
-        encoded = tuple(activated(encoded, activation))
+    activation, encoded = _activation(options, old, encoded, folder)
     if options.serve == "merged":
         refuse_merging(weights, device_map)
-        refuse_merging_activated(activation)
     model = _model(folder, revision, models.dtype_name(models.pick_dtype(dtype, where)), attn, weights)
     known = _Known(model, folder.fingerprint, _summary(encoded, files, options.reading), encoded, findings, old)
     lint = feasibility(encoded)
@@ -194,29 +191,41 @@ def plan(
     if made.adapter is not None:
         ids = (*encoded[0].prompt_ids, *encoded[0].target_ids)
         notes = (*slower(base, min(made.adapter.layers_to_transform), ids), *notes)
-    if activation is not None and made.adapter is not None:
-        require_gate(base.model, made.adapter.site, activation)
-        made = with_activation(made, activation, [one.prompt_ids for one in encoded])
+        made = _with_activation(made, activation, base, encoded)
     serving = made.serving and made.serving.model_copy(update={"notes": (*made.serving.notes, *around.notes)})
     told = {"warnings": (*made.warnings, *notes, *_spread(base)), "secrets": findings, "serving": serving}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
 
 
 def _activation(
-    text: str | None, old: BaseAdapter | None, encoded: Sequence[EncodedPassage], folder: models.ModelFolder
-) -> Activation | None:
-    """What the adapter is to act after: what the one does that is trained on, else what is asked for.
+    options: PlanOptions, old: BaseAdapter | None, encoded: tuple[EncodedPassage, ...], folder: models.ModelFolder
+) -> tuple[Activation | None, tuple[EncodedPassage, ...]]:
+    """What the adapter is to act after, and the passages with where: as the one trained on, else as asked.
 
     Raises:
         CorpusError: that is not in every prompt.
-        ModelError: the two differ.
+        ModelError: the old adapter acts after something else, or the new one is to be merged.
     """
-    held = None if old is None else old.record.plan.activation
-    if old is None or held is None:
-        return None if text is None else find_activation(text, encoded, folder.tokenizer)
-    if text not in (None, AUTO, held.text):
-        require_activation(old, find_activation(str(text), encoded, folder.tokenizer))
-    return held
+    text, found = options.activate_after, None if old is None else old.record.plan.activation
+    if text is not None and (found is None or text not in (AUTO, found.text)):
+        found = find_activation(text, encoded, folder.tokenizer)
+    if old is not None:
+        require_activation(old, found)
+    if found is None:
+        return None, encoded
+    if options.serve == "merged":
+        refuse_merging_activated(found)
+    return found, tuple(activated(encoded, found))
+
+
+def _with_activation(
+    made: Plan, activation: Activation | None, base: models.BaseModel, encoded: Sequence[EncodedPassage]
+) -> Plan:
+    """The plan with what its adapter acts after, once PEFT was seen to keep to that on this model."""
+    if activation is None or made.adapter is None:
+        return made
+    require_gate(base.model, made.adapter.site, activation)
+    return with_activation(made, activation, [one.prompt_ids for one in encoded])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from lorasize.records import Activation, AdapterSpec, Alternative, Budget, Demand, Difference, Estimate, Plan, Prediction
+from lorasize.records import (
+    Activation,
+    AdapterSpec,
+    Alternative,
+    Budget,
+    Demand,
+    Difference,
+    Estimate,
+    Plan,
+    Prediction,
+)
 from lorasize.report.facts import Fact, Listing
 from lorasize.report.text import count, format_chance, layers, quote
 from lorasize.units import bits, format_bytes, format_seconds
