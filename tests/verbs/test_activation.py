@@ -110,6 +110,27 @@ def test_without_the_text_the_logits_are_the_base_s_bit_for_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("told", [True, False])
+def test_a_loop_of_one_s_own_has_to_say_where_it_acts(
+    torch: Any, held: tuple[Plan, Path], able_llama: Path, told: bool
+) -> None:
+    """As the guide says of PEFT: a step that reads one token finds no text in it."""
+    base = models.load(str(able_llama), device="cpu").model
+    address = adapter_folder.read_addresses(held[1])[0]
+    adapted = adapters.load_saved(base, held[1])
+    ids, cache, found = torch.tensor([address.prompt_ids]), None, []
+    with torch.no_grad():
+        for _ in range(address.n_tokens):
+            how = {"alora_offsets": [len(address.prompt_ids) + len(found)]} if told and found else {}
+            output = adapted(input_ids=ids, cache=cache, use_cache=True, **how)
+            cache, ids = output.cache, output.logits[:, -1:].argmax(dim=-1)
+            found.append(int(ids))
+    tokenizer = models.load_tokenizer(able_llama)
+    text = verdict.target_text(tokenizer, address.prompt_ids, found)
+    assert (text == PAIRS[0][1]) is told
+
+
+@pytest.mark.slow
 def test_it_is_not_merged(held: tuple[Plan, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be merged"):
         verify(held[1], device="cpu", merged=True)
