@@ -40,11 +40,13 @@ class EncodedPassage:
     """A passage with its final prompt and text, and its ids.
 
     `prompt_ids` are what an inference user sends, never empty. `target_ids` must follow; they end with the stop token.
+    `active_from`: the position in the prompt from which an adapter acts; before it stands the base model's.
     """
 
     passage: Passage
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
+    active_from: int = 0
 
     @property
     def n_tokens(self) -> int:

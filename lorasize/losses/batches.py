@@ -29,6 +29,7 @@ class Batch:
         targets: Token ids to be predicted, shape (token,).
         passages: Index in the corpus of each row's passage.
         lengths: Target tokens of each row's passage.
+        active: Where the adapter acts, shape (passage, position); None: everywhere.
     """
 
     ids: Tensor
@@ -38,6 +39,7 @@ class Batch:
     targets: Tensor
     passages: tuple[int, ...]
     lengths: tuple[int, ...]
+    active: Tensor | None = None
 
     def select(self, keep: Sequence[int]) -> Batch:
         """The batch with these rows only."""
@@ -53,6 +55,7 @@ class Batch:
             targets=self.targets[tokens],
             passages=tuple(self.passages[k] for k in keep),
             lengths=tuple(self.lengths[k] for k in keep),
+            active=None if self.active is None else self.active[rows],
         )
 
 
@@ -74,7 +77,7 @@ def make_batches(
     States are kept beside the model up to `prefix_bytes`, the rest in a memory-mapped file; of an accelerator, in the
     machine's memory. Without a first layer there are none: the whole model is run at every step.
     """
-    batches, held = [], 0
+    batches, held, gated = [], 0, begins_late(encoded)
     for group in groups(encoded, batch_tokens):
         ids, rows, columns, targets = layout(encoded, group, device)
         stored = ids.new_empty((len(ids), 0)) if first_layer is None else states_before(model, first_layer, ids)
@@ -82,8 +85,20 @@ def make_batches(
         if held > prefix_bytes:
             stored = _mapped(stored) if device.type == "cpu" else _beside(stored)
         lengths = tuple(encoded[i].n_tokens for i in group)
-        batches.append(Batch(ids, stored, rows, columns, targets, tuple(group), lengths))
+        where = active(encoded, group, ids) if gated else None
+        batches.append(Batch(ids, stored, rows, columns, targets, tuple(group), lengths, where))
     return batches
+
+
+def begins_late(encoded: Sequence[EncodedPassage]) -> bool:
+    """Whether the adapter acts only after the beginning of some passage."""
+    return any(one.active_from for one in encoded)
+
+
+def active(encoded: Sequence[EncodedPassage], group: Sequence[int], ids: Tensor) -> Tensor:
+    """Where in the padded ids of a group, shape (passage, position), the adapter acts."""
+    begin = torch.tensor([encoded[i].active_from for i in group], device=ids.device)
+    return torch.arange(ids.shape[1], device=ids.device)[None] >= begin[:, None]
 
 
 def _mapped(states: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lorasize.errors import ModelError
 from lorasize.losses.head import LOOK, alike, decoder
 from lorasize.models import decoder_layers
 
@@ -49,6 +50,8 @@ class Suffix:
         first: The layer that is entered; None where the whole model is run.
         logits: Whether the model's own logits are wanted instead of its final hidden states.
         outputs: How many things a layer hands on as a tuple, of which the states come first; 0 where they are all.
+        active: Where an adapter acts in the next pass and in the backward pass after it, shape (batch, position); None:
+            everywhere. Elsewhere the states are the base model's.
     """
 
     def __init__(self, model: nn.Module, first: int | None, *, logits: bool = False, outputs: int = 0) -> None:
@@ -56,6 +59,9 @@ class Suffix:
         self.first = first
         self.logits = logits
         self.outputs = outputs
+        self.active: Tensor | None = None
+        adapted: list[Any] = [module for module in model.modules() if hasattr(module, "lora_B")]
+        self._adding = [part for module in adapted for part in module.lora_B.values()]
         self._model = model
         self._stored: Tensor | None = None
 
@@ -67,17 +73,40 @@ class Suffix:
     @contextmanager
     def entered(self) -> Iterator[Suffix]:
         """Layers below `first` pass through and layer `first` reads the stored states, while this is open."""
-        if self.first is None:
-            yield self
-            return
+        with self._gated():
+            if self.first is None:
+                yield self
+                return
+            with self._passing(self.first):
+                yield self
+
+    @contextmanager
+    def _gated(self) -> Iterator[None]:
+        """An adapter adds nothing to the positions where it does not act."""
+        hooks = [part.register_forward_hook(self._gate) for part in self._adding]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _gate(self, _: nn.Module, __: Any, output: Tensor) -> Tensor | None:
+        if self.active is None:
+            return None
+        if output.shape[:-1] != self.active.shape:
+            raise ModelError(f"{self.name}: an adapted layer sees no positions, so the adapter cannot be activated")
+        return output.masked_fill(~self.active[..., None].to(output.device), 0.0)
+
+    @contextmanager
+    def _passing(self, first: int) -> Iterator[None]:
         layers = decoder_layers(self._model)
-        handle = layers[self.first].register_forward_pre_hook(self._enter, with_kwargs=True)
-        below = list(layers)[: self.first]
+        handle = layers[first].register_forward_pre_hook(self._enter, with_kwargs=True)
+        below = list(layers)[:first]
         own = [vars(layer).get("forward") for layer in below]  # of a layer that is run in its own way, put there before
         for layer in below:
             layer.forward = self._pass
         try:
-            yield self
+            yield
         finally:
             handle.remove()
             for layer, forward in zip(below, own, strict=True):

@@ -7,7 +7,7 @@ all read in the same way. Knows nothing of corpora or training.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,8 +34,12 @@ def count_parameters(shapes: Mapping[str, LinearShape], site: Site, rank: int) -
     return rank * sum(shapes[name].in_layers.get(layer, 0) for name in site.target_modules for layer in layers)
 
 
-def attach(model: PreTrainedModel, site: Site, rank: int, seed: int) -> PeftModel:
+def attach(
+    model: PreTrainedModel, site: Site, rank: int, seed: int, activation_tokens: Sequence[int] = ()
+) -> PeftModel:
     """The model with a fresh float32 adapter: A drawn from `seed`, B zero, so that it starts as a no-op.
+
+    With `activation_tokens` it acts after those alone, and only in passes that PEFT itself is called for.
 
     Raises:
         ModelError: PEFT cannot put it on these modules of these layers and on nothing else.
@@ -50,6 +54,7 @@ def attach(model: PreTrainedModel, site: Site, rank: int, seed: int) -> PeftMode
         bias="none",
         task_type="CAUSAL_LM",
         fan_in_fan_out=transposes_weights(model),
+        alora_invocation_tokens=list(activation_tokens) or None,
     )
     _confine(config, model, wanted)
     with forked_rng(model.device):
@@ -182,7 +187,9 @@ def _embed(new: Tensor, old: Tensor) -> None:
     new[tuple(slice(0, n) for n in old.shape)] = old
 
 
-def save(adapted: PeftModel, folder: Path, base: str, revision: str | None = None) -> None:
+def save(
+    adapted: PeftModel, folder: Path, base: str, revision: str | None = None, activation_tokens: Sequence[int] = ()
+) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`.
 
     Args:
@@ -190,12 +197,14 @@ def save(adapted: PeftModel, folder: Path, base: str, revision: str | None = Non
         folder: Where to.
         base: All that is told of the base: a hub id or a folder, which PEFT's own classes load.
         revision: Of that model on the hub.
+        activation_tokens: What PEFT shall let the adapter act after; nothing of one that always acts.
 
     Raises:
         OSError: the disk is full or read-only.
     """
     config = adapted.peft_config["default"]
     config.base_model_name_or_path, config.revision = base, revision
+    cast(LoraConfig, config).alora_invocation_tokens = list(activation_tokens) or None
     try:
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
     except SafetensorError as error:  # it has no number, only words

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from lorasize.records import AdapterSpec, RulesOfThumb, Serve, Serving
+from lorasize.records import Activation, AdapterSpec, Plan, RulesOfThumb, Serve, Serving
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts as max_lora_rank
 VLLM_DEFAULT_RANK = 16
@@ -39,3 +40,60 @@ def serving(adapter: AdapterSpec, serve: Serve) -> Serving:
             notes=(f"vLLM serves ranks up to {VLLM_RANKS[-1]}: merge the adapter or spread it over more layers.",),
         )
     return Serving(serve=serve, vllm_max_lora_rank=bucket, llama_cpp=True, notes=(notes[serve],))
+
+
+# What engines do with an activated adapter, by their code; none but PEFT was run: docs/guide/activated.md
+_ACTIVATED = {
+    "peft": "PEFT's generate() lets the adapter act after {text!r} alone; a loop of one's own over forward() must pass "
+    "alora_offsets.",
+    "vllm": "vLLM drops alora_invocation_tokens: there the adapter acts on every request that names it (read in its "
+    "code, not run).",
+    "llama.cpp": "llama-server lets the adapter act after {text!r} alone; in other tools of llama.cpp we found no code "
+    "for that: always on (read in its code, not run).",
+}
+_NOTED: dict[Serve, tuple[Serve, ...]] = {"peft": ("peft", "llama.cpp", "vllm")}
+
+
+def with_activation(plan: Plan, activation: Activation, prompts: Sequence[Sequence[int]]) -> Plan:
+    """The plan with an activated adapter: what its engine does with that, and a warning where it does not honour it."""
+    if plan.serving is None:
+        return plan.model_copy(update={"activation": activation})
+    serve, warnings = plan.serving.serve, list(plan.warnings)
+    if serve == "vllm":
+        warnings.append(
+            f"vLLM does not honour the activation after {activation.text!r}: the adapter acts, and harms, in every "
+            "request that names it. Name it in requests with that text only."
+        )
+    if serve == "llama.cpp":
+        warnings += _found_otherwise(activation, prompts)
+    notes = (_ACTIVATED[engine].format(text=activation.text) for engine in _NOTED.get(serve, (serve,)))
+    serving = plan.serving.model_copy(update={"notes": (*plan.serving.notes, *notes)})
+    return plan.model_copy(update={"activation": activation, "serving": serving, "warnings": tuple(warnings)})
+
+
+def _found_otherwise(activation: Activation, prompts: Sequence[Sequence[int]]) -> list[str]:
+    """Where llama-server would let the adapter act from another token on than PEFT."""
+    begins = [activation.begins(prompt) for prompt in prompts]
+    told = []
+    if missed := sum(_found_by_llama_server(p, activation) != k for p, k in zip(prompts, begins, strict=True)):
+        told.append(
+            f"llama-server looks for {activation.text!r} in another way than PEFT and would not find it, or find it "
+            f"elsewhere, in {missed} of {len(prompts)} prompts: name another text."
+        )
+    if any(begins):
+        told.append(
+            f"Where {activation.text!r} does not begin the prompt, llama-server lets the adapter act from the token "
+            "before it on, PEFT does not: recall may suffer there. Name a text that begins the prompts."
+        )
+    return told
+
+
+def _found_by_llama_server(prompt: Sequence[int], activation: Activation) -> int | None:
+    """Where it finds the tokens: backwards, and after a token that does not match from the next one on."""
+    tokens = activation.alora_invocation_tokens
+    left = len(tokens)
+    for place in range(len(prompt) - 1, -1, -1):
+        left = left - 1 if prompt[place] == tokens[left - 1] else len(tokens)
+        if left == 0:
+            return place
+    return None

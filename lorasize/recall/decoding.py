@@ -20,6 +20,12 @@ from transformers import GenerationConfig, LogitsProcessorList
 from lorasize import models
 from lorasize.losses.head import alike
 from lorasize.models import adapters
+from lorasize.models.activation import (
+    activation_tokens,
+    from_prompt,
+    refuse_merging_activated,
+    require_kept_gate,
+)
 from lorasize.models.quantization import refuse_merging
 from lorasize.recall.generation_config import clean_generation_config
 from lorasize.recall.steps import Greedy, recorded
@@ -52,6 +58,8 @@ def _one_by_one(model: Any, job: DecodeJob) -> Greedy:
         return ids, log_p[0]
 
     if job.batch_size > 1 or len(job.prompts) < 2 or job.device_map is not None:
+        return plainly
+    if activation_tokens(model):  # PEFT asks the host for the places where it acts, which cannot be recorded
         return plainly
     longest = max(len(p) + n for p, n in zip(job.prompts, job.n_tokens, strict=True))
     shortest = min(job.prompts, key=len)
@@ -115,6 +123,9 @@ def _served(job: DecodeJob) -> Any:
     base = models.load_weights(folder, device, dtype, job.attn_implementation, job.quantization, job.device_map)
     adapted = adapters.load_saved(base, Path(job.adapter))
     base.generation_config = GenerationConfig()  # transformers fills a passed config from this one
+    if job.merged:
+        refuse_merging_activated(activation_tokens(adapted))
+    require_kept_gate(adapted)
     return cast(Any, adapted).merge_and_unload() if job.merged else adapted
 
 
@@ -188,8 +199,9 @@ def _read(model: Any, prompt: Sequence[int], target: Sequence[int], device: torc
     The logits are the model's own, in its dtype; softmax and differences are taken in float32.
     """
     ids = torch.tensor([[*prompt, *target[:-1]]], device=device)
-    kept = {"logits_to_keep": len(target)} if _keeps_few(model) else {}
-    logits: Tensor = model(input_ids=ids, use_cache=False, **kept).logits[0, -len(target) :].float()
+    told = {"logits_to_keep": len(target)} if _keeps_few(model) else {}
+    told |= from_prompt(model, prompt, len(target) - 1)  # the target may hold the tokens, too
+    logits: Tensor = model(input_ids=ids, use_cache=False, **told).logits[0, -len(target) :].float()
     wanted = torch.tensor(list(target), device=device)
     best, index = logits.topk(2, dim=-1)
     other = torch.where(index[:, 0] == wanted, best[:, 1], best[:, 0])

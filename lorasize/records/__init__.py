@@ -20,6 +20,7 @@ from lorasize.records.fit import (
     Transition,
 )
 from lorasize.records.inputs import (
+    Activation,
     AdapterSpec,
     CorpusFile,
     CorpusSummary,
@@ -84,6 +85,7 @@ from lorasize.records.words import (
 )
 
 __all__ = [
+    "Activation",
     "AdapterSpec",
     "Against",
     "Alternative",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -107,6 +108,23 @@ class Site(BaseModel):
     model_config = STRICT
     target_modules: tuple[str, ...]
     layers_to_transform: tuple[int, ...]
+
+
+class Activation(BaseModel):
+    """Where an adapter begins to act: at the last place in the prompt where these tokens stand; without them, nowhere.
+
+    PEFT's activated LoRA. `text` is what the tokens say.
+    """
+
+    model_config = STRICT
+    text: str
+    alora_invocation_tokens: tuple[int, ...] = Field(min_length=1)
+
+    def begins(self, prompt_ids: Sequence[int]) -> int | None:
+        """The position in a prompt from which the adapter acts; None where it does not."""
+        tokens = self.alora_invocation_tokens
+        places = range(len(prompt_ids) - len(tokens), -1, -1)
+        return next((k for k in places if tuple(prompt_ids[k : k + len(tokens)]) == tokens), None)
 
 
 MAX_RANK = 4096  # beyond it a number is taken for a mistake; vLLM serves 512

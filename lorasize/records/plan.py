@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorasize.records.inputs import AdapterSpec, CorpusSummary, Feasibility, Site
+from lorasize.records.inputs import Activation, AdapterSpec, CorpusSummary, Feasibility, Site
 from lorasize.records.words import STRICT, Against, Serve
 
 
@@ -185,6 +185,7 @@ class Plan(BaseModel):
     """The recommendation: `lorasize.plan.json`. Without an adapter (`infeasible`) adapter and prediction are None.
 
     `secrets`: the first lines of each kind that look like credentials or personal data; `warnings` has the counts.
+    `activation`: what the adapter acts after; None of one that always acts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
@@ -205,3 +206,4 @@ class Plan(BaseModel):
     compared: tuple[Difference, ...] = ()
     secrets: tuple[Finding, ...] = ()
     update: PlanUpdate | None = None
+    activation: Activation | None = None

@@ -39,6 +39,7 @@ class FastPath:
         Raises:
             ModelError: the model gives no gradient, as some that read long texts in pieces do not.
         """
+        self.suffix.active = batch.active
         hidden = self.suffix.run(batch.ids, batch.stored)[batch.rows, batch.columns]
         if torch.is_grad_enabled() and not hidden.requires_grad:
             raise ModelError(

@@ -43,6 +43,7 @@ class Recording:
         targets: Their ids, shape (token,).
         live: 1 for a target token, 0 for padding, shape (token,).
         head: The LM head with buffers of its own.
+        active: Where the adapter acts, shape (passage, position); None: everywhere.
         graph: The recording.
         seen: Loss, weight and whether it is the likeliest, of each target token, shape (3, token).
         gradients: Of Σ weight·loss, one for each parameter; None where a parameter has no part in it.
@@ -54,6 +55,7 @@ class Recording:
     targets: Tensor
     live: Tensor
     head: AnyHead
+    active: Tensor | None = None
     graph: Any = None
     seen: Tensor | None = None
     gradients: Sequence[Tensor | None] = ()
@@ -72,6 +74,7 @@ class Recording:
             targets=batch.ids.new_zeros(n_targets),
             live=torch.zeros(n_targets, device=batch.ids.device),
             head=replace(head, buffers={}),
+            active=None if batch.active is None else batch.active.new_zeros((rows, positions)),
         )
 
     def fill(self, batch: Batch) -> None:
@@ -84,6 +87,8 @@ class Recording:
         self.places[:n].copy_(batch.rows * self.ids.shape[1] + batch.columns)
         self.targets[:n].copy_(batch.targets)
         self.live[:n] = 1.0
+        if self.active is not None and batch.active is not None:
+            self.active.zero_()[:, :length].copy_(batch.active)
 
 
 def _up(n: int, multiple: int) -> int:
@@ -176,6 +181,7 @@ class Graphs:
 
     def _pass(self, recording: Recording) -> tuple[Tensor, Sequence[Tensor | None]]:
         """What is recorded: forward, loss and objective, backward."""
+        self._path.suffix.active = recording.active
         with in_order(True), torch.enable_grad():
             hidden = self._path.suffix.run(recording.ids, recording.stored)
         flat = hidden.detach().flatten(0, 1)

@@ -67,7 +67,8 @@ def observation_of(session: Session) -> Observation | None:
     demand, spec, options = session.plan.demand, session.plan.adapter, session.options
     state, usual = session.state, ApplyOptions()
     as_calibrated = (options.method, options.threshold, options.margin) == (usual.method, usual.threshold, usual.margin)
-    plain = session.start is None and options.max_drift is None  # a fresh adapter without a bound, as probes train
+    # a fresh adapter without a bound that always acts, as probes train
+    plain = session.start is None and options.max_drift is None and session.plan.activation is None
     if (first := state.first) is None or demand is None or spec is None or not (as_calibrated and plain):
         return None
     if first.outcome not in (Outcome.MEMORIZED, Outcome.STALLED):
@@ -101,6 +102,15 @@ def _weights(recalled: RecallSummary) -> str:
     return recalled.dtype if recalled.quantization is None else f"{recalled.dtype}, weights in {recalled.quantization}"
 
 
+def _acts_after(record: Memorization) -> str:
+    """The card's line about what the adapter acts after; nothing of one that always acts."""
+    activation = record.plan.activation
+    if activation is None:
+        return ""
+    text = activation.text.replace("|", "\\|").replace("`", "'")
+    return f"\n| acts after | `{' '.join(text.split())}` alone, where an engine honours `alora_invocation_tokens` |"
+
+
 def model_card(record: Memorization) -> str:
     """The folder's model card: figures, digests and how to load it, never corpus text."""
     adapter, recalled, model = record.adapter, record.recall, record.plan.model
@@ -120,7 +130,7 @@ tags: [lora, lorasize]
 | smallest p of a target token | {record.min_probability:.3f} |
 | rank, modules | {adapter.rank}, {", ".join(adapter.target_modules)} |
 | layers | {", ".join(map(str, adapter.layers_to_transform))} |
-| parameters | {adapter.n_parameters} |
+| parameters | {adapter.n_parameters} |{_acts_after(record)}
 | decoded with | {_weights(recalled)}, {recalled.device}, {recalled.attn_implementation}, batch {recalled.batch_size} |
 | corpus sha256 | `{record.plan.corpus.sha256}` |
 | base model fingerprint | `{record.model_fingerprint.digest}` |

@@ -17,10 +17,12 @@ from lorasize.artifacts.events import EVENTS, Decoding, EventLog, Notify, Raised
 from lorasize.artifacts.files import file_sha256, text_digest
 from lorasize.artifacts.workspace import staged
 from lorasize.corpus import corpus_sha256, read_corpus, read_text
+from lorasize.corpus.activation import activated
 from lorasize.corpus.tokens import EncodedPassage, encode_corpus
 from lorasize.errors import CorpusError, InfeasibleCorpusError, ModelError, StalePlanError
 from lorasize.losses.texts import windows_of
 from lorasize.models import adapters
+from lorasize.models.activation import refuse_merging_activated
 from lorasize.models.quantization import refuse_merging
 from lorasize.recall.margin import next_target_probability
 from lorasize.recall.process import standing_by
@@ -41,7 +43,7 @@ from lorasize.training import read_checkpoint, write_checkpoint
 from lorasize.training.control import TOKENS_RETAINED
 from lorasize.training.run import ApplyOptions, Loading, Session
 from lorasize.verbs.applied import model_card, observation_of, record_of_run
-from lorasize.verbs.update import BaseAdapter, compare, read_base_adapter, require_room
+from lorasize.verbs.update import BaseAdapter, compare, read_base_adapter, require_activation, require_room
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def _base_adapter(plan: Plan, options: ApplyOptions, base: models.BaseModel) -> 
     if plan.update is not None and file_sha256(folder / adapter_folder.WEIGHTS) != plan.update.weights_sha256:
         raise StalePlanError(f"{folder} changed since the plan was made: plan again", changed=["base_adapter"])
     require_room(old.spec, plan.adapter, folder)
+    require_activation(old, plan.activation)
     return old
 
 
@@ -209,7 +212,9 @@ def _save_and_decode(session: Session, folder: Path, events: EventLog) -> Recall
     """Save the adapter; what it recalls from there."""
     named = session.plan.model
     base = models.name_for_loading(named.ref, session.base.folder)
-    adapters.save(session.adapted, folder, base, named.revision)
+    activation = session.plan.activation
+    after = () if activation is None else activation.alora_invocation_tokens
+    adapters.save(session.adapted, folder, base, named.revision, after)
     adapter_folder.write_addresses([p.address() for p in session.encoded], folder)
     merged = session.plan.serving is not None and session.plan.serving.serve == "merged"
     return decode_and_compare(
@@ -258,6 +263,7 @@ def load_inputs(
     how = how or Loading()
     if plan.serving is not None and plan.serving.serve == "merged":
         refuse_merging(plan.model.quantization, how.device_map)
+        refuse_merging_activated(plan.activation)
     attn = plan.model.attn or "auto" if how.attn == "auto" else how.attn
     folder = models.open(plan.model.ref, plan.model.revision)
     base = folder.load(device, plan.model.dtype, attn, plan.model.quantization, how.device_map)
@@ -265,7 +271,8 @@ def load_inputs(
         message = f"{plan.model.ref} changed since the plan was made: plan again"
         raise StalePlanError(message, changed=["model_fingerprint"])
     _require_fitting(plan, base)
-    return base, encode_corpus(passages, base.tokenizer, plan.corpus.reading, base.max_positions, base.n_ids)
+    encoded = encode_corpus(passages, base.tokenizer, plan.corpus.reading, base.max_positions, base.n_ids)
+    return base, encoded if plan.activation is None else activated(encoded, plan.activation)
 
 
 def _require_fitting(plan: Plan, base: models.BaseModel) -> None:

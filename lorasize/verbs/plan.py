@@ -15,6 +15,7 @@ from torch import Tensor
 from lorasize import models
 from lorasize.artifacts.calibrations import device_kind, find_calibration, near_misses, nearest_calibration
 from lorasize.corpus import corpus_sha256, read_corpus, secrets
+from lorasize.corpus.activation import AUTO, activated, find_activation
 from lorasize.corpus.feasibility import feasibility, narrow_note, unreachable
 from lorasize.corpus.special_tokens import Told, told_of
 from lorasize.corpus.surprise import Surprise, surprises
@@ -25,6 +26,7 @@ from lorasize.losses.batches import sequence_length
 from lorasize.losses.demand import demand
 from lorasize.losses.reach import hardship
 from lorasize.models import adapters, placement
+from lorasize.models.activation import refuse_merging_activated, require_gate
 from lorasize.models.device_rates import device_rates
 from lorasize.models.quantization import refuse_merging
 from lorasize.planning import (
@@ -38,8 +40,10 @@ from lorasize.planning import (
     scaled_seconds,
     with_rough_seconds,
 )
+from lorasize.planning.serving import with_activation
 from lorasize.records import (
     RECIPE,
+    Activation,
     Calibration,
     CorpusFile,
     CorpusSummary,
@@ -56,7 +60,7 @@ from lorasize.records import (
     Serve,
     digest,
 )
-from lorasize.verbs.update import BaseAdapter, compare, priced, read_base_adapter
+from lorasize.verbs.update import BaseAdapter, compare, priced, read_base_adapter, require_activation
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class PlanOptions:
         limits: Budgets.
         serve: Where the adapter will be used.
         secrets: Whether to look for credentials and personal data in the corpus, and whether one found is an error.
+        activate_after: Text in every prompt that the adapter acts after, or "auto" for all that the prompts begin with;
+            None for an adapter that always acts, or as the one that is trained on.
     """
 
     reading: Reading = field(default_factory=Reading)
@@ -86,6 +92,7 @@ class PlanOptions:
     limits: Limits = field(default_factory=Limits)
     serve: Serve = "peft"
     secrets: Level = "warn"
+    activate_after: str | None = None
 
     @property
     def wishes(self) -> Wishes:
@@ -158,10 +165,12 @@ def plan(
     around = told_of(folder.tokenizer) if any(not one.passage.messages for one in encoded) else Told()
     notes = (*notes, *around.warnings)
     weights = folder.quantized_as(quantization)
+    old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, folder.fingerprint, ref)
+    activation, encoded = _activation(options, old, encoded, folder)
     if options.serve == "merged":
         refuse_merging(weights, device_map)
     model = _model(folder, revision, models.dtype_name(models.pick_dtype(dtype, where)), attn, weights)
-    known = _Known(model, folder.fingerprint, _summary(encoded, files, options.reading), encoded, findings)
+    known = _Known(model, folder.fingerprint, _summary(encoded, files, options.reading), encoded, findings, old)
     lint = feasibility(encoded)
     if not lint.feasible:
         return known.infeasible(lint, notes)
@@ -182,9 +191,41 @@ def plan(
     if made.adapter is not None:
         ids = (*encoded[0].prompt_ids, *encoded[0].target_ids)
         notes = (*slower(base, min(made.adapter.layers_to_transform), ids), *notes)
+        made = _with_activation(made, activation, base, encoded)
     serving = made.serving and made.serving.model_copy(update={"notes": (*made.serving.notes, *around.notes)})
     told = {"warnings": (*made.warnings, *notes, *_spread(base)), "secrets": findings, "serving": serving}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
+
+
+def _activation(
+    options: PlanOptions, old: BaseAdapter | None, encoded: tuple[EncodedPassage, ...], folder: models.ModelFolder
+) -> tuple[Activation | None, tuple[EncodedPassage, ...]]:
+    """What the adapter is to act after, and the passages with where: as the one trained on, else as asked.
+
+    Raises:
+        CorpusError: that is not in every prompt.
+        ModelError: the old adapter acts after something else, or the new one is to be merged.
+    """
+    text, found = options.activate_after, None if old is None else old.record.plan.activation
+    if text is not None and (found is None or text not in (AUTO, found.text)):
+        found = find_activation(text, encoded, folder.tokenizer)
+    if old is not None:
+        require_activation(old, found)
+    if found is None:
+        return None, encoded
+    if options.serve == "merged":
+        refuse_merging_activated(found)
+    return found, tuple(activated(encoded, found))
+
+
+def _with_activation(
+    made: Plan, activation: Activation | None, base: models.BaseModel, encoded: Sequence[EncodedPassage]
+) -> Plan:
+    """The plan with what its adapter acts after, once PEFT was seen to keep to that on this model."""
+    if activation is None or made.adapter is None:
+        return made
+    require_gate(base.model, made.adapter.site, activation)
+    return with_activation(made, activation, [one.prompt_ids for one in encoded])
 
 
 @dataclass(frozen=True)
@@ -196,6 +237,7 @@ class _Known:
     summary: CorpusSummary
     encoded: tuple[EncodedPassage, ...]
     findings: tuple[Finding, ...]
+    old: BaseAdapter | None = None
 
     def infeasible(self, lint: Feasibility, notes: tuple[str, ...]) -> Sized:
         """The plan for a corpus that no rank can hold."""
@@ -227,7 +269,7 @@ def _made(
     options: PlanOptions,
 ) -> Plan:
     """The plan by the calibration: `source`, or what was moved over from it to this model."""
-    old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, known.fingerprint, base.ref)
+    old = known.old
     timed, prior = _timed_here(calibration, source, base), calibration is not source
     same_device = timed.device == base.place and scaled_from(timed) is None
     sha256 = digest(calibration)
@@ -263,7 +305,8 @@ def _spread(base: models.BaseModel) -> list[str]:
 
 def _update(old: BaseAdapter, base: models.BaseModel, encoded: Sequence[EncodedPassage]) -> PlanUpdate:
     """What the change of the corpus needs written beyond the old adapter, by a forward pass with it."""
-    adapted = adapters.load_saved(base.model, old.folder)
+    adapted = adapters.attach(base.model, old.spec.site, old.spec.rank, 0)
+    adapters.start_from(adapted, old.folder)
     nats = sum(float(loss.sum()) for loss in base_losses(base, encoded))
     adapters.detach(adapted)
     return priced(old, compare(old.addresses, encoded), nats)

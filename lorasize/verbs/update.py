@@ -20,7 +20,7 @@ from lorasize.artifacts.files import file_sha256
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import ModelError
 from lorasize.models.fingerprint import check_base
-from lorasize.records import AdapterSpec, Memorization, ModelFingerprint, PassageAddress, PlanUpdate
+from lorasize.records import Activation, AdapterSpec, Memorization, ModelFingerprint, PassageAddress, PlanUpdate
 
 
 @dataclass(frozen=True)
@@ -101,3 +101,18 @@ def require_room(old: AdapterSpec, new: AdapterSpec, folder: Path) -> None:
             f"{folder} has rank {old.rank} of {', '.join(old.target_modules)} in layers "
             f"{', '.join(map(str, old.layers_to_transform))}; the plan is for another adapter: plan with it as the base"
         )
+
+
+def require_activation(old: BaseAdapter, new: Activation | None) -> None:
+    """Refuse to train an activated adapter on for a place where it did not act before, or for none.
+
+    Raises:
+        ModelError: what the old adapter acts after is not what the new one does.
+    """
+    held = old.record.plan.activation
+    if held is None or (new is not None and new.alora_invocation_tokens == held.alora_invocation_tokens):
+        return
+    raise ModelError(
+        f"{old.folder} acts after {held.text!r} alone, the plan's adapter does not: plan with it as the base, to act "
+        "after the same"
+    )

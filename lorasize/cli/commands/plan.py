@@ -15,7 +15,7 @@ from lorasize.cli.output import emit, parse_reports, spare, spare_inputs
 if TYPE_CHECKING:
     from lorasize.verbs.plan import PlanOptions
 
-_PLAN_OPTIONS = ("calibration", "confidence", "minimize", "rank", "serve", "secrets", "base_adapter")
+_PLAN_OPTIONS = ("calibration", "confidence", "minimize", "rank", "serve", "secrets", "base_adapter", "activate_after")
 
 
 @click.command(
@@ -45,6 +45,10 @@ Example:
 @click.option(
     "--serve", type=click.Choice(options.SERVE), default="peft", show_default=True, help="Where it will be used."
 )
+@click.option(
+    "--activate-after", metavar="TEXT",
+    help="Let the adapter act after this text of every prompt alone; auto: all that the prompts begin with.",
+)  # fmt: skip
 @click.option("--prompt-template", help="Address given to a text passage.")
 @click.option("--passage-tokens", type=click.IntRange(min=8), default=512, show_default=True, help="Longest passage.")
 @click.option(

@@ -5,9 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from lorasize.records import AdapterSpec, Alternative, Budget, Demand, Difference, Estimate, Plan, Prediction
+from lorasize.records import (
+    Activation,
+    AdapterSpec,
+    Alternative,
+    Budget,
+    Demand,
+    Difference,
+    Estimate,
+    Plan,
+    Prediction,
+)
 from lorasize.report.facts import Fact, Listing
-from lorasize.report.text import count, format_chance, layers
+from lorasize.report.text import count, format_chance, layers, quote
 from lorasize.units import bits, format_bytes, format_seconds
 
 _RESULT = {"pass": "kept", "fail": "EXCEEDED", "warn": "exceeded (warning)"}
@@ -52,6 +62,8 @@ def plan_facts(plan: Plan) -> Iterator[Fact]:
     """Names and what there is to say, from the adapter to its serving."""
     if plan.adapter is not None:
         yield "adapter", adapter_line(plan.adapter)
+    if plan.activation is not None:
+        yield "acts after", f"{activation_line(plan.activation)}; without it drift is 0, where an engine honours that"
     weights = "" if plan.model.quantization is None else f" · {plan.model.quantization} weights"
     yield "model", f"{plan.model.ref} · {plan.model.dtype}{weights} · {count(plan.model.n_layers, 'layer')}"
     corpus = f"{count(plan.corpus.n_tokens, 'target token')} in {count(plan.corpus.n_passages, 'passage')}"
@@ -66,7 +78,7 @@ def plan_facts(plan: Plan) -> Iterator[Fact]:
             f"unchanged since {update.adapter} · {bits(update.nats):,.0f} bits to write beyond it"
         )
     if plan.prediction is not None:
-        yield from _prediction_facts(plan.prediction)
+        yield from _prediction_facts(plan.prediction, "on" if plan.activation is None else "where it acts on")
     if (thumbs := plan.rules_of_thumb) is not None:
         yield "rules of thumb", (
             f"parameters ≥ tokens: rank {thumbs.parameters_ge_tokens_rank} · flat: rank {thumbs.flat_rank}; "
@@ -87,7 +99,12 @@ def _demand_facts(demand: Demand, n_passages: int) -> Iterator[Fact]:
         yield "costliest", " · ".join(f"{p.file}:{p.line} {p.nats / demand.nats:.0%}" for p in most)
 
 
-def _prediction_facts(p: Prediction) -> Iterator[Fact]:
+def activation_line(activation: Activation) -> str:
+    """What an adapter acts after, in a line."""
+    return f"{quote(activation.text)}, {count(len(activation.alora_invocation_tokens), 'token')}"
+
+
+def _prediction_facts(p: Prediction, where: str) -> Iterator[Fact]:
     lo, hi = p.rank_interval
     yield "why", (
         f"capacity slack {p.capacity_slack:.2f} · success probability {format_chance(p.success_probability)} "
@@ -97,7 +114,7 @@ def _prediction_facts(p: Prediction) -> Iterator[Fact]:
     yield "cost", f"{_steps(p.steps)} · {_seconds(p.seconds)} · {format_bytes(p.peak_memory_bytes)} of memory"
     if p.drift is not None:
         interval = f"{p.drift.lo:.1f} to {p.drift.hi:.1f}"
-        yield "drift", f"+{p.drift.point:.1f} nats per token on other text ({interval}) unless bounded"
+        yield "drift", f"+{p.drift.point:.1f} nats per token {where} other text ({interval}) unless bounded"
     if p.extrapolated:
         yield "extrapolated", "yes: outside what was calibrated"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from lorasize.records import Memorization, PassageRecall, Prediction, RecallFailure, RecallReport, RecallSummary
 from lorasize.report.facts import Fact, Listing
-from lorasize.report.facts.plan import adapter_line
+from lorasize.report.facts.plan import activation_line, adapter_line
 from lorasize.report.text import count, format_probability, quote
 from lorasize.units import format_seconds
 
@@ -86,6 +86,9 @@ def memorization_facts(m: Memorization) -> Iterator[Fact]:
     stubborn = f"{m.n_stubborn:,} stubborn" if m.n_stubborn else "none stubborn"
     yield "tokens", f"{count(m.n_tokens, 'target token')}, {stubborn}"
     yield "adapter", adapter_line(m.adapter)
+    activation = m.plan.activation
+    if activation is not None:
+        yield "acts after", f"{activation_line(activation)}; without it drift is 0 by construction"
     yield "training", f"{m.steps:,} steps · {format_seconds(m.seconds)} · {m.tokens_per_second:,.0f} tokens per second"
     predicted = m.plan.prediction
     if predicted is not None:
@@ -102,7 +105,8 @@ def memorization_facts(m: Memorization) -> Iterator[Fact]:
     if m.drift is not None:
         bound = _drift_prediction(predicted) if m.drift.bound is None else f", at most {m.drift.bound:+.3f} asked"
         loss = f"{m.drift.before:.3f} → {m.drift.after:.3f}"
-        yield "drift", f"{m.drift.nats:+.3f} nats per token on other text ({loss}{bound})"
+        where = "on" if activation is None else "where it acts on"
+        yield "drift", f"{m.drift.nats:+.3f} nats per token {where} other text ({loss}{bound})"
         if m.drift.divergence is not None and m.drift.kinds:
             most = max(m.drift.kinds, key=lambda kind: kind.divergence)
             same = sum(kind.unchanged for kind in m.drift.kinds) / len(m.drift.kinds)
