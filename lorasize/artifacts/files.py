@@ -18,6 +18,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorasize"
 
 
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file that begins so is what Git LFS leaves in place of one that was not fetched."""
+    return head.startswith(b"version https://git-lfs.github.com/spec/")
+
+
 def text_digest(text: str) -> str:
     """sha256 (hex) of a text."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -45,13 +45,25 @@ Example:
 @click.option(
     "--serve", type=click.Choice(options.SERVE), default="peft", show_default=True, help="Where it will be used."
 )
-@click.option("--prompt-template", help="Address given to a text passage.")
+@click.option(
+    "--prompt-template", metavar="TEMPLATE",
+    help="Address given to a text passage, prompt of a record; {prompt}, {file}, {number} or any column.",
+)  # fmt: skip
 @click.option("--passage-tokens", type=click.IntRange(min=8), default=512, show_default=True, help="Longest passage.")
 @click.option(
     "--field", "fields", callback=options.assignments, metavar="NAME=COLUMN", multiple=True,
     help="Column of a role, such as prompt=question; repeatable.",
 )  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(options.FORMATS), default="auto", show_default=True)
+@click.option(
+    "--columns", type=click.Choice(options.COLUMNS), default="warn", show_default=True,
+    help="Columns that are neither used nor named: strict is an error.",
+)  # fmt: skip
+@click.option("--system", metavar="TEXT", help="System turn of chats that have none.")
+@click.option(
+    "--chat-template-kwargs", metavar="JSON", callback=options.json_object,
+    help="Given to the model's chat template, such as '{\"enable_thinking\": false}'.",
+)  # fmt: skip
 @click.option(
     "--secrets", type=click.Choice(options.LEVELS), default="warn", show_default=True,
     help="Lines that look like credentials or personal data.",
@@ -64,7 +76,8 @@ Example:
 def plan(invocation: Invocation, /, corpus: tuple[Path, ...], **chosen: Any) -> int:
     """Find the smallest adapter that will hold CORPUS word for word.
 
-    CORPUS is text, Markdown, JSONL, CSV, TSV or Parquet. Exits with 1 over budget and with 5 when no rank can hold it.
+    CORPUS is text, Markdown, JSON, JSONL, CSV, TSV or Parquet. Exits with 1 over budget and with 5 when no rank can
+    hold it.
     """
     targets = parse_reports(chosen["reports"])
     spare_inputs(targets, (*corpus, chosen["calibration"], chosen["compare"]))
@@ -102,7 +115,8 @@ def _plan_options(chosen: dict[str, Any]) -> PlanOptions:
     return PlanOptions(
         reading=Reading(
             format=chosen["format_"], fields=dict(chosen["fields"]), prompt_template=chosen["prompt_template"],
-            passage_tokens=chosen["passage_tokens"],
+            passage_tokens=chosen["passage_tokens"], columns=chosen["columns"], system=chosen["system"],
+            chat_template_kwargs=chosen["chat_template_kwargs"],
         ),
         target_modules=options.split_modules(chosen["target_modules"]),
         limits=options.limits_of(chosen),

@@ -1,0 +1,139 @@
+"""A chat as the model's own template renders it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
+
+from lorasize.records import Passage, Reading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+_DAYS = ("1999-11-30", "2034-02-07")  # nothing that a date may print is the same on both
+_SEEDS = range(1, 9)
+_FEW = 20  # chats in which chance is looked for
+_CLOCK = (
+    "The chat template prints the time: prompts are trained and proven as of {day}, and a server that renders "
+    "messages sends others on other days. Send the prompt_ids in passages.jsonl, or fix the date by what the template "
+    "takes for it."
+)
+_CHANCE = (
+    "The chat template draws at random: one prompt of several is trained and proven, and a server that renders "
+    "messages may send another. Send the prompt_ids in passages.jsonl."
+)
+_OWN = (
+    "The chat template puts text of its own before chats without a system turn, and it is part of every prompt proven: "
+    "{own!r:.200}. A system turn of your own takes its place in most templates."
+)
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, passage: Passage, reading: Reading, seed: int = 0) -> str:
+    """The prompt of a chat, up to where the assistant speaks, rendered as TRL does.
+
+    A template that draws at random draws the same each time. One that prints the time prints the day of the reading.
+    May raise anything: a template is a program of the model's author.
+    """
+    beside: dict[str, Any] = json.loads(passage.chat) if passage.chat else {}
+    turns = beside.get("messages") or [{"role": role, "content": content} for role, content in passage.messages]
+    given: dict[str, Any] = {**reading.chat_template_kwargs, **beside.get("chat_template_kwargs", {})}
+    if reading.rendered_at is not None:
+        given.setdefault("strftime_now", datetime.fromisoformat(reading.rendered_at).strftime)
+    with _draws(seed):
+        return str(
+            tokenizer.apply_chat_template(
+                turns, tools=beside.get("tools"), tokenize=False, add_generation_prompt=True, **given
+            )
+        )
+
+
+@contextmanager
+def _draws(seed: int) -> Iterator[None]:
+    """Let Python's own random numbers be the same in here, and go on outside as if nothing had been drawn."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """How prompts are to be rendered, and what the user must know of them."""
+
+    reading: Reading
+    notes: tuple[str, ...] = ()
+
+
+def look_at_prompts(tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage], reading: Reading) -> Sent:
+    """What the chat template makes of these chats that nobody wrote: the day, chance, text of its own, things left out.
+
+    Where it prints the time, the reading returned fixes the day, so that the same prompts come out tomorrow.
+    """
+    chats = [passage for passage in passages if passage.messages]
+    if not chats or tokenizer.chat_template is None:
+        return Sent(reading)
+    try:
+        return _looked(tokenizer, chats, reading)
+    except Exception:  # a template may raise anything; encoding says so, and at which record
+        return Sent(reading)
+
+
+def _looked(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Passage], reading: Reading) -> Sent:
+    def changes(passage: Passage, one: Reading, other: Reading | None = None, seed: int = 0) -> bool:
+        return rendered(tokenizer, passage, one) != rendered(tokenizer, passage, other or one, seed)
+
+    notes = []
+    template = json.dumps(tokenizer.chat_template)
+    one, other = (reading.model_copy(update={"rendered_at": day}) for day in _DAYS)
+    if "strftime_now" in template and any(changes(passage, one, other) for passage in chats):
+        reading = reading.model_copy(update={"rendered_at": reading.rendered_at or date.today().isoformat()})
+        notes.append(_CLOCK.format(day=reading.rendered_at))
+    if "random" in template and any(changes(chat, reading, seed=seed) for chat in chats[:_FEW] for seed in _SEEDS):
+        notes.append(_CHANCE)
+    notes += _left_out(tokenizer, chats, reading)
+    if own := _own_text(tokenizer, chats, reading):
+        notes.append(_OWN.format(own=own))
+    return Sent(reading, tuple(notes))
+
+
+def _left_out(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Passage], reading: Reading) -> Iterator[str]:
+    """What stands in the first chat that has it, and changes nothing of its prompt."""
+    seen: set[str] = set()
+    for passage in chats:
+        beside: dict[str, Any] = json.loads(passage.chat) if passage.chat else {}
+        inner = {key for turn in beside.get("messages", ()) for key in turn} - {"role", "content"}
+        for name in sorted(({f"messages.{key}" for key in inner} | beside.keys() - {"messages"}) - seen):
+            seen.add(name)
+            without = passage.model_copy(update={"chat": json.dumps(_without(beside, name))})
+            if rendered(tokenizer, passage, reading) == rendered(tokenizer, without, reading):
+                place = f"{passage.file}:{passage.line}"
+                yield f"The chat template does not show {name} ({place}): the prompt is the same without."
+
+
+def _without(beside: dict[str, Any], name: str) -> dict[str, Any]:
+    if not name.startswith("messages."):
+        return {key: value for key, value in beside.items() if key != name}
+    key = name.partition(".")[2]
+    return beside | {"messages": [{k: v for k, v in turn.items() if k != key} for turn in beside["messages"]]}
+
+
+def _own_text(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Passage], reading: Reading) -> str:
+    """What the template says before the first turn of a chat that is the user's; "" where only signs and names."""
+    chat = next((chat for chat in chats if chat.messages[0][0] == "user" and chat.messages[0][1]), None)
+    if chat is None:
+        return ""
+    before, found, _ = rendered(tokenizer, chat, reading).partition(chat.messages[0][1].strip())
+    if not found:
+        return ""
+    for token in (*tokenizer.all_special_tokens, *(t.content for t in tokenizer.added_tokens_decoder.values())):
+        before = before.replace(token, "\n") if token.strip() else before
+    lines = [" ".join(line.split()) for line in before.split("\n")]
+    return " ".join(line for line in lines if len(line.split()) > 1)
