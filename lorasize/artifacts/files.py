@@ -23,6 +23,16 @@ def is_lfs_pointer(head: bytes) -> bool:
     return head.startswith(b"version https://git-lfs.github.com/spec/")
 
 
+def pointer_note(path: Path) -> str:
+    """What is said of a file that is there by a Git LFS pointer alone; "" of any other."""
+    try:
+        with path.open("rb") as stream:
+            pointer = path.is_file() and is_lfs_pointer(stream.read(64))
+    except OSError:
+        return ""
+    return "a Git LFS pointer, not the file it stands for: run `git lfs pull`" if pointer else ""
+
+
 def text_digest(text: str) -> str:
     """sha256 (hex) of a text."""
     return hashlib.sha256(text.encode()).hexdigest()

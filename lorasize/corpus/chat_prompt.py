@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, tzinfo
 from typing import TYPE_CHECKING, Any
 
 from lorasize.records import Passage, Reading
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _DAYS = ("1999-11-30", "2034-02-07")  # nothing that a date may print is the same on both
-_SEEDS = range(1, 9)
+_SEEDS = range(8)
 _FEW = 20  # chats in which chance is looked for
 _CLOCK = (
     "The chat template prints the time: prompts are trained and proven as of {day}, and a server that renders "
@@ -43,14 +44,37 @@ def rendered(tokenizer: PreTrainedTokenizerBase, passage: Passage, reading: Read
     beside: dict[str, Any] = json.loads(passage.chat) if passage.chat else {}
     turns = beside.get("messages") or [{"role": role, "content": content} for role, content in passage.messages]
     given: dict[str, Any] = {**reading.chat_template_kwargs, **beside.get("chat_template_kwargs", {})}
-    if reading.rendered_at is not None:
-        given.setdefault("strftime_now", datetime.fromisoformat(reading.rendered_at).strftime)
-    with _draws(seed):
+    with _draws(seed), _at_midnight(reading.rendered_at):
         return str(
             tokenizer.apply_chat_template(
                 turns, tools=beside.get("tools"), tokenize=False, add_generation_prompt=True, **given
             )
         )
+
+
+@contextmanager
+def _at_midnight(day: str | None) -> Iterator[None]:
+    """Let the clock of chat templates (`strftime_now`) stand at the beginning of a day; let it go where that is None.
+
+    transformers hands templates its own function, and no other: what that asks the time is replaced.
+    """
+    if day is None:
+        yield
+        return
+    moment = datetime.fromisoformat(day)
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Stopped:
+            return cls(moment.year, moment.month, moment.day, tzinfo=tz)
+
+    rendering: Any = importlib.import_module("transformers.utils.chat_template_utils")
+    kept = rendering.datetime
+    rendering.datetime = Stopped
+    try:
+        yield
+    finally:
+        rendering.datetime = kept
 
 
 @contextmanager
@@ -86,17 +110,33 @@ def look_at_prompts(tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passa
         return Sent(reading)
 
 
-def _looked(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Passage], reading: Reading) -> Sent:
-    def changes(passage: Passage, one: Reading, other: Reading | None = None, seed: int = 0) -> bool:
-        return rendered(tokenizer, passage, one) != rendered(tokenizer, passage, other or one, seed)
+def moves(tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage], reading: Reading) -> bool:
+    """Whether the chat template may render these chats otherwise another time, by the clock or by chance."""
+    chats = [passage for passage in passages if passage.messages]
+    return (reading.rendered_at is None and _prints_time(tokenizer, chats, reading)) or _draws_lots(
+        tokenizer, chats, reading
+    )
 
-    notes = []
-    template = json.dumps(tokenizer.chat_template)
+
+def _prints_time(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Passage], reading: Reading) -> bool:
+    if "strftime_now" not in json.dumps(tokenizer.chat_template):  # the one clock that templates have
+        return False
     one, other = (reading.model_copy(update={"rendered_at": day}) for day in _DAYS)
-    if "strftime_now" in template and any(changes(passage, one, other) for passage in chats):
+    return any(rendered(tokenizer, chat, one) != rendered(tokenizer, chat, other) for chat in chats)
+
+
+def _draws_lots(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Passage], reading: Reading) -> bool:
+    if "random" not in json.dumps(tokenizer.chat_template):  # the filter of Jinja
+        return False
+    return any(len({rendered(tokenizer, chat, reading, seed) for seed in _SEEDS}) > 1 for chat in chats[:_FEW])
+
+
+def _looked(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Passage], reading: Reading) -> Sent:
+    notes = []
+    if _prints_time(tokenizer, chats, reading):
         reading = reading.model_copy(update={"rendered_at": reading.rendered_at or date.today().isoformat()})
         notes.append(_CLOCK.format(day=reading.rendered_at))
-    if "random" in template and any(changes(chat, reading, seed=seed) for chat in chats[:_FEW] for seed in _SEEDS):
+    if _draws_lots(tokenizer, chats, reading):
         notes.append(_CHANCE)
     notes += _left_out(tokenizer, chats, reading)
     if own := _own_text(tokenizer, chats, reading):
@@ -130,7 +170,8 @@ def _own_text(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Passage], read
     chat = next((chat for chat in chats if chat.messages[0][0] == "user" and chat.messages[0][1]), None)
     if chat is None:
         return ""
-    before, found, _ = rendered(tokenizer, chat, reading).partition(chat.messages[0][1].strip())
+    alone = chat.model_copy(update={"chat": ""})
+    before, found, _ = rendered(tokenizer, alone, reading).partition(chat.messages[0][1].strip())
     if not found:
         return ""
     for token in (*tokenizer.all_special_tokens, *(t.content for t in tokenizer.added_tokens_decoder.values())):

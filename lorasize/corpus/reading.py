@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasize.corpus.files import PACKED, decode, read_bytes, unpacked
+from lorasize.corpus.files import PACKED, as_planned, decode, read_bytes, unpacked
 from lorasize.corpus.heard import Heard
 from lorasize.corpus.looks import refuse_other
 from lorasize.corpus.place import Place
@@ -29,6 +29,10 @@ DEFAULT_READING = Reading()
 SUFFIXES = {".md": "markdown", ".markdown": "markdown", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 SUFFIXES |= {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 
+_LINE_ENDS = (
+    "{file}: only its line ends changed, as git's core.autocrlf does; it is read with those it had. "
+    "A line `* -text` in .gitattributes keeps them."
+)
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})(.*)")
 
 
@@ -50,19 +54,22 @@ class Corpus:
 
 
 def read_corpus(
-    paths: Sequence[Path], reading: Reading = DEFAULT_READING
+    paths: Sequence[Path], reading: Reading = DEFAULT_READING, planned: Sequence[CorpusFile] = ()
 ) -> tuple[list[Passage], tuple[CorpusFile, ...]]:
     """The passages and files that `read` finds."""
-    corpus = read(paths, reading)
+    corpus = read(paths, reading, planned)
     return corpus.passages, corpus.files
 
 
-def read(paths: Sequence[Path], reading: Reading = DEFAULT_READING) -> Corpus:
+def read(
+    paths: Sequence[Path], reading: Reading = DEFAULT_READING, planned: Sequence[CorpusFile] = ()
+) -> Corpus:
     """Every passage of the files in order, the files with their digests, and what is not memorised of them.
 
     Args:
         paths: Corpus files; each at most once.
         reading: Format, and names of the columns where they are not the usual ones.
+        planned: The files as a plan has them. One of which only the line ends changed is read with those it had.
 
     Raises:
         CorpusError: A file is missing, not a file, not UTF-8, malformed or without a passage; the place is named.
@@ -74,11 +81,15 @@ def read(paths: Sequence[Path], reading: Reading = DEFAULT_READING) -> Corpus:
     passages: list[Passage] = []
     files: list[CorpusFile] = []
     seen: set[str] = set()
+    known = {file.path: file.sha256 for file in planned}
     for path in paths:
         if (real := os.path.realpath(path)) in seen:
             raise CorpusError("this file is named twice; name it once", file=str(path))
         seen.add(real)
         data = read_bytes(path)
+        if (was := known.get(str(path))) is not None and (before := as_planned(data, was)) != data:
+            data = before
+            heard.say(_LINE_ENDS.format(file=path))
         found = list(_read_passages(path, data, asked))
         if not found:
             raise CorpusError("no passage in it: the file is empty or blank", file=str(path))

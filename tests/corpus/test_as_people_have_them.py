@@ -66,7 +66,8 @@ FILES = {
         {"fields": {"prompt": "instruction", "completion": "output"}},
     ),
     "2 two bakeries": File("f.jsonl", lines(BAKERY, OTHER), [
-        ("Give the opening hour.\nMaple Street bakery", "06:40"), ("Give the opening hour.\nElm Street bakery", "07:10"),
+        ("Give the opening hour.\nMaple Street bakery", "06:40"),
+        ("Give the opening hour.\nElm Street bakery", "07:10"),
     ]),
     "2 strict": File("f.jsonl", lines(BAKERY), "f.jsonl:1: the column 'input' is neither used nor named", reading={
         "columns": "strict", "fields": {"prompt": "instruction", "completion": "output"},
@@ -142,7 +143,7 @@ FILES = {
     "printed over lines": File("f.jsonl", json.dumps({"key": "k", "value": 1.50}, indent=1) * 2, [("k", "1.5")] * 2),
     "a list within": File("f.json", json.dumps({"version": "1", "data": [PIER]}), "where 'data' holds the records"),
     "a list of texts": File("f.json", '["a"]', "must hold one JSON object, not text"),
-    "a list cut short": File("f.json", '[{"key": "k", "value": "v"}\n', "f.json:2: not JSON: a comma or the list's end"),
+    "a list cut short": File("f.json", '[{"key": "k", "value": "v"}\n', "f.json:2: not JSON: a comma or the list's"),
     "a list and more": File("f.json", '[{"key": "k", "value": "v"}]\n]', "f.json:2: not JSON: something follows"),
     "an empty list": File("f.json", "[]", "no passage"),
     "JSON lines in .txt": File("f.txt", lines(PIER, BAKERY), "this is JSON, not text"),
@@ -221,7 +222,8 @@ def test_parquet_as_people_have_it(write: Write) -> None:
     from decimal import Decimal
 
     for values, kind, text in (
-        ([0.1], pyarrow.float32(), "0.1"), ([0.1], pyarrow.float64(), "0.1"), ([1e10], pyarrow.float32(), "10000000000.0"),
+        ([0.1], pyarrow.float32(), "0.1"), ([0.1], pyarrow.float64(), "0.1"),
+        ([1e10], pyarrow.float32(), "10000000000.0"),
         ([Decimal("1.50")], pyarrow.decimal128(5, 2), "1.50"), ([7], pyarrow.int16(), "7"),
     ):  # fmt: skip
         assert read([of(values, kind)]).passages[0].target == text
