@@ -23,7 +23,7 @@ ROLES = dict.fromkeys(PROMPT_NAMES, "prompt") | dict.fromkeys(TARGET_NAMES, "tar
 ROLES |= {"messages": "messages", "text": "text"}
 ACCEPTED = (
     "prompt and completion (or key and value, query and target, question and answer, instruction and output), "
-    "messages, conversations, or text"
+    "prompts and completion, messages, conversations, or text"
 )
 FIELD = re.compile(r"\{([^{}\n]+)\}")  # of a prompt template
 OWN_FIELDS = ("prompt", "file", "number")  # of a prompt template; any other is a column
@@ -33,11 +33,12 @@ OWN_FIELDS = ("prompt", "file", "number")  # of a prompt template; any other is 
 class Shape:
     """What a record is read as: its kind, and the columns that it must have."""
 
-    kind: Literal["pair", "alpaca", "chat", "text"]
+    kind: Literal["pair", "prompts", "alpaca", "chat", "text"]
     columns: tuple[str, ...]
 
 
 _MORE = (
+    *(Shape("prompts", ("prompts", target)) for target in TARGET_NAMES),
     Shape("chat", ("conversations",)),
     Shape("pair", ("question", "answer")),
     Shape("alpaca", ("instruction", "output")),
@@ -136,6 +137,15 @@ def _pair(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> 
     yield _with_columns(at, at.passage(target, at.string(prompt, first)), record, columns[:1], columns, asked)
 
 
+def _prompts(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> Iterator[Passage]:
+    """A passage for each of several prompts, all with one completion."""
+    prompts = record[columns[0]]
+    if not isinstance(prompts, list) or not prompts:
+        raise at.error(f"{columns[0]!r} must be a list of prompts, each text or a list of messages")
+    for prompt in prompts:
+        yield from _pair(at, {**record, columns[0]: prompt}, columns, asked)
+
+
 def _alpaca(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> Iterator[Passage]:
     """An instruction, its input on the next line where there is one, and the output."""
     instruction, output = columns
@@ -164,7 +174,7 @@ def _text(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> 
     yield _with_columns(at, passage, record, (), columns, asked)
 
 
-_READ = {"pair": _pair, "alpaca": _alpaca, "chat": _messages, "text": _text}
+_READ = {"pair": _pair, "prompts": _prompts, "alpaca": _alpaca, "chat": _messages, "text": _text}
 
 
 def _with_columns(

@@ -7,6 +7,7 @@ their prompt. Every target ends with the stop token, so that recall also stops. 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, groupby
@@ -84,6 +85,19 @@ def sample(encoded: Sequence[EncodedPassage], but: Collection[tuple[str, int]] =
         n_ids=len(one.prompt_ids),
         first_ids=one.prompt_ids[:_EDGE],
         last_ids=one.prompt_ids[-_EDGE:],
+    )
+
+
+def several_prompts(encoded: Sequence[EncodedPassage]) -> str:
+    """What is said of targets that have more than one prompt; "" where each has one."""
+    counts = Counter(one.target_ids for one in encoded if one.passage.kind == "record")
+    several = [n for n in counts.values() if n > 1]
+    if not several:
+        return ""
+    targets = "1 target has" if len(several) == 1 else f"{len(several):,} targets have"
+    return (
+        f"{targets} several prompts, {sum(several):,} in all: each is trained and proven. One demand counts for the "
+        "target; a further prompt adds the first tokens of it, until the model knows which target it is."
     )
 
 

@@ -19,7 +19,7 @@ from lorasize.corpus.chat_prompt import look_at_prompts
 from lorasize.corpus.feasibility import feasibility, narrow_note, unreachable
 from lorasize.corpus.special_tokens import Told, told_of
 from lorasize.corpus.surprise import Surprise, surprises
-from lorasize.corpus.tokens import EncodedPassage, encode_corpus, sample
+from lorasize.corpus.tokens import EncodedPassage, encode_corpus, sample, several_prompts
 from lorasize.errors import CalibrationError
 from lorasize.losses.base import base_losses, slower
 from lorasize.losses.batches import sequence_length
@@ -157,7 +157,8 @@ def plan(
     sent = look_at_prompts(folder.tokenizer, found.passages, options.reading)
     encoded = tuple(encode_corpus(found.passages, folder.tokenizer, sent.reading, folder.max_positions, folder.n_ids))
     around = told_of(folder.tokenizer) if any(not one.passage.messages for one in encoded) else Told()
-    notes = (*found.notes, *sent.notes, *notes, *around.warnings)
+    said = (*found.notes, *sent.notes, several_prompts(encoded))
+    notes = (*filter(None, said), *notes, *around.warnings)
     weights = folder.quantized_as(quantization)
     if options.serve == "merged":
         refuse_merging(weights, device_map)

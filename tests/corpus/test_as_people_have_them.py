@@ -137,6 +137,11 @@ FILES = {
                               [((("system", "s"), *Q), "a")]),
     "ShareGPT's calls": File("f.jsonl", lines({"conversations": [SHARE[0], {"from": "function_call", "value": "x"}]}),
                              "write it as an assistant's with tool_calls"),
+    # Several prompts for one target.
+    "prompts": File("f.jsonl", lines({"prompts": ["q", "r"], "completion": "a"}), [("q", "a"), ("r", "a")]),
+    "chats as prompts": File("f.jsonl", lines({"prompts": [[USER], "r"], "target": "a"}), [(Q, "a"), ("r", "a")]),
+    "prompts that are none": File("f.jsonl", lines({"prompts": "q", "value": "a"}), "must be a list of prompts"),
+    "paraphrases": File("f.csv", "prompt,completion\nq,a\nr,a\n", [("q", "a"), ("r", "a")]),
     # JSON in its other clothes.
     "lines in .json": File("f.json", lines(PIER, BAKERY), [
         (PIER["instruction"], PIER["output"]), ("Give the opening hour.\nMaple Street bakery", "06:40")]),

@@ -14,7 +14,7 @@ from support.models import CHAT_TEMPLATE
 
 from lorasize.corpus import read
 from lorasize.corpus.chat_prompt import look_at_prompts, moves
-from lorasize.corpus.tokens import EncodedPassage, encode_corpus, sample
+from lorasize.corpus.tokens import EncodedPassage, encode_corpus, sample, several_prompts
 from lorasize.records import Passage, Reading
 
 if TYPE_CHECKING:
@@ -131,6 +131,14 @@ def test_one_prompt_is_shown_with_its_edges(tokenizer: PreTrainedTokenizerBase, 
     assert other is not None
     assert other.text == "Agnes Holm:"
     assert sample(encoded[:1], {(encoded[0].passage.file, 1)}) is None
+
+
+def test_several_prompts_of_one_target_are_counted(tokenizer: PreTrainedTokenizerBase, write: Write) -> None:
+    rows = [{"prompts": ["Berth?", "Where?"], "completion": "Nine"}, {"prompt": "Pier?", "completion": "Two"}]
+    encoded = encode(tokenizer, read([write("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))]).passages)
+    assert [one.passage.id for one in encoded] == ["a.jsonl:1", "a.jsonl:1#2", "a.jsonl:2"]
+    assert several_prompts(encoded).startswith("1 target has several prompts, 2 in all")
+    assert several_prompts(encoded[1:]) == ""
 
 
 @pytest.mark.parametrize("name", ["f.safetensors", "config.json"])
