@@ -165,6 +165,7 @@ existing = ExistingPath(exists=True, path_type=Path)
 existing_file = ExistingPath(exists=True, dir_okay=False, path_type=Path)
 existing_folder = ExistingPath(exists=True, file_okay=False, path_type=Path)
 any_path = click.Path(path_type=Path)
+path_or_name = click.Path()  # as it was typed: hf:// is no path
 
 
 def out(default: str, what: str) -> Callable[[Command], Command]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorasize.corpus.files import PACKED, as_planned, decode, read_bytes, unpacked
+from lorasize.corpus.gather import gather
 from lorasize.corpus.heard import Heard
 from lorasize.corpus.looks import refuse_other
 from lorasize.corpus.place import Place
@@ -45,16 +46,18 @@ class Corpus:
         files: The files with their digests.
         notes: What the user must know: what is not memorised, and what was guessed.
         unused_columns: Columns that are neither used nor named.
+        named: What was named, where it is not the files themselves.
     """
 
     passages: list[Passage]
     files: tuple[CorpusFile, ...]
     notes: tuple[str, ...] = ()
     unused_columns: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
 
 
 def read_corpus(
-    paths: Sequence[Path], reading: Reading = DEFAULT_READING, planned: Sequence[CorpusFile] = ()
+    paths: Sequence[Path | str], reading: Reading = DEFAULT_READING, planned: Sequence[CorpusFile] = ()
 ) -> tuple[list[Passage], tuple[CorpusFile, ...]]:
     """The passages and files that `read` finds."""
     corpus = read(paths, reading, planned)
@@ -62,12 +65,12 @@ def read_corpus(
 
 
 def read(
-    paths: Sequence[Path], reading: Reading = DEFAULT_READING, planned: Sequence[CorpusFile] = ()
+    paths: Sequence[Path | str], reading: Reading = DEFAULT_READING, planned: Sequence[CorpusFile] = ()
 ) -> Corpus:
     """Every passage of the files in order, the files with their digests, and what is not memorised of them.
 
     Args:
-        paths: Corpus files; each at most once.
+        paths: Corpus files, each at most once; folders, patterns and whatever else `gather` knows.
         reading: Format, and names of the columns where they are not the usual ones.
         planned: The files as a plan has them. One of which only the line ends changed is read with those it had.
 
@@ -82,7 +85,10 @@ def read(
     files: list[CorpusFile] = []
     seen: set[str] = set()
     known = {file.path: file.sha256 for file in planned}
-    for path in paths:
+    gathered = gather(paths)
+    for note in gathered.notes:
+        heard.say(note)
+    for path in gathered.files:
         if (real := os.path.realpath(path)) in seen:
             raise CorpusError("this file is named twice; name it once", file=str(path))
         seen.add(real)
@@ -91,13 +97,19 @@ def read(
             data = before
             heard.say(_LINE_ENDS.format(file=path))
         found = list(_read_passages(path, data, asked))
+        if not found and path in gathered.found:
+            heard.say(f"{path}: not read, as it is empty or blank.")
+            continue
         if not found:
             raise CorpusError("no passage in it: the file is empty or blank", file=str(path))
         passages += found
         files.append(CorpusFile(path=str(path), sha256=hashlib.sha256(data).hexdigest()))
+    if not files:
+        raise CorpusError("no passage in any of its files", file=str(paths[0]))
     if reading.columns == "ignore":
         heard.unused.clear()
-    return Corpus(unique_ids(passages), tuple(files), tuple(heard.sentences()), tuple(sorted(heard.unused)))
+    named = tuple(map(str, paths)) if gathered.found else ()
+    return Corpus(unique_ids(passages), tuple(files), tuple(heard.sentences()), tuple(sorted(heard.unused)), named)
 
 
 def corpus_sha256(files: Iterable[CorpusFile]) -> str:

@@ -6,12 +6,13 @@ are not: a plan that still matches its corpus byte for byte was checked for conf
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from lorasize.artifacts.calibrations import find_by_digest
 from lorasize.corpus import corpus_sha256, read
 from lorasize.corpus.feasibility import conflicts
+from lorasize.corpus.gather import gather
 from lorasize.planning import Limits, all_kept, budgets, judged_again
 from lorasize.records import (
     BYTES_PER_PARAMETER,
@@ -67,8 +68,15 @@ def _corpus(plan: Plan) -> tuple[list[Passage], list[str], tuple[str, ...]]:
         return [], missing, ()
     found = read(there, plan.corpus.reading, planned)
     known = {file.path: file.sha256 for file in planned}
+    missing += [f"{path} is new in the corpus" for path in _fresh(plan.corpus.named, known)]
     changed = [f"{file.path} changed" for file in found.files if known[file.path] != file.sha256]
     return found.passages, [*missing, *changed], found.notes
+
+
+def _fresh(named: Sequence[str], known: Container[str]) -> list[str]:
+    """The files that hold something and that a folder or a pattern of the corpus stands for only now."""
+    fresh = [path for path in gather(named).found if str(path) not in known] if named else []
+    return sorted(str(path) for path in fresh if path.read_bytes().strip())
 
 
 def _calibration(plan: Plan) -> Calibration | None:

@@ -129,7 +129,7 @@ class Sized:
 
 
 def plan(
-    corpus: Sequence[Path],
+    corpus: Sequence[Path | str],
     *,
     ref: str = models.BUILTIN,
     revision: str | None = None,
@@ -281,6 +281,7 @@ def _summary(
         sha256=corpus_sha256(found.files),
         files=found.files,
         reading=reading,
+        named=found.named,
         unused_columns=found.unused_columns,
         sample=sample(encoded, {(one.file, one.line) for one in findings}),
     )

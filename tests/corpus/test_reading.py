@@ -131,7 +131,8 @@ def test_folders_and_empty_files_are_refused(write: Write) -> None:
     """Neither is silently a corpus of nothing."""
     path = write("blank.txt", "\n \r\n\t\n")
     assert "no passage" in str(refusal(path))
-    assert "folder" in str(refusal(path.parent))
+    assert "empty or blank" in str(refusal(path))
+    assert "no passage in any of its files" in str(refusal(path.parent))
     assert "no passage" in str(refusal(write("empty.csv", "")))
     assert "no passage" in str(refusal(write("header.csv", "prompt,completion\n")))
     assert "no passage" in str(refusal(write("blank.jsonl", "\n\n")))

@@ -25,7 +25,7 @@ Example:
   lorasize plan facts.csv --field prompt=question --max-bytes "4 MB"
 """
 )
-@click.argument("corpus", nargs=-1, required=True, type=options.any_path)
+@click.argument("corpus", nargs=-1, required=True, type=options.path_or_name)
 @options.all_of(options.model, options.revision, options.device, options.dtype, options.attn)
 @options.all_of(options.quantize, options.device_map)
 @click.option("--calibration", type=options.existing_file, help="Calibration file, instead of the nearest that fits.")
@@ -73,17 +73,17 @@ Example:
 @options.out(PLAN_FILE, "Plan file.")
 @options.output
 @click.pass_obj
-def plan(invocation: Invocation, /, corpus: tuple[Path, ...], **chosen: Any) -> int:
+def plan(invocation: Invocation, /, corpus: tuple[str, ...], **chosen: Any) -> int:
     """Find the smallest adapter that will hold CORPUS word for word.
 
-    CORPUS is text, Markdown, JSON, JSONL, CSV, TSV or Parquet. Exits with 1 over budget and with 5 when no rank can
-    hold it.
+    CORPUS is text, Markdown, JSON, JSONL, CSV, TSV or Parquet, .gz or .zst of them, a folder, a pattern, - for standard
+    input, or hf://datasets/OWNER/NAME. Exits with 1 over budget and with 5 when no rank can hold it.
     """
     targets = parse_reports(chosen["reports"])
-    spare_inputs(targets, (*corpus, chosen["calibration"], chosen["compare"]))
+    spare_inputs(targets, (*map(Path, corpus), chosen["calibration"], chosen["compare"]))
     spare(chosen["out"], "lorasize.plan")
     invocation.model = chosen["model"]
-    invocation.corpus = tuple(map(str, corpus))
+    invocation.corpus = corpus
     from lorasize import models
     from lorasize.artifacts.plans import read_plan, write_plan
     from lorasize.cli import companions
