@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from lorasize.artifacts.files import file_sha256, read_text, reason
+from lorasize.artifacts.files import file_sha256, pointer_note, read_text, reason
 from lorasize.errors import ModelError
 from lorasize.records import Memorization, PassageAddress
 
@@ -103,6 +103,8 @@ def check_weights(folder: Path) -> None:
 
     if not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder / WEIGHTS}: missing, or not a regular file")
+    if pointer := pointer_note(folder / WEIGHTS):
+        raise ModelError(f"{folder / WEIGHTS}: {pointer}")
     try:
         with safe_open(str(folder / WEIGHTS), framework="pt") as weights:
             sound = all(weights.get_tensor(name).isfinite().all() for name in weights.keys())  # noqa: SIM118

@@ -18,6 +18,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorasize"
 
 
+def is_lfs_pointer(head: bytes) -> bool:
+    """Whether a file that begins so is what Git LFS leaves in place of one that was not fetched."""
+    return head.startswith(b"version https://git-lfs.github.com/spec/")
+
+
+def pointer_note(path: Path) -> str:
+    """What is said of a file that is there by a Git LFS pointer alone; "" of any other."""
+    try:
+        with path.open("rb") as stream:
+            pointer = path.is_file() and is_lfs_pointer(stream.read(64))
+    except OSError:
+        return ""
+    return "a Git LFS pointer, not the file it stands for: run `git lfs pull`" if pointer else ""
+
+
 def text_digest(text: str) -> str:
     """sha256 (hex) of a text."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,8 @@ SERVE = ("peft", "vllm", "llama.cpp", "merged")
 QUANTIZE = ("none", "nf4", "int8")
 ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2")
 METHODS = ("memft", "memft-ot", "memft-sw", "sft")
-FORMATS = ("auto", "text", "markdown", "jsonl", "csv", "tsv", "parquet")
+FORMATS = ("auto", "text", "markdown", "json", "jsonl", "csv", "tsv", "parquet")
+COLUMNS = ("strict", "warn", "ignore")
 
 
 class Finite(click.FloatRange):
@@ -73,6 +75,18 @@ def assignments(context: click.Context, parameter: click.Parameter, values: tupl
     if wrong:
         raise click.BadParameter(f"{wrong[0]!r} is not of the form name=column", context, parameter)
     return {name: column for name, _, column in pairs}
+
+
+def json_object(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, Any]:
+    """The JSON object that the value spells; empty when there is none."""
+    try:
+        found = {} if value is None else json.loads(value, parse_constant=float)
+        json.dumps(found, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"not JSON: {error}", context, parameter) from None
+    if not isinstance(found, dict):
+        raise click.BadParameter("must be a JSON object, such as '{\"enable_thinking\": false}'", context, parameter)
+    return found
 
 
 def require_file(path: Path) -> Path:
@@ -151,6 +165,7 @@ existing = ExistingPath(exists=True, path_type=Path)
 existing_file = ExistingPath(exists=True, dir_okay=False, path_type=Path)
 existing_folder = ExistingPath(exists=True, file_okay=False, path_type=Path)
 any_path = click.Path(path_type=Path)
+path_or_name = click.Path()  # as it was typed: hf:// is no path
 
 
 def out(default: str, what: str) -> Callable[[Command], Command]:

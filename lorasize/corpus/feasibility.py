@@ -127,11 +127,11 @@ def line_of(one: EncodedPassage, at: int, decode: Decode) -> int:
 
 def conflicts(passages: Sequence[Passage]) -> Iterator[FeasibilityIssue]:
     """Records of one prompt that go on differently: no rank can hold both, whatever the tokenizer."""
-    first: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+    first: dict[tuple[object, ...], int] = {}
     for k, passage in enumerate(passages):
         if passage.kind != "record":
             continue
-        j = first.setdefault((passage.prompt, passage.messages), k)
+        j = first.setdefault((passage.prompt, passage.messages, passage.chat, passage.columns), k)
         if passages[j].target != passage.target:
             one, two = (f"{p.file}:{p.line}" for p in (passages[j], passage))
             yield FeasibilityIssue(

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import difflib
+import gzip
+import hashlib
+import importlib
+import io
 import re
+import zlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from lorasize.errors import CorpusError
 
@@ -32,9 +39,50 @@ def read_bytes(path: Path) -> bytes:
     except OSError as error:
         raise CorpusError(f"cannot be read: {error.strerror or error}", file=str(path)) from error
     if path.is_dir():
-        raise CorpusError("this is a folder; name the files in it", file=str(path))
+        raise CorpusError("this is a folder, not a file", file=str(path))
     why = f"larger than {MAX_BYTES // 10**9} GB" if path.is_file() else "not a regular file"
     raise CorpusError(f"{why}, so it is not read", file=str(path))
+
+
+def as_planned(data: bytes, sha256: str) -> bytes:
+    """The bytes with the line ends that they had when this digest was taken, where those alone changed; else as is."""
+    unix = data.replace(b"\r\n", b"\n")
+    for other in (unix, unix.replace(b"\n", b"\r\n")):
+        if other != data and hashlib.sha256(other).hexdigest() == sha256:
+            return other
+    return data
+
+
+PACKED = (".gz", ".zst")  # suffixes of files that are unpacked first
+
+
+def unpacked(path: Path, data: bytes) -> bytes:
+    """The bytes within a file that its suffix says is packed; of any other, the bytes as they are.
+
+    Raises:
+        CorpusError: it is damaged, holds more than a gigabyte, or what reads Zstandard is not installed.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in PACKED:
+        return data
+    kind = "gzip" if suffix == ".gz" else "Zstandard"
+    try:
+        with contextlib.closing(_unpacking(suffix, data)) as stream:
+            inside: bytes = stream.read(MAX_BYTES + 1)
+    except ImportError:
+        raise CorpusError("reading .zst needs pyarrow: pip install 'lorasize[parquet]'", file=str(path)) from None
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's errors are OSErrors or ValueErrors
+        raise CorpusError(f"not whole {kind}: {' '.join(str(error).split()):.200}", file=str(path)) from None
+    if len(inside) > MAX_BYTES:
+        raise CorpusError(f"holds more than {MAX_BYTES // 10**9} GB, so it is not read", file=str(path))
+    return inside
+
+
+def _unpacking(suffix: str, data: bytes) -> Any:
+    if suffix == ".gz":
+        return gzip.GzipFile(fileobj=io.BytesIO(data))
+    pyarrow: Any = importlib.import_module("pyarrow")
+    return pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd")
 
 
 def near(names: Iterable[str], known: Collection[str], folder: str = "") -> str:

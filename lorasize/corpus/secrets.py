@@ -66,6 +66,15 @@ def _refusal(kinds: dict[str, list[Finding]]) -> CorpusError:
     return CorpusError(message + "take them out, or only warn of secrets", file=first.file, line=first.line)
 
 
+def _said(passage: Passage) -> Iterator[str]:
+    """All that a passage gives to the model or asks of it."""
+    yield from (said for _, said in passage.messages)
+    yield passage.chat
+    yield passage.prompt
+    yield from (said for _, said in passage.columns)
+    yield passage.target
+
+
 def find_all(passages: Iterable[Passage]) -> tuple[Finding, ...]:
     """Every line of prompts and targets that looks like a secret, once for each kind, in the order of the corpus.
 
@@ -73,7 +82,7 @@ def find_all(passages: Iterable[Passage]) -> tuple[Finding, ...]:
     """
     findings: dict[Finding, None] = {}
     for passage in passages:
-        text = "\n".join(filter(None, (*(said for _, said in passage.messages), passage.prompt, passage.target)))
+        text = "\n".join(filter(None, _said(passage)))
         for kind, line in (*_credentials(text), *personal(text)):
             number = passage.line + (line if passage.start is not None else 0)
             findings[Finding(kind=kind, file=passage.file, line=number)] = None

@@ -1,50 +1,61 @@
-"""The shapes of a record (TRL's, and key and value), and the passages that one holds."""
+"""The shapes of a record (TRL's, Alpaca's, ShareGPT's, pairs by their usual names), and the passages it holds."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
-from lorasize.corpus.files import REFUSED, near, refusal
-from lorasize.corpus.tables import Record, name_of
+from lorasize.corpus.chats import BESIDE, Turn, chat_passages, read_turns, with_system
+from lorasize.corpus.files import near
+from lorasize.corpus.heard import Heard, is_blank
+from lorasize.corpus.place import Place
+from lorasize.corpus.tables import Record
 from lorasize.errors import CorpusError
-from lorasize.records import Passage, PassageKind
+from lorasize.records import Passage, Reading
 
 PROMPT_NAMES = ("prompt", "key", "query")
 TARGET_NAMES = ("completion", "value", "target")
 PAIRS = (*zip(PROMPT_NAMES, TARGET_NAMES, strict=True), *product(PROMPT_NAMES, TARGET_NAMES))
 ROLES = dict.fromkeys(PROMPT_NAMES, "prompt") | dict.fromkeys(TARGET_NAMES, "target")
 ROLES |= {"messages": "messages", "text": "text"}
-ACCEPTED = "prompt and completion (or key and value, query and target), messages, or text"
-
-Turn = tuple[str, str]
-Shape = tuple[str, ...]
+ACCEPTED = (
+    "prompt and completion (or key and value, query and target, question and answer, instruction and output), "
+    "prompts and completion, messages, conversations, or text"
+)
+FIELD = re.compile(r"\{([^{}\n]+)\}")  # of a prompt template
+OWN_FIELDS = ("prompt", "file", "number")  # of a prompt template; any other is a column
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a record stands, for its passages and its errors."""
+class Shape:
+    """What a record is read as: its kind, and the columns that it must have."""
 
-    file: str
-    line: int
+    kind: Literal["pair", "prompts", "alpaca", "chat", "text"]
+    columns: tuple[str, ...]
 
-    def error(self, message: str) -> CorpusError:
-        """An error that names this place, on one line whatever the columns are called."""
-        return CorpusError(f"{' '.join(message.split()):.600}", file=self.file, line=self.line)
 
-    def passage(self, target: str, prompt: str = "", *, messages: Sequence[Turn] = (), text: bool = False) -> Passage:
-        """A passage from here, not yet named."""
-        kind: PassageKind = "text" if text else "record"
-        return Passage(
-            id="", file=self.file, line=self.line, prompt=prompt, target=target, messages=tuple(messages), kind=kind
-        )
+_MORE = (
+    *(Shape("prompts", ("prompts", target)) for target in TARGET_NAMES),
+    Shape("chat", ("conversations",)),
+    Shape("pair", ("question", "answer")),
+    Shape("alpaca", ("instruction", "output")),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How records are to be read: the reading, the shapes by it, and what was heard."""
+
+    reading: Reading
+    shapes: tuple[Shape, ...]
+    heard: Heard
 
 
 def shapes_of(fields: Mapping[str, str]) -> tuple[Shape, ...]:
-    """The shapes a record may have, in order of preference: ("pair", prompt column, target column) and so on.
+    """The shapes a record may have, in order of preference.
 
     Raises:
         CorpusError: An unknown field, one given twice, or fields of two shapes.
@@ -56,86 +67,134 @@ def shapes_of(fields: Mapping[str, str]) -> tuple[Shape, ...]:
         if ROLES[name] in roles:
             raise CorpusError(f"the field {name!r} is given twice under two names; give it once")
         roles[ROLES[name]] = column
-    whole = tuple((role, column) for role, column in roles.items() if role in ("messages", "text"))
+    whole = roles.keys() & {"messages", "text"}
     if whole and len(roles) > 1:
         raise CorpusError(f"the fields {', '.join(fields)} belong to different shapes; name those of one shape")
-    pairs = tuple(("pair", roles.get("prompt", prompt), roles.get("target", target)) for prompt, target in PAIRS)
-    return whole or (pairs if roles else (*pairs, ("messages", "messages"), ("text", "text")))
+    if "messages" in roles:
+        return (Shape("chat", (roles["messages"],)),)
+    if "text" in roles:
+        return (Shape("text", (roles["text"],)),)
+    pairs = tuple(Shape("pair", (roles.get("prompt", one), roles.get("target", other))) for one, other in PAIRS)
+    return pairs if roles else (*pairs, Shape("chat", ("messages",)), Shape("text", ("text",)), *_MORE)
 
 
-def record_passages(at: Place, record: Record, shapes: tuple[Shape, ...]) -> Iterator[Passage]:
+def is_header(names: Sequence[str]) -> bool:
+    """Whether these are names of columns that make pairs."""
+    return any(len(shape.columns) > 1 and set(shape.columns) <= set(names) for shape in shapes_of({}))
+
+
+def template_fields(template: str | None) -> tuple[str, ...]:
+    """What stands in braces in a prompt template and may be a column, in order."""
+    names = dict.fromkeys(FIELD.findall(template or ""))
+    return tuple(name for name in names if name not in OWN_FIELDS)
+
+
+def unknown_field(template: str, columns: Collection[str] = ()) -> str:
+    """What is wrong with a template that names neither a field of its own nor a column; "" when nothing is."""
+    wrong = [name for name in template_fields(template) if re.fullmatch(r"\w+", name) and name not in columns]
+    known = ", ".join(f"{{{name}}}" for name in OWN_FIELDS)
+    return f"the prompt template names {{{wrong[0]}}}; it may name {known}" if wrong else ""
+
+
+def record_passages(at: Place, record: Record, asked: Asked) -> Iterator[Passage]:
     """One passage for a pair or a text, one for each assistant turn of a chat."""
-    shape = next((shape for shape in shapes if all(column in record for column in shape[1:])), None)
+    shape = next((shape for shape in asked.shapes if all(column in record for column in shape.columns)), None)
     if shape is None:
-        asked = " and ".join(map(repr, shapes[0][1:])) + ", as asked"
-        asked += near([column for column in shapes[0][1:] if column not in record], record)
-        expected = ACCEPTED if shapes == shapes_of({}) else asked
-        seen = ", ".join(map(str, record)) or "none"
-        raise at.error(f"unknown shape: keys seen: {seen:.200}; expected {expected}")
-    kind, *columns = shape
-    if kind == "pair":
-        yield _pair_passage(at, record, *columns)
-    elif kind == "messages":
-        yield from _chat_passages(at, _turns(at, record[columns[0]], columns[0]))
-    else:
-        yield at.passage(_target(at, record[columns[0]], columns[0]), text=True)
+        raise at.error(_unknown(record, asked.shapes))
+    yield from _READ[shape.kind](at, record, shape.columns, asked)
 
 
-def _pair_passage(at: Place, record: Record, first: str, second: str) -> Passage:
-    """The passage of a prompt and its completion, each text or (as TRL has it) chat turns."""
+def _unknown(record: Record, shapes: tuple[Shape, ...]) -> str:
+    """What is said of a record that has no known shape."""
+    seen = f"unknown shape: keys seen: {', '.join(map(str, record)) or 'none':.200}"
+    first = shapes[0].columns
+    if shapes != shapes_of({}):
+        missing = near([column for column in first if column not in record], record)
+        return f"{seen}; expected {' and '.join(map(repr, first))}, as asked{missing}"
+    if {"chosen", "rejected"} <= record.keys():
+        return f"{seen}; these are preferences: name the column to memorise, chosen, as the field completion"
+    lists = [name for name, value in record.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(record) > 0 and len(lists) == 1:
+        return f"{seen}; expected {ACCEPTED}; where {lists[0]!r:.40} holds the records, save that list alone"
+    meant = near([str(column) for column in record], {name for shape in shapes for name in shape.columns})
+    return f"{seen}; expected {ACCEPTED}{meant}"
+
+
+def _pair(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> Iterator[Passage]:
+    """A prompt and its completion, each text or (as TRL has it) chat turns."""
+    first, second = columns
     prompt, completion = record[first], record[second]
-    if isinstance(completion, list):
-        turns = _turns(at, completion, second)
-        if [role for role, _ in turns] != ["assistant"]:
-            raise at.error(f"{second!r} must hold one assistant message and no other")
-        completion = turns[0][1]
-    target = _target(at, completion, second)
+    turns = read_turns(at, completion, second) if isinstance(completion, list) else []
     if isinstance(prompt, list):
-        return at.passage(target, messages=_turns(at, prompt, first))
-    return at.passage(target, _string(at, prompt, first))
+        answer = turns or [Turn("assistant", at.target(completion, second))]
+        if answer[0].role != "assistant":
+            raise at.error(f"{second!r} must begin with an assistant message")
+        yield from _chat(at, record, columns, [*read_turns(at, prompt, first), *answer], len(answer), asked)
+        return
+    if turns and [turn.role for turn in turns] != ["assistant"]:
+        raise at.error(f"{second!r} must hold one assistant message and no other, as the prompt is no chat")
+    target = at.target(turns[0].content if turns else completion, second)
+    yield _with_columns(at, at.passage(target, at.string(prompt, first)), record, columns[:1], columns, asked)
 
 
-def _chat_passages(at: Place, turns: Sequence[Turn]) -> Iterator[Passage]:
-    """One passage for each assistant turn, given all turns before it."""
-    if all(role != "assistant" for role, _ in turns):
-        raise at.error("no assistant message, so there is nothing to memorise")
-    if turns[0][0] == "assistant":
-        raise at.error("the first message is the assistant's; put a user message before it")
-    for k, (role, content) in enumerate(turns):
-        if role == "assistant":
-            yield at.passage(_target(at, content, "content"), messages=turns[:k])
+def _prompts(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> Iterator[Passage]:
+    """A passage for each of several prompts, all with one completion."""
+    prompts = record[columns[0]]
+    if not isinstance(prompts, list) or not prompts:
+        raise at.error(f"{columns[0]!r} must be a list of prompts, each text or a list of messages")
+    for prompt in prompts:
+        yield from _pair(at, {**record, columns[0]: prompt}, columns, asked)
 
 
-def _turns(at: Place, value: object, name: str) -> list[Turn]:
-    """The chat turns (role, content), of which there is at least one."""
-    if not isinstance(value, list) or not value:
-        raise at.error(f"{name!r} must be a list of messages with role and content")
-    return [_turn(at, message, name) for message in value]
+def _alpaca(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> Iterator[Passage]:
+    """An instruction, its input on the next line where there is one, and the output."""
+    instruction, output = columns
+    parts = [at.string(record[name], name) for name in (instruction, "input") if not is_blank(record.get(name))]
+    passage = at.passage(at.target(record[output], output), "\n".join(parts))
+    yield _with_columns(at, passage, record, (instruction, "input"), (*columns, "input"), asked)
 
 
-def _turn(at: Place, message: object, name: str) -> Turn:
-    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        raise at.error(f"each message in {name!r} must have role and content")
-    more = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
-    if more:
-        raise at.error(f"a message has {more[0]!r:.80}, which would be lost; remove it")
-    return _string(at, message["role"], "role"), _string(at, message["content"], "content")
+def _messages(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> Iterator[Passage]:
+    yield from _chat(at, record, columns, read_turns(at, record[columns[0]], columns[0]), None, asked)
 
 
-def _target(at: Place, value: object, name: str) -> str:
-    text = _string(at, value, name)
-    if not text:
-        raise at.error(f"{name!r} is empty, so there is nothing to memorise")
-    return text
+def _chat(
+    at: Place, record: Record, columns: tuple[str, ...], turns: list[Turn], last: int | None, asked: Asked
+) -> Iterator[Passage]:
+    """The passages of a chat, of all its turns or of its last ones."""
+    turns = with_system(at, turns, record.get("system"), asked.reading.system)
+    asked.heard.columns(at.file, at.line, record, (*columns, *BESIDE))
+    if asked.reading.prompt_template is not None:
+        asked.heard.say("The prompt template is not used for chats: the model's chat template renders them.")
+    yield from chat_passages(at, turns, record, asked.heard, 0 if last is None else len(turns) - last)
 
 
-def _string(at: Place, value: object, name: str) -> str:
-    """The value as text; a number as its JSON text."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return json.dumps(value)
-    if not isinstance(value, str):
-        raise at.error(f"{name!r} is {name_of(value)}; it must be text or a number")
-    found = REFUSED.search(value)
-    if found:
-        raise at.error(refusal(found[0]))
-    return value
+def _text(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> Iterator[Passage]:
+    passage = at.passage(at.target(record[columns[0]], columns[0]), text=True)
+    yield _with_columns(at, passage, record, (), columns, asked)
+
+
+_READ = {"pair": _pair, "prompts": _prompts, "alpaca": _alpaca, "chat": _messages, "text": _text}
+
+
+def _with_columns(
+    at: Place, passage: Passage, record: Record, prompt: Sequence[str], used: Sequence[str], asked: Asked
+) -> Passage:
+    """The passage with the columns that the prompt template names; columns that nothing uses are noted.
+
+    Raises:
+        CorpusError: the template names a column that is not there, or none of those that make the prompt.
+    """
+    template = asked.reading.prompt_template
+    named = [name for name in template_fields(template) if name in record]
+    asked.heard.columns(at.file, at.line, record, (*used, *named))
+    if template is None:
+        return passage
+    lost = [name for name in prompt if name not in named and not is_blank(record.get(name))]
+    if lost and "{prompt}" not in template:
+        told = f"the prompt template has no {{prompt}}, so this passage would lose its prompt ({lost[0]!r:.80}); add it"
+        raise at.error(told)
+    if wrong := unknown_field(template, named):
+        raise at.error(f"{wrong} and this record's columns{near(template_fields(template), record)}")
+    columns = tuple((name, "" if is_blank(record[name]) else at.string(record[name], name)) for name in named)
+    return passage.model_copy(update={"columns": columns})

@@ -6,9 +6,9 @@ their prompt. Every target ends with the stop token, so that recall also stops. 
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, groupby
 from os.path import commonprefix
@@ -16,11 +16,13 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from lorasize.artifacts.files import text_digest
+from lorasize.corpus.chat_prompt import rendered
 from lorasize.corpus.encoding import Encoding
 from lorasize.corpus.reading import unique_ids
+from lorasize.corpus.shapes import FIELD, unknown_field
 from lorasize.corpus.text import text_after
 from lorasize.errors import CorpusError, ModelError
-from lorasize.records import Passage, PassageAddress, Reading
+from lorasize.records import Passage, PassageAddress, PromptSample, Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +31,6 @@ DEFAULT_ADDRESS = "[{file} {number}]\n"
 """The prompt of a text passage. It ends in a newline because BPE pre-tokenisers start afresh after one: no token
 straddles prompt and target, so whoever sends the prompt alone sends exactly the ids that were trained on."""
 
-_FIELD = re.compile(r"\{(\w+)\}")
 _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not a whole character
 _Packed = tuple[int, Passage, list[int]]  # how many blocks, they as one passage, its ids
 _SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
@@ -67,6 +68,39 @@ class EncodedPassage:
             n_tokens=self.n_tokens,
             target_sha256=text_digest(text.target),
         )
+
+
+_EDGE = 8  # ids shown of each end of a prompt
+_SHOWN = 300  # characters of a prompt shown
+
+
+def sample(encoded: Sequence[EncodedPassage], but: Collection[tuple[str, int]] = ()) -> PromptSample | None:
+    """The first prompt as it is sent, that of a chat if there is one; of none whose (file, line) is among `but`."""
+    able = [one for one in encoded if (one.passage.file, one.passage.line) not in but]
+    one = next((one for one in able if one.passage.messages), able[0] if able else None)
+    if one is None:
+        return None
+    text, half = one.passage.prompt, _SHOWN // 2
+    return PromptSample(
+        passage=one.passage.id,
+        text=text if len(text) <= _SHOWN else f"{text[:half]} … {text[-half:]}",
+        n_ids=len(one.prompt_ids),
+        first_ids=one.prompt_ids[:_EDGE],
+        last_ids=one.prompt_ids[-_EDGE:],
+    )
+
+
+def several_prompts(encoded: Sequence[EncodedPassage]) -> str:
+    """What is said of targets that have more than one prompt; "" where each has one."""
+    counts = Counter(one.target_ids for one in encoded if one.passage.kind == "record")
+    several = [n for n in counts.values() if n > 1]
+    if not several:
+        return ""
+    targets = "1 target has" if len(several) == 1 else f"{len(several):,} targets have"
+    return (
+        f"{targets} several prompts, {sum(several):,} in all: each is trained and proven. One demand counts for the "
+        "target; a further prompt adds the first tokens of it, until the model knows which target it is."
+    )
 
 
 def stop_token_id(tokenizer: PreTrainedTokenizerBase, n_ids: int | None = None) -> int:
@@ -170,7 +204,7 @@ def _runs(passages: Sequence[Passage]) -> list[list[Passage]]:
 
 
 def _fill(passage: Passage, name: str, number: int, encoding: Encoding) -> str:
-    """The prompt template with {prompt}, {file} and {number} filled in; other braces stay.
+    """The prompt template with {prompt}, {file}, {number} and columns filled in; other braces stay.
 
     Raises:
         CorpusError: The template names another field, or would drop this passage's prompt.
@@ -178,13 +212,12 @@ def _fill(passage: Passage, name: str, number: int, encoding: Encoding) -> str:
     template = encoding.reading.prompt_template
     if template is None:
         template = DEFAULT_ADDRESS if passage.kind == "text" else "{prompt}"
-    values = {"prompt": passage.prompt, "file": name, "number": str(number)}
-    unknown = [field for field in _FIELD.findall(template) if field not in values]
-    if unknown:
-        raise CorpusError(f"the prompt template names {{{unknown[0]}}}; it may name {{prompt}}, {{file}}, {{number}}")
-    if passage.prompt and "{prompt}" not in template:
+    values = dict(passage.columns) | {"prompt": passage.prompt, "file": name, "number": str(number)}
+    if wrong := unknown_field(template, values):
+        raise CorpusError(wrong)
+    if passage.prompt and not passage.columns and "{prompt}" not in template:
         raise _error(passage, "the prompt template has no {prompt}, so this passage would lose its prompt; add it")
-    return _FIELD.sub(lambda match: values[match[1]], template)
+    return FIELD.sub(lambda match: values.get(match[1], match[0]), template)
 
 
 def _prompt_ids(passage: Passage, prompt: str, encoding: Encoding) -> list[int]:
@@ -208,11 +241,10 @@ def _render_chat(passage: Passage, encoding: Encoding) -> str:
     """The chat turns in the model's own template, up to where the assistant speaks."""
     if encoding.tokenizer.chat_template is None:
         raise _error(passage, "the tokenizer has no chat template; give prompt and completion as text")
-    for _, content in passage.messages:
+    for content in (*(content for _, content in passage.messages), passage.chat):
         _refuse_literals(passage, content, "message", encoding)
-    turns = [{"role": role, "content": content} for role, content in passage.messages]
     try:
-        return str(encoding.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return rendered(encoding.tokenizer, passage, encoding.reading)
     except Exception as error:  # a template is a program of the model's author and may raise anything
         raise _error(passage, f"the model's chat template refuses these messages: {error}") from error
 

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from lorasize.artifacts.files import file_sha256
+from lorasize.artifacts.files import file_sha256, pointer_note
 from lorasize.errors import ModelError
 from lorasize.models.conversion import conversion_folder, converted, reason
 from lorasize.models.fingerprint import TOKENIZER_FILES
@@ -58,6 +58,8 @@ def name_for_loading(ref: str, folder: Path) -> str:
 def _gguf_file(path: Path) -> Path:
     if not os.path.isfile(path):
         raise ModelError(f"{' '.join(str(path).split()):.200}: no such file")
+    if pointer := pointer_note(path):
+        raise ModelError(f"{path}: {pointer}")
     _check_depth(path)
     return path
 
@@ -119,6 +121,8 @@ def _checked_folder(path: Path) -> Path:
     for file in (*weights, *settings):
         if os.path.lexists(file) and not file.is_file():  # to read a pipe or a device may never end
             raise ModelError(f"{file}: not a regular file")
+        if pointer := pointer_note(file):
+            raise ModelError(f"{file}: {pointer}")
     _require_shards_here(path / "model.safetensors.index.json")
     for file in settings:
         if file.is_file() and file.stat().st_size > _MAX_BYTES:

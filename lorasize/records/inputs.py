@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue
 
-from lorasize.records.words import STRICT, PassageKind
+from lorasize.records.words import STRICT, Columns, PassageKind
 
 
 class Passage(BaseModel):
@@ -19,6 +19,10 @@ class Passage(BaseModel):
     by the model's chat template. A passage of `kind` "text" has no prompt of its own: its prompt is empty until
     `tokens` packs or splits it and gives it an address. `gap` is the file's text between the text block before and
     this one.
+
+    `chat` is JSON of what a chat template is given besides role and content (`tools`, `chat_template_kwargs`, and the
+    `messages` themselves where one holds more), "" where there is nothing. `columns` holds the columns (name, value)
+    that the prompt template names.
     """
 
     model_config = STRICT
@@ -32,6 +36,8 @@ class Passage(BaseModel):
     messages: tuple[tuple[str, str], ...] = ()
     kind: PassageKind = "record"
     gap: str = ""
+    chat: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 class CorpusFile(BaseModel):
@@ -43,17 +49,41 @@ class CorpusFile(BaseModel):
 
 
 class Reading(BaseModel):
-    """How corpus files become passages; part of a plan so that apply reads them in the same way."""
+    """How corpus files become passages; part of a plan so that apply reads them in the same way.
+
+    `columns`: what becomes of a column that is neither used nor named. `system`: put before chats that have no system
+    turn. `chat_template_kwargs`: given to the chat template, below what a record gives it itself. `rendered_at`: the
+    day (ISO) at whose midnight prompts are rendered, set where the chat template prints the time.
+    """
 
     model_config = STRICT
-    format: Literal["auto", "text", "markdown", "jsonl", "csv", "tsv", "parquet"] = "auto"
+    format: Literal["auto", "text", "markdown", "json", "jsonl", "csv", "tsv", "parquet"] = "auto"
     fields: dict[str, str] = {}
     prompt_template: str | None = None
     passage_tokens: int = Field(default=512, ge=8)
+    columns: Columns = "warn"
+    system: str | None = None
+    chat_template_kwargs: dict[str, JsonValue] = {}
+    rendered_at: str | None = None
+
+
+class PromptSample(BaseModel):
+    """One prompt as it is sent: its text (the middle left out where it is long), and its ids' number and edges."""
+
+    model_config = STRICT
+    passage: str
+    text: str
+    n_ids: int
+    first_ids: tuple[int, ...]
+    last_ids: tuple[int, ...]
 
 
 class CorpusSummary(BaseModel):
-    """What was planned for. `n_tokens` counts target tokens, stop tokens included; `n_positions` prompts too."""
+    """What was planned for. `n_tokens` counts target tokens, stop tokens included; `n_positions` prompts too.
+
+    `named`: what the user named, where it is not the files themselves (a folder, a glob). `unused_columns`: columns
+    that are neither used nor named. `sample`: one prompt as it is sent.
+    """
 
     model_config = STRICT
     n_passages: int
@@ -62,6 +92,9 @@ class CorpusSummary(BaseModel):
     sha256: str
     files: tuple[CorpusFile, ...]
     reading: Reading = Reading()
+    named: tuple[str, ...] = ()
+    unused_columns: tuple[str, ...] = ()
+    sample: PromptSample | None = None
 
 
 class FeasibilityIssue(BaseModel):

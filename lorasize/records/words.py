@@ -22,6 +22,7 @@ Method = Literal["memft", "memft-ot", "memft-sw", "sft"]
 PassageKind = Literal["record", "text"]
 ProbeKind = Literal["random", "text"]
 Level = Literal["off", "warn", "error"]  # of a budget, or of secrets in a corpus
+Columns = Literal["strict", "warn", "ignore"]  # what becomes of columns that are neither used nor named
 Against = Literal["point", "upper"]  # estimate that a budget is held against
 Minimize = Literal["parameters", "bytes", "seconds"]
 Serve = Literal["peft", "vllm", "llama.cpp", "merged"]

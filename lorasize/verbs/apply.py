@@ -254,7 +254,8 @@ def load_inputs(
         raise StalePlanError(
             f"the plan is for training recipe {plan.inputs.recipe}, this is {RECIPE}: plan again", changed=["recipe"]
         )
-    passages, files = read_corpus([Path(file.path) for file in plan.corpus.files], plan.corpus.reading)
+    named = plan.corpus.files
+    passages, files = read_corpus([Path(file.path) for file in named], plan.corpus.reading, named)
     changed = [new.path for new, old in zip(files, plan.corpus.files, strict=True) if new.sha256 != old.sha256]
     if changed or corpus_sha256(files) != plan.inputs.corpus_sha256:
         what = f"{', '.join(changed)} changed since the plan was made" if changed else "the plan's own digests disagree"

@@ -6,12 +6,13 @@ are not: a plan that still matches its corpus byte for byte was checked for conf
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from lorasize.artifacts.calibrations import find_by_digest
-from lorasize.corpus import corpus_sha256, read_corpus
+from lorasize.corpus import corpus_sha256, read
 from lorasize.corpus.feasibility import conflicts
+from lorasize.corpus.gather import gather
 from lorasize.planning import Limits, all_kept, budgets, judged_again
 from lorasize.records import (
     BYTES_PER_PARAMETER,
@@ -36,7 +37,7 @@ def check(plan: Plan, file: str, limits: Limits) -> Check:
     Raises:
         CorpusError: a file of the corpus cannot be read.
     """
-    passages, changed = _corpus(plan)
+    passages, changed, notes = _corpus(plan)
     template = plan.corpus.reading.prompt_template or ""
     told_apart = "{number}" in template or "{file}" in template  # prompts alike are not so in the end
     issues = () if told_apart else tuple(conflicts(passages))
@@ -54,20 +55,28 @@ def check(plan: Plan, file: str, limits: Limits) -> Check:
         adapter=plan.adapter,
         budgets=verdict,
         costliest=plan.demand.costliest if plan.demand is not None else (),
-        warnings=plan.warnings,
+        warnings=(*plan.warnings, *(note for note in notes if note not in plan.warnings)),
     )
 
 
-def _corpus(plan: Plan) -> tuple[list[Passage], list[str]]:
-    """The passages of the plan's files as they are now, and which files changed."""
+def _corpus(plan: Plan) -> tuple[list[Passage], list[str], tuple[str, ...]]:
+    """The passages of the plan's files as they are now, which files changed, and what there is to say of them."""
     planned = plan.corpus.files
     missing = [f"{file.path} is missing" for file in planned if not Path(file.path).is_file()]
     there = [Path(file.path) for file in planned if Path(file.path).is_file()]
     if not there:
-        return [], missing
-    passages, files = read_corpus(there, plan.corpus.reading)
+        return [], missing, ()
+    found = read(there, plan.corpus.reading, planned)
     known = {file.path: file.sha256 for file in planned}
-    return passages, [*missing, *(f"{f.path} changed" for f in files if known[f.path] != f.sha256)]
+    missing += [f"{path} is new in the corpus" for path in _fresh(plan.corpus.named, known)]
+    changed = [f"{file.path} changed" for file in found.files if known[file.path] != file.sha256]
+    return found.passages, [*missing, *changed], found.notes
+
+
+def _fresh(named: Sequence[str], known: Container[str]) -> list[str]:
+    """The files that hold something and that a folder or a pattern of the corpus stands for only now."""
+    fresh = [path for path in gather(named).found if str(path) not in known] if named else []
+    return sorted(str(path) for path in fresh if path.read_bytes().strip())
 
 
 def _calibration(plan: Plan) -> Calibration | None:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from lorasize import models
 from lorasize.artifacts.calibrations import device_kind, find_calibration, near_misses, nearest_calibration
-from lorasize.corpus import corpus_sha256, read_corpus, secrets
+from lorasize.corpus import Corpus, corpus_sha256, read, secrets
 from lorasize.corpus.activation import AUTO, activated, find_activation
+from lorasize.corpus.chat_prompt import look_at_prompts
 from lorasize.corpus.feasibility import feasibility, narrow_note, unreachable
 from lorasize.corpus.special_tokens import Told, told_of
 from lorasize.corpus.surprise import Surprise, surprises
-from lorasize.corpus.tokens import EncodedPassage, encode_corpus
+from lorasize.corpus.tokens import EncodedPassage, encode_corpus, sample, several_prompts
 from lorasize.errors import CalibrationError
 from lorasize.losses.base import base_losses, slower
 from lorasize.losses.batches import sequence_length
@@ -45,7 +46,6 @@ from lorasize.records import (
     RECIPE,
     Activation,
     Calibration,
-    CorpusFile,
     CorpusSummary,
     Feasibility,
     Finding,
@@ -136,7 +136,7 @@ class Sized:
 
 
 def plan(
-    corpus: Sequence[Path],
+    corpus: Sequence[Path | str],
     *,
     ref: str = models.BUILTIN,
     revision: str | None = None,
@@ -157,20 +157,23 @@ def plan(
         CalibrationError: the calibration named does not fit, or none is in reach at all.
     """
     options = options or PlanOptions()
-    passages, files = read_corpus(corpus, options.reading)
-    findings, notes = secrets.scan(passages, options.secrets)
+    found = read(corpus, options.reading)
+    findings, notes = secrets.scan(found.passages, options.secrets)
     folder = models.open(ref, revision)
     where = models.pick_device(device)
-    encoded = tuple(encode_corpus(passages, folder.tokenizer, options.reading, folder.max_positions, folder.n_ids))
+    sent = look_at_prompts(folder.tokenizer, found.passages, options.reading)
+    encoded = tuple(encode_corpus(found.passages, folder.tokenizer, sent.reading, folder.max_positions, folder.n_ids))
     around = told_of(folder.tokenizer) if any(not one.passage.messages for one in encoded) else Told()
-    notes = (*notes, *around.warnings)
+    said = (*found.notes, *sent.notes, several_prompts(encoded))
+    notes = (*filter(None, said), *notes, *around.warnings)
     weights = folder.quantized_as(quantization)
     old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, folder.fingerprint, ref)
     activation, encoded = _activation(options, old, encoded, folder)
     if options.serve == "merged":
         refuse_merging(weights, device_map)
     model = _model(folder, revision, models.dtype_name(models.pick_dtype(dtype, where)), attn, weights)
-    known = _Known(model, folder.fingerprint, _summary(encoded, files, options.reading), encoded, findings, old)
+    summary = _summary(encoded, found, sent.reading, findings)
+    known = _Known(model, folder.fingerprint, summary, encoded, findings, old)
     lint = feasibility(encoded)
     if not lint.feasible:
         return known.infeasible(lint, notes)
@@ -312,14 +315,19 @@ def _update(old: BaseAdapter, base: models.BaseModel, encoded: Sequence[EncodedP
     return priced(old, compare(old.addresses, encoded), nats)
 
 
-def _summary(encoded: Sequence[EncodedPassage], files: tuple[CorpusFile, ...], reading: Reading) -> CorpusSummary:
+def _summary(
+    encoded: Sequence[EncodedPassage], found: Corpus, reading: Reading, findings: Sequence[Finding]
+) -> CorpusSummary:
     return CorpusSummary(
         n_passages=len(encoded),
         n_tokens=sum(p.n_tokens for p in encoded),
         n_positions=sum(map(sequence_length, encoded)),
-        sha256=corpus_sha256(files),
-        files=files,
+        sha256=corpus_sha256(found.files),
+        files=found.files,
         reading=reading,
+        named=found.named,
+        unused_columns=found.unused_columns,
+        sample=sample(encoded, {(one.file, one.line) for one in findings}),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lorasize import models
@@ -14,6 +15,12 @@ from lorasize.models.fingerprint import check_base
 from lorasize.recall.generation_config import SETTINGS
 from lorasize.recall.verdict import DecodeSettings, Notify, decode_and_compare
 from lorasize.records import PassageAddress, RecallReport, RecallSummary
+
+_RENDERED = (
+    "The chat template renders {n} of the prompts otherwise today, the first at {first}: it prints the time, or draws "
+    "at random. Decoded are the prompts as they were memorised; a server must send those, the prompt_ids in "
+    "passages.jsonl."
+)
 
 
 def verify(
@@ -29,6 +36,7 @@ def verify(
     attn_implementation: str = "auto",
     quantize: str = "auto",
     device_map: str | None = None,
+    same_corpus: bool = False,
     notify: Notify = lambda done, total: None,
 ) -> RecallReport:
     """Whether the adapter on disk recalls its passages, decided in a fresh process.
@@ -45,6 +53,8 @@ def verify(
         attn_implementation: Attention kernel, such as eager or sdpa; auto is the best that the model has here.
         quantize: What plain weights of the base are quantised to: nf4, int8 or none; `auto` as it was proven.
         device_map: How to spread the base over devices (`models.placement`); all on one when None.
+        same_corpus: Whether the corpus has the bytes that the plan was made for, and the chat template goes by the
+            clock or by chance: a prompt that it renders otherwise today is then taken as it was memorised, and said.
         notify: Told (passages done, passages).
 
     Raises:
@@ -58,6 +68,10 @@ def verify(
         raise ModelError(f"{folder / PASSAGES}: {len(addresses)} passages, {record.recall.n_passages} were proven")
     base = models.resolve(ref, revision) if ref else models.recorded_base(folder, record, revision)
     check_base(record.model_fingerprint, models.fingerprint(base), ref or record.plan.model.ref)
+    if encoded is not None and same_corpus:
+        encoded, moved = _as_memorised(addresses, encoded)
+    else:
+        moved = ()
     targets = _matched(addresses, encoded) if encoded is not None else None
     weights = record.recall.quantization if quantize == "auto" else None if quantize == "none" else quantize
     settings = DecodeSettings(device, dtype, batch_size, merged, attn_implementation, weights, device_map)
@@ -66,7 +80,25 @@ def verify(
     )
     if record.recall.warnings is not None and _settings(report) != _settings(record.recall):
         changed = (*changed, f"{SETTINGS} of the base")  # servers read it, though decoding here does not
-    return report.model_copy(update={"changed_files": changed})
+    return report.model_copy(update={"changed_files": changed, "warnings": (*report.warnings, *moved)})
+
+
+def _as_memorised(
+    addresses: Sequence[PassageAddress], encoded: Sequence[EncodedPassage]
+) -> tuple[list[EncodedPassage], tuple[str, ...]]:
+    """The passages with the prompts that were memorised, and a warning of chats that are rendered otherwise today.
+
+    Of one corpus and one tokenizer: only the chat template, by the clock or by chance, makes another prompt.
+    """
+    known = {stored.id: stored for stored in addresses}
+    found, moved = [], []
+    for one in encoded:
+        stored = known.get(one.passage.id)
+        if stored is not None and one.passage.messages and one.prompt_ids != stored.prompt_ids:
+            moved.append(f"{stored.file}:{stored.line}")
+            one = replace(one, prompt_ids=stored.prompt_ids)
+        found.append(one)
+    return found, (_RENDERED.format(n=len(moved), first=moved[0]),) if moved else ()
 
 
 def _settings(report: RecallReport | RecallSummary) -> list[str]:

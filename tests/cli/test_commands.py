@@ -58,7 +58,7 @@ def test_plan_options_reach_the_verb(planned: Callable[..., Recorded]) -> None:
     line += ["--max-parameters", "9000", "--out", "x/y.json", "-q"]
     assert cli.main([*line, "--max-bytes", "4 MB", "--max-seconds", "15 min"]) == 0
     wanted = asked["options"]
-    assert asked["corpus"] == (Path("a.csv"), Path("b.md"))
+    assert asked["corpus"] == ("a.csv", "b.md")
     assert [asked[n] for n in ("ref", "revision", "device", "dtype")] == ["m", "v", "cpu", "bfloat16"]
     assert wanted.target_modules == ("up_proj", "down_proj", "q_proj")
     assert (wanted.confidence, wanted.minimize, wanted.rank, wanted.serve) == (0.8, "seconds", 3, "vllm")

@@ -101,10 +101,12 @@ def test_inline_backticks_open_no_fence(write: Write) -> None:
 
 
 def test_format_follows_the_suffix_and_can_be_given(write: Write) -> None:
-    """An unknown suffix is text; a format given wins over the suffix."""
+    """An unknown suffix is text, unless it is records in truth; a format given wins over the suffix."""
     path = write("book.dat", jsonl({"prompt": "a", "completion": "b"}))
-    assert read(path)[0].target == '{"prompt": "a", "completion": "b"}'
+    assert "JSON, not text" in str(refusal(path))
+    assert read(path, format="text")[0].target == '{"prompt": "a", "completion": "b"}'
     assert read(path, format="jsonl")[0].target == "b"
+    assert read(write("prose.dat", "a, b"))[0].target == "a, b"
     assert read(write("BOOK.JSONL", jsonl({"prompt": "a", "completion": "c"})))[0].target == "c"
 
 
@@ -129,7 +131,8 @@ def test_folders_and_empty_files_are_refused(write: Write) -> None:
     """Neither is silently a corpus of nothing."""
     path = write("blank.txt", "\n \r\n\t\n")
     assert "no passage" in str(refusal(path))
-    assert "folder" in str(refusal(path.parent))
+    assert "empty or blank" in str(refusal(path))
+    assert "no passage in any of its files" in str(refusal(path.parent))
     assert "no passage" in str(refusal(write("empty.csv", "")))
     assert "no passage" in str(refusal(write("header.csv", "prompt,completion\n")))
     assert "no passage" in str(refusal(write("blank.jsonl", "\n\n")))
@@ -269,7 +272,8 @@ def test_wrong_fields_are_refused(write: Write) -> None:
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "put a user message before it"),
         ('{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": ""}]}', "is empty"),
         ('{"messages": [{"role": "user", "content": ["u"]}]}', "'content' is a list"),
-        ('{"messages": [{"role": "user", "content": "u", "tool_calls": []}]}', "'tool_calls', which would be lost"),
+        ('{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "thought": "t"}]}',
+         "'thought', which would be lost"),
         ('{"prompt": "a", "completion": [{"role": "user", "content": "u"}]}', "one assistant message"),
         ('{"prompt": [], "completion": "b"}', "'prompt' must be a list of messages"),
     ],

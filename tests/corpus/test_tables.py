@@ -63,7 +63,7 @@ def test_bad_rows_are_refused_at_their_line(write: Write, text: str, said: str) 
 def test_bad_headers_are_refused(write: Write) -> None:
     """A doubled name, or names that mean nothing here."""
     assert "names 'key' twice" in str(refusal(write("a.csv", "key,key\na,b\n")))
-    assert "keys seen: name;number" in str(refusal(write("b.csv", "name;number\na;b\n")))
+    assert "keys seen: name, number; expected" in str(refusal(write("b.csv", "name,number\na,b\n")))
 
 
 def test_long_cells_are_read_and_the_limit_is_put_back(write: Write) -> None:

@@ -219,3 +219,25 @@ def test_the_report_reads_back(check: Checked, capsys: pytest.CaptureFixture[str
     assert main(["show", "check.json"]) == 0
     assert "OK: the plan holds" in capsys.readouterr().out
     assert read_plan(PLAN).status == "ok"
+
+
+def test_line_ends_that_git_changed_are_told_from_changes(check: Checked) -> None:
+    """As core.autocrlf leaves them: read as planned, and said; a change of more is a change."""
+    Path("facts.jsonl").write_bytes(FACTS.replace("\n", "\r\n").encode())
+    code, found = check()
+    assert (code, found["status"], found["stale"]) == (0, "ok", [])
+    assert any("facts.jsonl: only its line ends changed" in warning for warning in found["warnings"])
+    Path("facts.jsonl").write_bytes(FACTS.replace("\n", "\r\n").replace("2", "3").encode())
+    code, found = check()
+    assert (code, found["stale"]) == (3, ["facts.jsonl changed"])
+
+
+def test_a_file_that_is_new_in_a_folder_is_named(committed: Plan, check: Checked) -> None:
+    """Also one that a pattern matches only now; a blank one holds nothing."""
+    corpus = committed.corpus.model_copy(update={"named": ("facts*.jsonl",)})
+    write_plan(_edited(committed, corpus=corpus), PLAN)
+    Path("facts-blank.jsonl").write_text("\n", "utf-8")
+    assert check()[0] == 0
+    Path("facts2.jsonl").write_text('{"prompt": "C:", "completion": " 3"}\n', "utf-8")
+    code, found = check()
+    assert (code, found["stale"]) == (3, ["facts2.jsonl is new in the corpus"])

@@ -25,7 +25,7 @@ Example:
   lorasize plan facts.csv --field prompt=question --max-bytes "4 MB"
 """
 )
-@click.argument("corpus", nargs=-1, required=True, type=options.any_path)
+@click.argument("corpus", nargs=-1, required=True, type=options.path_or_name)
 @options.all_of(options.model, options.revision, options.device, options.dtype, options.attn)
 @options.all_of(options.quantize, options.device_map)
 @click.option("--calibration", type=options.existing_file, help="Calibration file, instead of the nearest that fits.")
@@ -49,13 +49,25 @@ Example:
     "--activate-after", metavar="TEXT",
     help="Let the adapter act after this text of every prompt alone; auto: all that the prompts begin with.",
 )  # fmt: skip
-@click.option("--prompt-template", help="Address given to a text passage.")
+@click.option(
+    "--prompt-template", metavar="TEMPLATE",
+    help="Address given to a text passage, prompt of a record; {prompt}, {file}, {number} or any column.",
+)  # fmt: skip
 @click.option("--passage-tokens", type=click.IntRange(min=8), default=512, show_default=True, help="Longest passage.")
 @click.option(
     "--field", "fields", callback=options.assignments, metavar="NAME=COLUMN", multiple=True,
     help="Column of a role, such as prompt=question; repeatable.",
 )  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(options.FORMATS), default="auto", show_default=True)
+@click.option(
+    "--columns", type=click.Choice(options.COLUMNS), default="warn", show_default=True,
+    help="Columns that are neither used nor named: strict is an error.",
+)  # fmt: skip
+@click.option("--system", metavar="TEXT", help="System turn of chats that have none.")
+@click.option(
+    "--chat-template-kwargs", metavar="JSON", callback=options.json_object,
+    help="Given to the model's chat template, such as '{\"enable_thinking\": false}'.",
+)  # fmt: skip
 @click.option(
     "--secrets", type=click.Choice(options.LEVELS), default="warn", show_default=True,
     help="Lines that look like credentials or personal data.",
@@ -65,16 +77,17 @@ Example:
 @options.out(PLAN_FILE, "Plan file.")
 @options.output
 @click.pass_obj
-def plan(invocation: Invocation, /, corpus: tuple[Path, ...], **chosen: Any) -> int:
+def plan(invocation: Invocation, /, corpus: tuple[str, ...], **chosen: Any) -> int:
     """Find the smallest adapter that will hold CORPUS word for word.
 
-    CORPUS is text, Markdown, JSONL, CSV, TSV or Parquet. Exits with 1 over budget and with 5 when no rank can hold it.
+    CORPUS is text, Markdown, JSON, JSONL, CSV, TSV or Parquet, .gz or .zst of them, a folder, a pattern, - for standard
+    input, or hf://datasets/OWNER/NAME. Exits with 1 over budget and with 5 when no rank can hold it.
     """
     targets = parse_reports(chosen["reports"])
-    spare_inputs(targets, (*corpus, chosen["calibration"], chosen["compare"]))
+    spare_inputs(targets, (*map(Path, corpus), chosen["calibration"], chosen["compare"]))
     spare(chosen["out"], "lorasize.plan")
     invocation.model = chosen["model"]
-    invocation.corpus = tuple(map(str, corpus))
+    invocation.corpus = corpus
     from lorasize import models
     from lorasize.artifacts.plans import read_plan, write_plan
     from lorasize.cli import companions
@@ -106,7 +119,8 @@ def _plan_options(chosen: dict[str, Any]) -> PlanOptions:
     return PlanOptions(
         reading=Reading(
             format=chosen["format_"], fields=dict(chosen["fields"]), prompt_template=chosen["prompt_template"],
-            passage_tokens=chosen["passage_tokens"],
+            passage_tokens=chosen["passage_tokens"], columns=chosen["columns"], system=chosen["system"],
+            chat_template_kwargs=chosen["chat_template_kwargs"],
         ),
         target_modules=options.split_modules(chosen["target_modules"]),
         limits=options.limits_of(chosen),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
     with Progress(quiet=chosen["quiet"]) as progress:
         progress.doing("reading the adapter")
         record = adapter_folder.read_record(adapter)
-        encoded = _corpus_of(adapter, record, corpus, invocation.model, revision)
+        encoded, same = _corpus_of(adapter, record, corpus, invocation.model, revision)
         if encoded is None:
             progress.note("the corpus is not at hand: texts are compared by their digests")
         progress.doing("decoding in a fresh process")
@@ -54,7 +55,7 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
             dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"],
             merged=record.recall.merged if chosen["merged"] is None else chosen["merged"],
             attn_implementation=_attn(chosen["attn"], record), notify=progress.decoded,
-            quantize=chosen["quantize_as"], device_map=chosen["device_map"],
+            quantize=chosen["quantize_as"], device_map=chosen["device_map"], same_corpus=same,
         )  # fmt: skip
     emit(report, targets)
     return verdict(report)
@@ -79,22 +80,30 @@ def _attn(asked: str, record: Memorization) -> str:
 
 def _corpus_of(
     adapter: Path, record: Memorization, corpus: tuple[Path, ...], ref: str | None, revision: str | None
-) -> list[EncodedPassage] | None:
-    """The corpus encoded: the files named, else the plan's own while unchanged, else None."""
+) -> tuple[list[EncodedPassage] | None, bool]:
+    """The corpus encoded: the files named, else the plan's own while unchanged, else None.
+
+    And whether it is the plan's byte for byte, with a chat template that may render it otherwise today.
+    """
     from lorasize import models
-    from lorasize.corpus import read_corpus
+    from lorasize.corpus import corpus_sha256, read_corpus
+    from lorasize.corpus.chat_prompt import moves
     from lorasize.corpus.tokens import encode_corpus
     from lorasize.errors import LorasizeError
     from lorasize.models.fingerprint import check_base
 
     planned = record.plan.corpus
     if not corpus and not all(_is_unchanged(Path(file.path), file.sha256) for file in planned.files):
-        return None
-    passages, _ = read_corpus(corpus or [Path(file.path) for file in planned.files], planned.reading)
+        return None, False
+    named = corpus or [Path(file.path) for file in planned.files]
+    passages, files = read_corpus(named, planned.reading, planned.files)
+    same = corpus_sha256(files) == planned.sha256
     folder = models.resolve(ref, revision) if ref else models.recorded_base(adapter, record, revision)
     try:
         tokenizer = models.load_tokenizer(folder)
-        return encode_corpus(passages, tokenizer, planned.reading, models.max_positions(folder), models.n_ids(folder))
+        sizes = models.max_positions(folder), models.n_ids(folder)
+        encoded = encode_corpus(passages, tokenizer, planned.reading, *sizes)
+        return encoded, same and moves(tokenizer, passages, planned.reading)
     except LorasizeError:
         # another base explains more
         check_base(record.model_fingerprint, models.fingerprint(folder), ref or record.plan.model.ref)
@@ -102,6 +111,10 @@ def _corpus_of(
 
 
 def _is_unchanged(path: Path, sha256: str) -> bool:
+    """Whether a file is as it was, but perhaps for its line ends."""
     from lorasize.artifacts.files import file_sha256
+    from lorasize.corpus.files import as_planned, read_bytes
 
-    return path.is_file() and file_sha256(path) == sha256
+    if not path.is_file():
+        return False
+    return file_sha256(path) == sha256 or hashlib.sha256(as_planned(read_bytes(path), sha256)).hexdigest() == sha256

@@ -72,6 +72,9 @@ def plan_facts(plan: Plan) -> Iterator[Fact]:
     yield "demand", corpus
     if plan.demand is not None:
         yield from _demand_facts(plan.demand, plan.corpus.n_passages)
+    if (sent := plan.corpus.sample) is not None:
+        edges = f"{' '.join(map(str, sent.first_ids))} … {' '.join(map(str, sent.last_ids))}"
+        yield "prompt as sent", f"{sent.passage}: {sent.text!r} · {count(sent.n_ids, 'id')}: {edges}"
     if (update := plan.update) is not None:
         yield "update", (
             f"{update.n_changed} changed, {update.n_added} added, {update.n_removed} removed, {update.n_unchanged} "
