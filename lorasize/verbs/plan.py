@@ -6,7 +6,7 @@ that no rank can recall is found from its token ids alone, before any weights ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,8 +164,7 @@ def plan(
     sent = look_at_prompts(folder.tokenizer, found.passages, options.reading)
     encoded = tuple(encode_corpus(found.passages, folder.tokenizer, sent.reading, folder.max_positions, folder.n_ids))
     around = told_of(folder.tokenizer) if any(not one.passage.messages for one in encoded) else Told()
-    said = (*found.notes, *sent.notes, several_prompts(encoded))
-    notes = (*filter(None, said), *notes, *around.warnings)
+    notes = (*found.notes, *sent.notes, *filter(None, [several_prompts(encoded)]), *notes, *around.warnings)
     weights = folder.quantized_as(quantization)
     old = None if options.base_adapter is None else read_base_adapter(options.base_adapter, folder.fingerprint, ref)
     activation, encoded = _activation(options, old, encoded, folder)
@@ -186,9 +185,7 @@ def plan(
     if hard.narrow:
         notes = (*notes, narrow_note(encoded, hard.narrow, folder.decode))
     calibration = source if own else _moved_over(source, base, ref)
-    if not own:
-        passed_over = near_misses(folder.fingerprint, ref, where.type, model.dtype, RECIPE, quantization=weights)
-        notes = (*notes, *(f"A calibration that does not fit: {reason}" for reason in passed_over))
+    notes = notes if own else (*notes, *_passed_over(folder, model, where.type))
     losses = base_losses(base, encoded)
     made = _made(known, calibration, source, base, losses, options)
     if made.adapter is not None:
@@ -198,6 +195,13 @@ def plan(
     serving = made.serving and made.serving.model_copy(update={"notes": (*made.serving.notes, *around.notes)})
     told = {"warnings": (*made.warnings, *notes, *_spread(base)), "secrets": findings, "serving": serving}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
+
+
+def _passed_over(folder: models.ModelFolder, model: PlanModel, device_type: str) -> Iterator[str]:
+    """Notes on calibrations of the user's that do not fit."""
+    wanted = (folder.fingerprint, model.ref, device_type, model.dtype, RECIPE)
+    for reason in near_misses(*wanted, quantization=model.quantization):
+        yield f"A calibration that does not fit: {reason}"
 
 
 def _activation(
