@@ -109,7 +109,7 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
     loading = Loading(chosen["attn"], chosen["device_map"])
     how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")}, loading=loading)
     with Progress(quiet=chosen["quiet"]) as progress:
-        progress.expect(plan.prediction)
+        progress.expect(plan.prediction if how.max_drift is None else None)  # it is of another adapter
         progress.doing("loading the model")
         applied = verb.apply(plan, chosen["out"], how, progress.event)
         progress.note(f"wrote {applied.folder}")

@@ -90,7 +90,8 @@ def memorization_facts(m: Memorization) -> Iterator[Fact]:
     if activation is not None:
         yield "acts after", f"{activation_line(activation)}; without it drift is 0 by construction"
     yield "training", f"{m.steps:,} steps · {format_seconds(m.seconds)} · {m.tokens_per_second:,.0f} tokens per second"
-    predicted = m.plan.prediction
+    bounded = m.drift is not None and m.drift.bound is not None  # then another adapter than the plan's was trained
+    predicted = None if bounded else m.plan.prediction
     if predicted is not None:
         yield "predicted", f"{predicted.steps.point:,.0f} steps · {format_seconds(predicted.seconds.point)}"
     if m.escalations and m.plan.adapter is not None and predicted is not None:
