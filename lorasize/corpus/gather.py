@@ -55,8 +55,8 @@ def gather(named: Sequence[Path | str]) -> Gathered:
             files.append(_from_stdin(notes))
         elif re.match(r"hf:/", name):
             files.append(_from_hub(name, notes))
-        elif path.is_dir() or (_MAGIC.search(name) and not os.path.lexists(path)):
-            more = _of_folder(path, notes) if path.is_dir() else _of_pattern(name)
+        elif os.path.isdir(name) or (_MAGIC.search(name) and not os.path.lexists(path)):
+            more = _of_folder(path, notes) if os.path.isdir(name) else _of_pattern(name)
             fresh = [one for one in more if one not in files]
             files += fresh
             found |= set(fresh)
@@ -89,22 +89,25 @@ def _suffix(path: Path) -> str:
 def _of_pattern(pattern: str) -> list[Path]:
     """The files that a pattern matches, hidden and ignored ones left out."""
     matched = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-    files = [path for path in matched if path.is_file() and not _ignored(path)]
+    files = [path for path in matched if os.path.isfile(path) and not _ignored(path)]
     if not files:
         folder = Path(pattern).parent
-        beside = [one.name for one in folder.iterdir()] if folder.is_dir() else []
+        beside = [one.name for one in folder.iterdir()] if os.path.isdir(folder) else []
         raise CorpusError("no file matches" + near([Path(pattern).name], beside), file=pattern)
     return files
 
 
 def _walked(folder: Path) -> Iterator[Path]:
-    """Every file below, in order of name, but hidden ones and what .gitignore names."""
+    """Every file below, in order of name, but hidden ones and what .gitignore names.
+
+    `os.path` asks what a path is, as Path's methods raise where nobody may look.
+    """
     for place, folders, names in os.walk(folder):
         here = Path(place)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not _ignored(here / name))
         for name in sorted(names):
             path = here / name
-            if not name.startswith(".") and path.is_file() and not _ignored(path):
+            if not name.startswith(".") and os.path.isfile(path) and not _ignored(path):
                 yield path
 
 
@@ -114,11 +117,11 @@ def _ignored(path: Path) -> bool:
     for folder in whole.parents:
         rules = _rules(folder)
         if rules is not None:
-            relative = whole.relative_to(folder).as_posix() + ("/" if path.is_dir() else "")
+            relative = whole.relative_to(folder).as_posix() + ("/" if os.path.isdir(path) else "")
             verdict = rules.check_file(relative).include
             if verdict is not None:
                 return verdict
-        if (folder / ".git").exists():
+        if os.path.lexists(folder / ".git"):
             return False
     return False
 

@@ -26,6 +26,22 @@ SHAPES = [
     {"text": "whole\u2028line é 🙂"},
 ]
 JSONL = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in SHAPES).encode()
+_CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1.50}}}]}
+_TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"minimum": 0}}}]
+CHATS = [
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}], "name": ""}, _CALL,
+                  {"role": "tool", "name": "f", "content": "9"}, {"role": "assistant", "content": "a", "weight": 1}],
+     "tools": _TOOLS, "chat_template_kwargs": {"enable_thinking": False}, "system": "s", "id": 7},
+    {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}],
+     "tools": json.dumps(_TOOLS)},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}, {"from": "human", "value": ""}]},
+    {"instruction": "Give the hour.", "input": "Maple Street", "output": "06:40", "source": None},
+    {"prompts": ["q", [{"role": "user", "content": "q"}]], "completion": 4},
+    {"question": "q", "answer": "a"},
+]  # fmt: skip
+LIST = json.dumps(CHATS, indent=1, ensure_ascii=False).encode()
+LINES = "".join(json.dumps(record) + "\n" for record in CHATS).encode()
+SEMICOLONS = b'sep=;\r\nprompt;completion;note\r\na;"b;c";\r\n'
 CSV = b'key,value,note\r\nNA,007,\r\n"two\r\nlines"," 1,5 ","say ""x"""\r\n\r\nlast,\xc3\xa9,null\r\n'
 TSV = b"prompt\tcompletion\nHolm, Agnes\t04\nBell\tding dong\n"
 LORASIZE_TOML = b"""model = "builtin:smollm2-135m-instruct"

@@ -6,6 +6,7 @@ A reader may succeed, since some damage is harmless, or raise an error of ours w
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import os
@@ -80,12 +81,18 @@ def _journal(path: Path) -> object:
 def light() -> tuple[Reader, ...]:
     """The readers that need no torch."""
     calibration, plan = good.artifacts()[-1], good.artifacts()[-2]
+    named = {"prompt_template": "{instruction} {input}", "columns": "strict"}
     shapes = {"fields": {"prompt": "key", "completion": "value"}}
     return (
         Reader("corpus-text", "corpus.txt", "text", (good.TEXT, good.FENCED), _corpus, 12),
         Reader("corpus-markdown", "corpus.md", "text", (good.TEXT, good.FENCED), _corpus, 12),
         Reader("corpus-jsonl", "corpus.jsonl", "jsonl", (good.JSONL, *good.JSONL.splitlines()), _corpus, 40),
         Reader("corpus-fields", "corpus.jsonl", "jsonl", (good.JSONL.splitlines()[1],), partial(_corpus, **shapes), 8),
+        Reader("corpus-json", "corpus.json", "json", (good.LIST, good.LINES.splitlines()[0]), _corpus, 40),
+        Reader("corpus-chats", "corpus.jsonl", "jsonl", (good.LINES, *good.LINES.splitlines()), _corpus, 40),
+        Reader("corpus-template", "corpus.jsonl", "jsonl", (good.LINES.splitlines()[3],), partial(_corpus, **named), 8),
+        Reader("corpus-packed", "corpus.jsonl.gz", "bytes", (gzip.compress(good.LINES, mtime=0),), _corpus, 12),
+        Reader("corpus-semicolons", "corpus.csv", "table", (good.SEMICOLONS,), _corpus, 12),
         Reader("corpus-csv", "corpus.csv", "table", (good.CSV,), _corpus, 20),
         Reader("corpus-tsv", "corpus.tsv", "table", (good.TSV,), _corpus, 10),
         Reader("corpus-parquet", "corpus.parquet", "bytes", good.parquet(), _corpus, 12),
