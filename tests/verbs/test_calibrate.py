@@ -23,6 +23,7 @@ from lorasize.probing.search import ProbeReport
 from lorasize.probing.sites import calibrated_sites, layer_sets
 from lorasize.records import Calibration, Observation, ProbeSpec, Site
 from lorasize.training import Trainer, TrainingOptions
+from lorasize.training.control import OtherText
 from lorasize.verbs import calibrate as calibration
 from lorasize.verbs.calibrate import calibrate
 
@@ -66,11 +67,11 @@ def test_a_probe_sees_what_it_does_to_other_text(torch: Any, base: BaseModel) ->
     seen = run_probe(base, spec(max_steps=20))
     adapted = adapters.attach(base.model, Site(target_modules=("up_proj",), layers_to_transform=(2,)), 1, 0)
     watched = windows(neutral_text(), base.tokenizer, base.max_positions - 1, base.n_ids)
-    trainer = Trainer(adapted, [probe_passage(base, spec())], TrainingOptions(max_steps=20), watched)
+    trainer = Trainer(adapted, [probe_passage(base, spec())], TrainingOptions(max_steps=20), OtherText({"neutral": watched}))
     for _ in trainer.steps():
         pass
-    assert trainer.retained is not None
-    assert seen.drift == pytest.approx(trainer.retained.measure(), abs=1e-4)
+    assert trainer.control is not None
+    assert seen.drift == pytest.approx(trainer.control.measure().nats, abs=1e-4)
     assert abs(seen.drift or 0.0) > 1e-3
     adapters.detach(adapted)
 
