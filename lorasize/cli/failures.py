@@ -123,7 +123,11 @@ def _corpus_hint(error: errors.CorpusError, invocation: Invocation) -> str:
     if command == "apply" and error.file and error.file not in invocation.corpus:
         return "--retain names the text that must not suffer: another or a longer one"
     if command == "plan" and error.file and error.line is None and not os.path.lexists(error.file):
-        return "name a file that is there: text, Markdown, JSONL, CSV, TSV or Parquet"
+        return "name a file that is there: text, Markdown, JSON, JSONL, CSV, TSV or Parquet"
+    if command == "plan" and "neither used nor named" in str(error):
+        return "--prompt-template and --field name columns; --columns warn goes on all the same"
+    if command == "plan" and "as it stands" in str(error):
+        return "--format json, jsonl, csv or tsv reads records, --format text takes it as it stands"
     if command == "plan" and "extractable" in str(error):
         return "--secrets warn goes on all the same, --secrets off does not look"
     return {

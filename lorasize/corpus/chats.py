@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from lorasize.corpus.heard import Heard, is_blank
 from lorasize.corpus.place import Place
-from lorasize.corpus.tables import Record
+from lorasize.corpus.tables import Record, name_of
 from lorasize.records import Passage
 
 BESIDE = ("system", "tools", "chat_template_kwargs")  # columns that a chat uses where they stand beside it
@@ -38,24 +38,25 @@ def read_turns(at: Place, value: object, name: str) -> list[Turn]:
     """The chat turns, of which there is at least one."""
     if not isinstance(value, list) or not value:
         raise at.error(f"{name!r} must be a list of messages with role and content (or from and value)")
-    return [_turn(at, message, name) for message in value]
+    return [_turn(at, message, f"message {number} in {name!r}") for number, message in enumerate(value, start=1)]
 
 
 def _turn(at: Place, message: object, name: str) -> Turn:
     if not isinstance(message, dict):
-        raise at.error(f"each message in {name!r} must have role and content, or from and value")
+        raise at.error(f"{name} is {name_of(message)}; it must have role and content, or from and value")
     said = {key: value for key, value in message.items() if not is_blank(value)}
     speaker, words = ("from", "value") if "from" in said and "role" not in said else ("role", "content")
     calls = any(key in said for key in _CALLS)
     if speaker not in said or words not in message and not calls:
-        raise at.error(f"each message in {name!r} must have role and content, or from and value")
+        seen = ", ".join(map(str, message)) or "nothing"
+        raise at.error(f"{name} must have role and content, or from and value; it has {seen:.200}")
     role = at.string(said[speaker], speaker)
     role = _ROLES.get(role, role) if speaker == "from" else role
     content = "" if calls and words not in said else at.string(_parts(at, message[words]), words)
     silent = _why_silent(at, role, said, calls=calls)
     more = {key: value for key, value in said.items() if key not in (speaker, words, *_WEIGHTS)}
     if role == "assistant" and not silent and more:
-        raise at.error(f"an assistant's message has {next(iter(more))!r:.80}, which would be lost; remove it")
+        raise at.error(f"{name} is the assistant's and has {next(iter(more))!r:.80}, which would be lost; remove it")
     return Turn(role, content, at.plain(more), silent)
 
 
@@ -101,7 +102,7 @@ def chat_passages(
     """One passage for each turn of the assistant's from the first of these on, given all turns before it."""
     trained = [k for k, turn in enumerate(turns) if k >= first and turn.role == "assistant" and not turn.silent]
     if not trained:
-        raise at.error("no assistant message, so there is nothing to memorise")
+        raise at.error("no assistant message, so there is nothing to memorise; add one, or take the record out")
     if turns[0].role == "assistant":
         raise at.error("the first message is the assistant's; put a user message before it")
     for why in dict.fromkeys(turn.silent for turn in turns[first:] if turn.silent):

@@ -40,8 +40,9 @@ def read_bytes(path: Path) -> bytes:
         raise CorpusError(f"cannot be read: {error.strerror or error}", file=str(path)) from error
     if path.is_dir():
         raise CorpusError("this is a folder, not a file", file=str(path))
-    why = f"larger than {MAX_BYTES // 10**9} GB" if path.is_file() else "not a regular file"
-    raise CorpusError(f"{why}, so it is not read", file=str(path))
+    if path.is_file():
+        raise CorpusError(f"larger than {MAX_BYTES // 10**9} GB, so it is not read; split it", file=str(path))
+    raise CorpusError("not a regular file, so it is not read; write what it holds to one", file=str(path))
 
 
 def as_planned(data: bytes, sha256: str) -> bytes:
@@ -72,9 +73,10 @@ def unpacked(path: Path, data: bytes) -> bytes:
     except ImportError:
         raise CorpusError("reading .zst needs pyarrow: pip install 'lorasize[parquet]'", file=str(path)) from None
     except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's errors are OSErrors or ValueErrors
-        raise CorpusError(f"not whole {kind}: {' '.join(str(error).split()):.200}", file=str(path)) from None
+        why = " ".join(str(error).split())
+        raise CorpusError(f"not whole {kind}: {why:.200}; fetch or pack it again", file=str(path)) from None
     if len(inside) > MAX_BYTES:
-        raise CorpusError(f"holds more than {MAX_BYTES // 10**9} GB, so it is not read", file=str(path))
+        raise CorpusError(f"holds more than {MAX_BYTES // 10**9} GB, so it is not read; split it", file=str(path))
     return inside
 
 

@@ -147,9 +147,13 @@ def _prompts(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) 
 
 
 def _alpaca(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> Iterator[Passage]:
-    """An instruction, its input on the next line where there is one, and the output."""
+    """An instruction, its input on the next line where there is one, and the output.
+
+    Where the prompt template names the input itself, the prompt is the instruction alone.
+    """
     instruction, output = columns
-    parts = [at.string(record[name], name) for name in (instruction, "input") if not is_blank(record.get(name))]
+    names = [instruction, *(() if "input" in template_fields(asked.reading.prompt_template) else ("input",))]
+    parts = [at.string(record[name], name) for name in names if not is_blank(record.get(name))]
     passage = at.passage(at.target(record[output], output), "\n".join(parts))
     yield _with_columns(at, passage, record, (instruction, "input"), (*columns, "input"), asked)
 

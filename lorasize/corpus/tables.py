@@ -205,7 +205,8 @@ def _csv_rows(file: str, text: str, delimiter: str) -> Iterator[tuple[int, list[
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise CorpusError(f"malformed row: {error}", file=file, line=line) from None
+            way = "put quotes around a field that holds quotes, and double those"
+            raise CorpusError(f"malformed row: {error}; {way}", file=file, line=line) from None
         finally:
             csv.field_size_limit(limit)
         if row is None:
@@ -230,7 +231,8 @@ def parquet_records(file: str, data: bytes) -> Iterator[tuple[int, Record]]:
         shorten = {field.name: _shortened(field.type) for field in table.schema}
         rows = table.to_pylist()
     except Exception as error:  # pyarrow raises a dozen kinds
-        raise CorpusError(f"not a Parquet file: {' '.join(str(error).split()):.200}", file=file) from None
+        why = " ".join(str(error).split())
+        raise CorpusError(f"not a Parquet file: {why:.200}; fetch or write it again", file=file) from None
     for number, row in enumerate(rows, start=1):
         yield number, {name: shorten[name](value) for name, value in row.items()}
 

@@ -246,7 +246,8 @@ def _render_chat(passage: Passage, encoding: Encoding) -> str:
     try:
         return rendered(encoding.tokenizer, passage, encoding.reading)
     except Exception as error:  # a template is a program of the model's author and may raise anything
-        raise _error(passage, f"the model's chat template refuses these messages: {error}") from error
+        why = " ".join(str(error).split())
+        raise _error(passage, f"the model's chat template refuses these messages: {why:.300}") from error
 
 
 def _encode_record(passage: Passage, name: str, number: int, encoding: Encoding) -> EncodedPassage:

@@ -169,7 +169,9 @@ FILES = {
     "packed, by no name": File("f.jsonl", gzip.compress(b"x", mtime=0), "packed by gzip, not JSONL: name it .gz"),
     "packed, damaged": File("f.txt.gz", gzip.compress(b"x" * 99, mtime=0)[:-9], "not whole gzip"),
     # Templates.
-    "a template of columns": File("f.jsonl", lines(BAKERY), [("Give the opening hour.\nMaple Street bakery", "06:40")],
+    "2 a template": File("f.jsonl", lines(BAKERY), [("Give the opening hour.", "06:40")],
+                         reading={"prompt_template": "{prompt} {input}"}),
+    "a template of columns": File("f.jsonl", lines(BAKERY), [("Give the opening hour.", "06:40")],
                                   reading={"prompt_template": "{instruction} [{input}]"}),
     "a template that loses": File("f.jsonl", lines(BAKERY), "would lose its prompt ('input')",
                                   reading={"prompt_template": "{instruction}"}),

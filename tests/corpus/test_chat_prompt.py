@@ -141,6 +141,17 @@ def test_several_prompts_of_one_target_are_counted(tokenizer: PreTrainedTokenize
     assert several_prompts(encoded[1:]) == ""
 
 
+@pytest.mark.parametrize("fields", [{}, {"prompt": "instruction", "completion": "output"}])
+def test_a_template_fills_in_any_column(
+    fields: dict[str, str], tokenizer: PreTrainedTokenizerBase, write: Write
+) -> None:
+    """Once each, and other braces stay."""
+    how = Reading(prompt_template="{prompt} {input} {x y}:", fields=fields)
+    path = write("a.jsonl", '{"instruction": "Give the hour.", "input": "Maple Street", "output": "06:40"}\n')
+    (one,) = encode_corpus(read([path], how).passages, tokenizer, how, 256)
+    assert one.passage.prompt == "Give the hour. Maple Street {x y}:"
+
+
 @pytest.mark.parametrize("name", ["f.safetensors", "config.json"])
 def test_a_model_that_is_a_pointer_says_so(name: str, tmp_path: Path) -> None:
     from lorasize.errors import ModelError

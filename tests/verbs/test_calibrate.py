@@ -67,7 +67,8 @@ def test_a_probe_sees_what_it_does_to_other_text(torch: Any, base: BaseModel) ->
     seen = run_probe(base, spec(max_steps=20))
     adapted = adapters.attach(base.model, Site(target_modules=("up_proj",), layers_to_transform=(2,)), 1, 0)
     watched = windows(neutral_text(), base.tokenizer, base.max_positions - 1, base.n_ids)
-    trainer = Trainer(adapted, [probe_passage(base, spec())], TrainingOptions(max_steps=20), OtherText({"neutral": watched}))
+    other = OtherText({"neutral": watched})
+    trainer = Trainer(adapted, [probe_passage(base, spec())], TrainingOptions(max_steps=20), other)
     for _ in trainer.steps():
         pass
     assert trainer.control is not None

@@ -15,6 +15,7 @@ from lorasize.records import (
     Estimate,
     Plan,
     Prediction,
+    PromptSample,
 )
 from lorasize.report.facts import Fact, Listing
 from lorasize.report.text import count, format_chance, layers, quote
@@ -73,8 +74,7 @@ def plan_facts(plan: Plan) -> Iterator[Fact]:
     if plan.demand is not None:
         yield from _demand_facts(plan.demand, plan.corpus.n_passages)
     if (sent := plan.corpus.sample) is not None:
-        edges = f"{' '.join(map(str, sent.first_ids))} … {' '.join(map(str, sent.last_ids))}"
-        yield "prompt as sent", f"{sent.passage}: {sent.text!r} · {count(sent.n_ids, 'id')}: {edges}"
+        yield "prompt as sent", f"{sent.passage}: {sent.text!r} · {count(sent.n_ids, 'id')}: {_edges(sent)}"
     if (update := plan.update) is not None:
         yield "update", (
             f"{update.n_changed} changed, {update.n_added} added, {update.n_removed} removed, {update.n_unchanged} "
@@ -92,6 +92,12 @@ def plan_facts(plan: Plan) -> Iterator[Fact]:
         if rank is not None and not any("max_lora_rank" in note for note in notes):
             notes.append(f"vLLM: max_lora_rank {rank}")
         yield "serving", " · ".join(notes)
+
+
+def _edges(sent: PromptSample) -> str:
+    """The ids of a prompt, but for its middle where it is long."""
+    first, last = (" ".join(map(str, ids)) for ids in (sent.first_ids, sent.last_ids))
+    return first if sent.n_ids <= len(sent.first_ids) else f"{first} … {last}"
 
 
 def _demand_facts(demand: Demand, n_passages: int) -> Iterator[Fact]:
