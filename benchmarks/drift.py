@@ -48,7 +48,7 @@ UNSEEN = (ROOT / "LICENSE").read_text(encoding="utf-8")[:2000]
 
 def loss(base: models.BaseModel, text: str) -> float:
     """Mean loss of a text by the plain model, whatever adapter is in it, nats per token."""
-    return float(torch.cat(base_losses(base, windows(text, base.tokenizer, base.max_positions - 1))).mean())
+    return float(torch.cat(base_losses(base, windows(text, base.tokenizer, base.max_positions - 1, base.n_ids))).mean())
 
 
 def run(base: models.BaseModel, sized: Any, seed: int, bound: float | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lorasize.corpus.heard import Heard, is_blank
+from lorasize.corpus.left_out import LeftOut, is_blank
 from lorasize.corpus.place import Place
 from lorasize.corpus.tables import Record, name_of
 from lorasize.records import Passage
@@ -97,7 +97,7 @@ def with_system(at: Place, turns: Sequence[Turn], column: object, default: str |
 
 
 def chat_passages(
-    at: Place, turns: Sequence[Turn], record: Record, heard: Heard, first: int = 0
+    at: Place, turns: Sequence[Turn], record: Record, left_out: LeftOut, first: int = 0
 ) -> Iterator[Passage]:
     """One passage for each turn of the assistant's from the first of these on, given all turns before it."""
     trained = [k for k, turn in enumerate(turns) if k >= first and turn.role == "assistant" and not turn.silent]
@@ -106,9 +106,9 @@ def chat_passages(
     if turns[0].role == "assistant":
         raise at.error("the first message is the assistant's; put a user message before it")
     for why in dict.fromkeys(turn.silent for turn in turns[first:] if turn.silent):
-        heard.silent(str(at), why)
+        left_out.silent(str(at), why)
     if after := [turn.role for turn in turns[trained[-1] + 1 :] if not turn.silent]:
-        heard.silent(f"{at} ({', '.join(after):.80})", "as no turn of the assistant's follows")
+        left_out.silent(f"{at} ({', '.join(after):.80})", "as no turn of the assistant's follows")
     for k in trained:
         target = at.target(turns[k].content, "content")
         messages = [(turn.role, turn.content) for turn in turns[:k]]

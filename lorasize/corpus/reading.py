@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lorasize.corpus.files import PACKED, as_planned, decode, read_bytes, unpacked
 from lorasize.corpus.gather import gather
-from lorasize.corpus.heard import Heard
+from lorasize.corpus.left_out import LeftOut
 from lorasize.corpus.looks import refuse_other
 from lorasize.corpus.place import Place
 from lorasize.corpus.shapes import Asked, record_passages, shapes_of
@@ -79,15 +79,15 @@ def read(
     """
     if not paths:
         raise CorpusError("no corpus file was named")
-    heard = Heard(strict=reading.columns == "strict")
-    asked = Asked(reading, shapes_of(reading.fields), heard)
+    left_out = LeftOut(strict=reading.columns == "strict")
+    asked = Asked(reading, shapes_of(reading.fields), left_out)
     passages: list[Passage] = []
     files: list[CorpusFile] = []
     seen: set[str] = set()
     known = {file.path: file.sha256 for file in planned}
     gathered = gather(paths)
     for note in gathered.notes:
-        heard.say(note)
+        left_out.say(note)
     for path in gathered.files:
         if (real := os.path.realpath(path)) in seen:
             raise CorpusError("this file is named twice; name it once", file=str(path))
@@ -95,10 +95,10 @@ def read(
         data = read_bytes(path)
         if (was := known.get(str(path))) is not None and (before := as_planned(data, was)) != data:
             data = before
-            heard.say(_LINE_ENDS.format(file=path))
+            left_out.say(_LINE_ENDS.format(file=path))
         found = list(_read_passages(path, data, asked))
         if not found and path in gathered.found:
-            heard.say(f"{path}: not read, as it is empty or blank.")
+            left_out.say(f"{path}: not read, as it is empty or blank.")
             continue
         if not found:
             raise CorpusError("no passage in it: the file is empty or blank", file=str(path))
@@ -107,9 +107,9 @@ def read(
     if not files:
         raise CorpusError("no passage in any of its files", file=str(paths[0]))
     if reading.columns == "ignore":
-        heard.unused.clear()
+        left_out.unused.clear()
     named = tuple(map(str, paths)) if gathered.found else ()
-    return Corpus(unique_ids(passages), tuple(files), tuple(heard.sentences()), tuple(sorted(heard.unused)), named)
+    return Corpus(unique_ids(passages), tuple(files), tuple(left_out.sentences()), tuple(sorted(left_out.unused)), named)
 
 
 def corpus_sha256(files: Iterable[CorpusFile]) -> str:
@@ -143,11 +143,11 @@ def _read_passages(path: Path, data: bytes, asked: Asked) -> Iterator[Passage]:
     if kind in ("text", "markdown"):
         yield from _text_passages(file, data, fences=kind == "markdown")
         return
-    for line, record in _records(file, data, kind, asked.heard):
+    for line, record in _records(file, data, kind, asked.left_out):
         yield from record_passages(Place(file, line), record, asked)
 
 
-def _records(file: str, data: bytes, kind: str, heard: Heard) -> Iterator[tuple[int, Record]]:
+def _records(file: str, data: bytes, kind: str, left_out: LeftOut) -> Iterator[tuple[int, Record]]:
     if kind == "parquet":
         return parquet_records(file, data)
     if kind in ("json", "jsonl"):
@@ -155,7 +155,7 @@ def _records(file: str, data: bytes, kind: str, heard: Heard) -> Iterator[tuple[
     usual = "\t" if kind == "tsv" else ","
     delimiter = delimiter_of(data, usual)
     if delimiter != usual:
-        heard.say(f"{file}: its columns are parted by {DELIMITERS.get(delimiter, repr(delimiter))}, as its header is.")
+        left_out.say(f"{file}: its columns are parted by {DELIMITERS.get(delimiter, repr(delimiter))}, as its header is.")
     return csv_records(file, data, delimiter)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from lorasize.corpus.chats import BESIDE, Turn, chat_passages, read_turns, with_system
 from lorasize.corpus.files import near
-from lorasize.corpus.heard import Heard, is_blank
+from lorasize.corpus.left_out import LeftOut, is_blank
 from lorasize.corpus.place import Place
 from lorasize.corpus.tables import Record
 from lorasize.errors import CorpusError
@@ -47,11 +47,11 @@ _MORE = (
 
 @dataclass(frozen=True)
 class Asked:
-    """How records are to be read: the reading, the shapes by it, and what was heard."""
+    """How records are to be read: the reading, the shapes by it, and what is left out, to be said."""
 
     reading: Reading
     shapes: tuple[Shape, ...]
-    heard: Heard
+    left_out: LeftOut
 
 
 def shapes_of(fields: Mapping[str, str]) -> tuple[Shape, ...]:
@@ -167,10 +167,10 @@ def _chat(
 ) -> Iterator[Passage]:
     """The passages of a chat, of all its turns or of its last ones."""
     turns = with_system(at, turns, record.get("system"), asked.reading.system)
-    asked.heard.columns(at.file, at.line, record, (*columns, *BESIDE))
+    asked.left_out.columns(at.file, at.line, record, (*columns, *BESIDE))
     if asked.reading.prompt_template is not None:
-        asked.heard.say("The prompt template is not used for chats: the model's chat template renders them.")
-    yield from chat_passages(at, turns, record, asked.heard, 0 if last is None else len(turns) - last)
+        asked.left_out.say("The prompt template is not used for chats: the model's chat template renders them.")
+    yield from chat_passages(at, turns, record, asked.left_out, 0 if last is None else len(turns) - last)
 
 
 def _text(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> Iterator[Passage]:
@@ -191,7 +191,7 @@ def _with_columns(
     """
     template = asked.reading.prompt_template
     named = [name for name in template_fields(template) if name in record]
-    asked.heard.columns(at.file, at.line, record, (*used, *named))
+    asked.left_out.columns(at.file, at.line, record, (*used, *named))
     if template is None:
         return passage
     lost = [name for name in prompt if name not in named and not is_blank(record.get(name))]

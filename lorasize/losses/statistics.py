@@ -4,7 +4,7 @@ For each adapted matrix W two statistics over general text: C = E[x xᵀ] of its
 where g is the gradient at its outputs of the loss of labels that are drawn from the model's own predictions. Then
 ½ · tr(ΔWᵀ G ΔW C) is how far a small change ΔW moves the predictions on such text: KL(base ‖ changed), nats per token.
 
-Source: Martens & Grosse 2015 (K-FAC); a diagonal G suffices: docs/log/harm.md#which-part-of-the-bound-carries.
+Source: Martens & Grosse 2015 (K-FAC); with a diagonal G the bound was kept: docs/log/harm.md#a-bound-on-drift.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lorasize.losses.token_losses import drawn_gradient
 from lorasize.models import BaseModel, decoder_layers
 from lorasize.models.shapes import stack_path
 
-TOKENS_OF_A_KIND = 512  # of general text, two windows: docs/log/harm.md#which-part-of-the-bound-carries
+TOKENS_OF_A_KIND = 512  # of general text, two windows: docs/log/harm.md#how-hard-to-pull
 _BATCH = 1024  # positions at once; not tuned
 _VERSION = "1"  # of what is measured, and of the general text
 

@@ -23,9 +23,14 @@ def rules_of_thumb(linear_parameters_per_rank: int, n_tokens: int) -> RulesOfThu
     )
 
 
+def vllm_rank(rank: int) -> int | None:
+    """The least max_lora_rank with which vLLM takes an adapter of this rank; None where it takes none."""
+    return next((r for r in VLLM_RANKS if r >= rank), None)
+
+
 def serving(adapter: AdapterSpec, serve: Serve) -> Serving:
     """What the inference engine must be told. vLLM takes only certain values of max_lora_rank, at most 512."""
-    bucket = next((r for r in VLLM_RANKS if r >= adapter.rank), None)
+    bucket = vllm_rank(adapter.rank)
     notes = {
         "peft": "PEFT loads the folder as it is.",
         "vllm": f"Start vLLM with max_lora_rank {bucket} (its default is {VLLM_DEFAULT_RANK}).",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Literal
 
@@ -229,7 +230,10 @@ class Drift(BaseModel):
         if self.bound is None:
             return 0.0
         worst = max((kind.divergence for kind in self.kinds), default=0.0)
-        return max(self.moved, worst / WORST_KIND) / self.bound
+        moved = max(self.moved, worst / WORST_KIND)
+        if self.bound == 0.0:
+            return math.inf if moved > 0.0 else 0.0
+        return moved / self.bound
 
     @property
     def broken(self) -> bool:

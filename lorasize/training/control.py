@@ -29,8 +29,6 @@ from lorasize.training.guard import Guard, GuardState
 if TYPE_CHECKING:
     from peft import PeftModel
 
-
-
 # Tokens of each kind of text that is watched, of each that is shown, and of the user's own; not tuned.
 TOKENS_WATCHED, TOKENS_SHOWN, TOKENS_RETAINED = 96, 160, 2048
 WATCHED_SHARE = 0.75  # of the bound, that what is watched must keep: what is shown is other text; not tuned
@@ -93,9 +91,14 @@ class Control:
                     one = torch.cat([piece.sum(dim=0), piece.new_tensor([len(piece)])])
                     sums[kind] = sums[kind] + one if kind in sums else one
         self.drift, self.waited = _record(sums, self.bound), 0
-        if self.guard is not None and self.drift.broken:
-            self.guard.harden()
         return self.drift
+
+    def judge(self) -> Drift:
+        """Measure, and pull harder where the bound is broken."""
+        found = self.measure()
+        if self.guard is not None and found.broken:
+            self.guard.harden()
+        return found
 
     def pull(self) -> None:
         """Add to the gradients what holds the adapter back."""
@@ -109,7 +112,7 @@ class Control:
         slow = self.guard.stepped(loss, stubborn=stubborn)
         self.waited += 1
         if slow or (self.harmed and self.waited >= _EVERY):
-            found = self.measure()
+            found = self.judge()
             if slow and found.share_of_bound < _ROOM:
                 self.guard.soften()
 

@@ -2,8 +2,8 @@
 
 Two parts, neither of which costs a forward pass. A is kept out of the directions in which the model's inputs are
 strongest, which all text shares; and what is left of the change is held back by its second-order effect on the
-predictions, ½ · tr(ΔWᵀ G ΔW C) with ΔW = B A (`losses.statistics`). Each alone does not suffice:
-docs/log/harm.md#which-part-of-the-bound-carries.
+predictions, ½ · tr(ΔWᵀ G ΔW C) with ΔW = B A (`losses.statistics`). That form takes positions for independent and
+misses a shift that a whole text shares, which is what the strongest directions carry.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lorasize.models.adapters import adapted_pairs
 if TYPE_CHECKING:
     from peft import PeftModel
 
-SHARE = 0.5  # of the input directions, the strongest, that A is kept out of
-STRENGTH = 1000.0  # of the pull when training begins
-_LEAST, _MOST = 1.0, 1e6
+SHARE = 0.5  # of the input directions, the strongest, that A is kept out of; no other share was tried here
+STRENGTH = 1000.0  # of the pull when training begins: docs/log/harm.md#how-hard-to-pull
+_LEAST, _MOST = 1.0, 1e6  # keep it within numbers that float32 tells apart
 _EVERY = 5  # steps after which progress is judged
 _SLOW = 0.9  # the loss after these steps, as a share of the loss before, above which they were slow
 
@@ -96,15 +96,6 @@ class Guard:
             a_c, g_b = one.a @ one.inputs, one.gradients[:, None] * one.b
             _add(one.a, (one.b.t() @ g_b) @ a_c, self.state.strength)
             _add(one.b, g_b @ (a_c @ one.a.t()), self.state.strength)
-
-    @torch.no_grad()
-    def penalty(self) -> float:
-        """½ · tr(ΔWᵀ G ΔW C), summed over the adapted matrices: KL to second order, nats per token."""
-        found = 0.0
-        for one in self._matrices:
-            bent = one.b.t() @ (one.gradients[:, None] * one.b)
-            found += float((bent * (one.a @ one.inputs @ one.a.t())).sum()) / 2.0
-        return found
 
     def stepped(self, loss: float, *, stubborn: bool) -> bool:
         """After a step: project. Whether stubborn tokens have hardly moved in the last few steps.

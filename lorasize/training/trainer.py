@@ -44,7 +44,7 @@ _CLIP = 1.0  # gradient norm; with and without: docs/log/recipe.md#no-clipping-a
 _MANY = 8  # passages from which memft-sw means the paper's curriculum instead of its window; not tuned
 
 RATE = 0.06  # of Adam: docs/log/recipe.md#other-optimisers-and-objectives-negative
-BOUNDED_RATE = 0.02  # the same under a bound on drift: docs/log/harm.md#which-part-of-the-bound-carries
+BOUNDED_RATE = 0.02  # the same under a bound on drift: docs/log/harm.md#a-bound-on-drift
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Watch = Callable[[Batch, TokenLosses], None]
@@ -281,7 +281,7 @@ class Trainer:
             return False
         self.full_look()
         if self.control is not None and self.control.bound is not None and self._last_passed:
-            self.control.measure()
+            self.control.judge()
         self._state.coarse = self._state.coarse and self._last_passed  # else coarse looks could pass for ever
         return self.passed
 

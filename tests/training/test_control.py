@@ -22,11 +22,11 @@ from lorasize.losses.texts import windows_of
 from lorasize.losses.token_losses import compared
 from lorasize.models import BaseModel, adapters
 from lorasize.records import Drift, Outcome
-from lorasize.training import Trainer, TrainingOptions, guard
-from lorasize.training.control import Control, OtherText
+from lorasize.training import Checkpoint, Trainer, TrainingOptions, guard, read_checkpoint, write_checkpoint
+from lorasize.training.control import Control, OtherText, other_text
 from lorasize.training.guard import Guard
 from lorasize.training.run import ApplyOptions, Session
-from lorasize.verbs.apply import apply, retained_text
+from lorasize.verbs.apply import apply, load_inputs, retained_text
 
 pytestmark = pytest.mark.usefixtures("_same_process")
 
@@ -103,14 +103,8 @@ def test_the_pull_is_the_gradient_of_the_penalty_and_a_stays_outside(torch: Any,
             torch.testing.assert_close(b.grad, wanted[1], rtol=1e-4, atol=1e-5)
             strongest = torch.linalg.eigh(c).eigenvectors[:, -1]
             assert float((a.detach() @ strongest).abs().max()) < 1e-5
-        assert pull.penalty() == pytest.approx(sum(_penalty(known[p], *pair) for p, pair in pairs.items()), rel=1e-4)
     finally:
         adapters.detach(adapted)
-
-
-def _penalty(known: Statistics, a: Any, b: Any) -> float:
-    change = (b @ a).detach()
-    return 0.5 * float((change.T @ (known.gradients[:, None] * change) * known.inputs).sum())
 
 
 def test_windows_cover_a_short_text_and_spread_over_a_long_one(base: BaseModel) -> None:
@@ -151,8 +145,6 @@ def test_drift_is_what_the_plain_model_says(torch: Any, base: BaseModel, encode_
 
 def trained(base: BaseModel, model: Path, corpus: Path, bound: float | None, **options: Any) -> Session:
     plan = plan_by_hand(model, corpus, MLP, 4)
-    from lorasize.verbs.apply import load_inputs
-
     _, encoded = load_inputs(plan, "cpu")
     how = ApplyOptions(device="cpu", max_drift=bound, **options)
     run = Session(base=base, encoded=encoded, plan=plan, options=how, retained=OTHER)
@@ -244,3 +236,39 @@ def test_a_text_that_cannot_be_retained(tmp_path: Path) -> None:
             path.write_bytes(data)
         with pytest.raises(CorpusError, match=said):
             retained_text(path)
+
+
+@pytest.mark.slow
+def test_a_bounded_training_goes_on_as_if_it_had_not_stopped(
+    torch: Any, base: BaseModel, able_llama: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strength, what was last measured, and the adapter: all from a checkpoint on disk."""
+    monkeypatch.setattr(guard, "STRENGTH", 1.0)
+    plan = plan_by_hand(able_llama, corpus, MLP, 4)
+    _, encoded = load_inputs(plan, "cpu")
+    taken: list[Checkpoint] = []
+
+    def train(start: Checkpoint | None) -> tuple[int, list[Any]]:
+        adapted = adapters.attach(base.model, MLP, 16, 0)
+        try:
+            trainer = Trainer(adapted, encoded, TrainingOptions(max_steps=30), other_text(base, adapted, "", 0.5))
+            if start is not None:
+                trainer.restore(start)
+
+            def keep() -> None:
+                if start is None and not taken and trainer.state().state["step"] >= 12:
+                    write_checkpoint(trainer.state(), tmp_path / "c.safetensors")
+                    found = read_checkpoint(tmp_path / "c.safetensors")
+                    assert found is not None
+                    taken.append(found)
+
+            last = list(trainer.steps(keep))[-1]
+            return last.step, [p.detach().clone() for p in adapters.parameters(adapted).values()]
+        finally:
+            adapters.detach(adapted)
+
+    whole = train(None)
+    assert taken[0].state["control"]["guard"]["strength"] != 0.0
+    again = train(taken[0])
+    assert again[0] == whole[0] > 12
+    assert all(torch.equal(a, b) for a, b in zip(whole[1], again[1], strict=True))

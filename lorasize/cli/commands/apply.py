@@ -51,7 +51,7 @@ Example:
     help="Text of yours that must not suffer, 2,048 tokens of it, beside lorasize's own.",
 )  # fmt: skip
 @click.option(
-    "--max-drift", type=options.Finite(min=0.0, min_open=True), metavar="NATS",
+    "--max-drift", type=options.Finite(min=0.0), metavar="NATS",
     help="What other text may move by, nats per token, such as 0.02: on more layers than planned. 0.05 with --retain.",
 )  # fmt: skip
 @click.option("--method", type=click.Choice(options.METHODS), default="memft", show_default=True, help="Objective.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from lorasize.planning.serving import vllm_rank
 from lorasize.records import Memorization, PassageRecall, Prediction, RecallFailure, RecallReport, RecallSummary
 from lorasize.report.facts import Fact, Listing
 from lorasize.report.facts.plan import activation_line, adapter_line
@@ -115,6 +116,8 @@ def memorization_facts(m: Memorization) -> Iterator[Fact]:
                 f"KL from the base model {m.drift.divergence:.3f} nats per token, most for {most.kind} "
                 f"{most.divergence:.3f}; likeliest token unchanged at {same:.0%} of positions"
             )
+    if m.plan.adapter is not None and m.adapter.rank != m.plan.adapter.rank:
+        yield "serving", f"vLLM: max_lora_rank {vllm_rank(m.adapter.rank)}, as the rank is another than the plan's"
     yield "base model", m.plan.model.ref
     yield from (("note", note) for note in m.notes)
     yield from (("warning", warning) for warning in m.recall.warnings or ())

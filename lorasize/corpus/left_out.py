@@ -13,7 +13,7 @@ _PLACES = 3  # of turns named in a sentence
 
 
 @dataclass
-class Heard:
+class LeftOut:
     """What reading came across.
 
     Attributes:
