@@ -109,7 +109,8 @@ def read(
     if reading.columns == "ignore":
         left_out.unused.clear()
     named = tuple(map(str, paths)) if gathered.found else ()
-    return Corpus(unique_ids(passages), tuple(files), tuple(left_out.sentences()), tuple(sorted(left_out.unused)), named)
+    notes, unused = tuple(left_out.sentences()), tuple(sorted(left_out.unused))
+    return Corpus(unique_ids(passages), tuple(files), notes, unused, named)
 
 
 def corpus_sha256(files: Iterable[CorpusFile]) -> str:
@@ -155,7 +156,8 @@ def _records(file: str, data: bytes, kind: str, left_out: LeftOut) -> Iterator[t
     usual = "\t" if kind == "tsv" else ","
     delimiter = delimiter_of(data, usual)
     if delimiter != usual:
-        left_out.say(f"{file}: its columns are parted by {DELIMITERS.get(delimiter, repr(delimiter))}, as its header is.")
+        said = DELIMITERS.get(delimiter, repr(delimiter))
+        left_out.say(f"{file}: its columns are parted by {said}, as its header is.")
     return csv_records(file, data, delimiter)
 
 
