@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from support.action import EXAMPLE, REMAKE, Act, Run
+from support.action import EXAMPLE, REMAKE, STEP, Act, Run
 
 from lorasize.artifacts.plans import read_plan
 
@@ -185,7 +185,8 @@ def test_what_pip_is_asked_for_runs_nothing(text: str, act: Act, tmp_path: Path)
     run = act(version=text, packages=text)
     packages, itself = run.pip
     assert itself[-2:] == ["--", text]
-    assert packages[packages.index("--") + 1 :][4:] == text.partition("\n")[0].split()
+    own = STEP["install"]["env"]["CHECK_PACKAGES"].split()
+    assert packages[packages.index("--") + 1 :] == [*own, *text.partition("\n")[0].split()]
     assert list(tmp_path.rglob("pwned*")) == []
 
 
