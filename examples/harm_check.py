@@ -1,8 +1,8 @@
 """What an adapter does to other text, with stock tools only.
 
-    python harm_check.py BASE_FOLDER ADAPTER_FOLDER [TEXT...] [--json FILE]
+    python harm_check.py BASE_FOLDER ADAPTER_FOLDER [TEXT...] [--tokens N] [--json FILE]
 
-For each text, at most its first 512 tokens: loss without and with the adapter and its growth, nats per token;
+For each text, at most its first 512 tokens, or N: loss without and with the adapter and its growth, nats per token;
 KL(without || with), nats per token; the share of positions whose likeliest next token is unchanged. Without TEXT, the
 texts that lorasize holds out for this are read. lorasize is not imported.
 """
@@ -47,9 +47,9 @@ def compare(before, after, ids):
 
 
 @torch.no_grad()
-def look(model, tokenizer, path):
+def look(model, tokenizer, path, most=MOST):
     """The figures of one text."""
-    most = min(MOST, getattr(model.config, "max_position_embeddings", None) or MOST)
+    most = min(most, getattr(model.config, "max_position_embeddings", None) or most)
     text = path.read_text(encoding="utf-8")
     ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=most).input_ids.to(model.device)
     n = ids.shape[1] - 1
@@ -89,6 +89,7 @@ def main():
     parser.add_argument("base", help="folder of the base model")
     parser.add_argument("adapter", help="folder of the adapter")
     parser.add_argument("text", nargs="*", type=Path, help="files to look at")
+    parser.add_argument("--tokens", type=int, default=MOST, metavar="N", help="of each text at most")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
@@ -97,7 +98,7 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(asked.base)
     base = AutoModelForCausalLM.from_pretrained(asked.base, dtype=asked.dtype).to(asked.device)
     model = PeftModel.from_pretrained(base, asked.adapter).eval()
-    rows = {name: look(model, tokenizer, path) for name, path in texts.items()}
+    rows = {name: look(model, tokenizer, path, asked.tokens) for name, path in texts.items()}
     summary = show(rows)
     if asked.json:
         whole = {"base": asked.base, "adapter": asked.adapter, "dtype": asked.dtype, "texts": rows, **summary}

@@ -175,6 +175,12 @@ def nearest_calibration(
     return None if best is None else (best, all(like(best)))
 
 
+def bounded_calibration(fingerprint: ModelFingerprint, recipe: str) -> Calibration | None:
+    """The nearest calibration of this model, on whatever device and in whatever dtype, that knows a bound on drift."""
+    able = (calibration for calibration, _ in _readable() if calibration.bounded is not None)
+    return next((one for one in able if one.model.fingerprint == fingerprint and one.recipe == recipe), None)
+
+
 def _found(ref: str, device_type: str, dtype: str, quantization: str | None) -> Iterator[Path]:
     for folder in search_path():
         own = calibration_path(ref, device_type, dtype, folder, quantization)

@@ -68,6 +68,19 @@ def _parse(
         raise click.BadParameter(str(error), context, parameter) from None
 
 
+def drift(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """Nats per token meant by a bound on drift; infinite for "off"."""
+    if value is None or value.strip().lower() == "off":
+        return None if value is None else math.inf
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0.0 <= number < math.inf:
+        raise click.BadParameter(f"{value!r} is neither a number from 0 on nor off", context, parameter)
+    return number
+
+
 def assignments(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """The columns named by `name=column` values."""
     pairs = [value.partition("=") for value in values]

@@ -21,7 +21,7 @@ from lorasize.planning.compare import compare
 from lorasize.planning.elsewhere import scaled_from, scaled_seconds, with_rough_seconds
 from lorasize.planning.ladder import ranks_at_site
 from lorasize.planning.plan import alternatives, infeasible_plan, make_plan, predict, rank_interval
-from lorasize.planning.prior import prior_calibration, source_of
+from lorasize.planning.prior import moved_law, prior_calibration, source_of
 from lorasize.planning.request import Wishes, Workload
 from lorasize.planning.serving import FLAT_RANK, VLLM_RANKS, rules_of_thumb, serving
 
@@ -46,6 +46,7 @@ __all__ = [
     "infeasible_plan",
     "judged_again",
     "make_plan",
+    "moved_law",
     "predict",
     "prior_calibration",
     "rank_interval",

@@ -31,7 +31,7 @@ from lorasize.records import (
 )
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-_DISTANCE_SD = 0.05  # sd of the location, in ln slack, added for every e-fold outside the calibrated range
+DISTANCE_SD = 0.05  # sd of the location, in ln slack, added for every e-fold outside the calibrated range
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def e_folds_out_of_range(calibration: Calibration, demand: Demand) -> float:
 def cautious_transition(calibration: Calibration, demand: Demand) -> Transition:
     """The calibration's transition, its location less certain the further the corpus lies out of range."""
     transition, distance = calibration.transition, e_folds_out_of_range(calibration, demand)
-    stderr = transition.location_stderr * (1.0 + distance) + _DISTANCE_SD * distance
+    stderr = transition.location_stderr * (1.0 + distance) + DISTANCE_SD * distance
     return transition.model_copy(update={"location_stderr": stderr})
 
 
@@ -148,6 +148,13 @@ def assess(
 ) -> Assessment:
     """Slack, chance and cost of one candidate; the interval of seconds joins that of steps and of the step time."""
     slack = capacity_slack(calibration.law, candidate.effective_parameters, demand)
+    return assess_at(candidate, slack, calibration, transition, n_positions)
+
+
+def assess_at(
+    candidate: Candidate, slack: float, calibration: Calibration, transition: Transition, n_positions: int
+) -> Assessment:
+    """Chance and cost of a candidate with this slack."""
     epoch = max(1, math.ceil(n_positions / BATCH_TOKENS))  # the transition knows steps on one full batch
     steps = _scaled(expected_steps(transition, slack), epoch)
     each = step_seconds(calibration, candidate.calibrated.layers_to_transform, n_positions / epoch)
@@ -176,11 +183,14 @@ def assess_all(
     return [assess(c, calibration, transition, demand, n_positions) for c in options]
 
 
-def cheapest(options: Sequence[Assessment], confidence: float, minimize: Minimize) -> Assessment:
+def cheapest(
+    options: Sequence[Assessment], confidence: float, minimize: Minimize, patience: float = math.inf
+) -> Assessment:
     """The cheapest of these that reaches the confidence; the one with the most capacity if none does.
 
     Cheapest means fewest parameters (bytes are proportional to them), then the likeliest to succeed, then fewest
-    seconds; or fewest seconds, then fewest parameters.
+    seconds, of those that take at most `patience` times as long as the fastest; or fewest seconds, then fewest
+    parameters.
 
     Raises:
         ValueError: confidence does not lie strictly between 0 and 1.
@@ -192,4 +202,6 @@ def cheapest(options: Sequence[Assessment], confidence: float, minimize: Minimiz
         return max(options, key=lambda a: (a.candidate.effective_parameters, -a.candidate.n_parameters))
     if minimize == "seconds":
         return min(enough, key=lambda a: (a.seconds.point, a.candidate.n_parameters))
+    fastest = min(a.seconds.point for a in enough)
+    enough = [a for a in enough if a.seconds.point <= patience * fastest]
     return min(enough, key=lambda a: (a.candidate.n_parameters, -round(a.success_probability, 2), a.seconds.point))

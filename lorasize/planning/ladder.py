@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lorasize.planning.bounded import assess_bounded
 from lorasize.planning.choice import RANKS, Assessment, assess_all
 from lorasize.records import Calibration, Plan
 
@@ -11,9 +12,12 @@ def ranks_at_site(plan: Plan, calibration: Calibration) -> list[Assessment]:
     if plan.adapter is None or plan.prediction is None or plan.demand is None:
         return []
     n_positions = plan.corpus.n_positions or plan.corpus.n_tokens
-    ladder = assess_all(calibration, plan.demand, n_positions)
-    if plan.adapter.rank not in RANKS:
-        ladder += assess_all(calibration, plan.demand, n_positions, rank=plan.adapter.rank)
+    if plan.max_drift is not None and calibration.bounded is None:
+        return []
+    assess = assess_all if plan.max_drift is None else assess_bounded
+    ladder = assess(calibration, plan.demand, n_positions)
+    if plan.adapter.rank not in {a.candidate.rank for a in ladder}:
+        ladder += assess(calibration, plan.demand, n_positions, rank=plan.adapter.rank)
     here = [a for a in ladder if a.candidate.site == plan.adapter.site]
     most = max(plan.adapter.rank, plan.prediction.rank_interval[1])
     beyond = [rank for rank in RANKS if rank > most][:2]

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from lorasize.errors import CalibrationError
 from lorasize.law.capacity import capacity_slack
 from lorasize.law.drift import predicted_drift
 from lorasize.law.form import soft_capped
+from lorasize.planning.bounded import (
+    PATIENCE,
+    assess_bounded,
+    bounded_chance,
+    bounded_warnings,
+    drift_under,
+    law_of,
+    require_bounded_modules,
+)
 from lorasize.planning.budgets import all_kept, budgets
 from lorasize.planning.choice import RANKS, Assessment, Candidate, assess_all, cautious_transition, chance, cheapest
 from lorasize.planning.request import NO_WISHES, Wishes, Workload
@@ -42,23 +52,25 @@ def make_plan(
     work: Workload,
     wishes: Wishes = NO_WISHES,
     at: AdapterSpec | None = None,
+    bound: float | None = None,
 ) -> Plan:
     """The plan for a feasible corpus: adapter, prediction, alternatives, budgets, and every warning.
 
     Candidates within the limits come first; when none of those reaches the confidence, the limits are broken and the
-    status says so. An adapter `at` which to start leaves its site, and ranks that contain it.
+    status says so. An adapter `at` which to start leaves its site, and ranks that contain it. Under a `bound` on drift,
+    nats per token, adapters are those of the calibration's law under one.
 
     Raises:
-        CalibrationError: the module set, or the site to start at, was not calibrated.
+        CalibrationError: the module set, the site to start at, or the bound was not calibrated.
         ValueError: a confidence outside (0, 1).
     """
     confidence, here = wishes.confidence, inputs.same_device
-    options = _options(calibration, demand, work, wishes, at)
+    options = _options(calibration, demand, work, wishes, at, bound)
     memory = _peak_memory(calibration.cost, work)
-    predictions = {a.candidate: predict(calibration, demand, a, memory, confidence) for a in options}
+    predictions = {a.candidate: predict(calibration, demand, a, memory, confidence, bound) for a in options}
     verdicts = {c: budgets(wishes.limits, c.spec(demand), p, same_device=here) for c, p in predictions.items()}
     enough = [a for a in options if all_kept(verdicts[a.candidate]) and a.success_probability >= confidence]
-    chosen = cheapest(enough or options, confidence, wishes.minimize)
+    chosen = cheapest(enough or options, confidence, wishes.minimize, math.inf if bound is None else PATIENCE)
     adapter, prediction = chosen.candidate.spec(demand), predictions[chosen.candidate]
     if chosen.success_probability < confidence and wishes.rank is None and wishes.target_modules is None:
         prediction = prediction.model_copy(update={"extrapolated": True})
@@ -75,7 +87,20 @@ def make_plan(
         budgets=verdicts[chosen.candidate],
         serving=serving(adapter, wishes.serve),
         inputs=inputs,
-        warnings=plan_warnings(calibration, demand, chosen, confidence, same_device=here),
+        warnings=plan_warnings(calibration, demand, chosen, confidence, same_device=here, bound=bound),
+        max_drift=bound,
+        minimum=None if bound is None else minimum(calibration, demand, work, confidence),
+    )
+
+
+def minimum(calibration: Calibration, demand: Demand, work: Workload, confidence: float) -> Alternative:
+    """The fewest parameters that reach the confidence where nothing bounds drift, and what they do to other text."""
+    chosen = cheapest(assess_all(calibration, demand, work.n_positions), confidence, "parameters")
+    return Alternative(
+        **chosen.candidate.spec(demand).model_dump(),
+        success_probability=chosen.success_probability,
+        seconds=chosen.seconds.point,
+        drift=predicted_drift(calibration.observations),
     )
 
 
@@ -94,9 +119,21 @@ def infeasible_plan(*, model: PlanModel, corpus: CorpusSummary, feasibility: Fea
 
 
 def predict(
-    calibration: Calibration, demand: Demand, chosen: Assessment, memory: int, confidence: float
+    calibration: Calibration,
+    demand: Demand,
+    chosen: Assessment,
+    memory: int,
+    confidence: float,
+    bound: float | None = None,
 ) -> Prediction:
     """What the law says of this candidate. Losses in nats per target token, the reduction clipped to the base loss."""
+    if bound is None:
+        interval = rank_interval(calibration, chosen.candidate.calibrated, demand)
+        doubts, drift = range_warnings(calibration, demand, chosen), predicted_drift(calibration.observations)
+    else:
+        law = law_of(calibration)
+        interval = _interval(lambda rank: bounded_chance(law, demand, rank))
+        doubts, drift = bounded_warnings(calibration, demand, bound), drift_under(law, bound)
     reduction = demand.base_loss * max(0.0, soft_capped(chosen.slack))
     return Prediction(
         final_loss=demand.base_loss - reduction,
@@ -104,12 +141,12 @@ def predict(
         capacity_slack=chosen.slack,
         success_probability=chosen.success_probability,
         confidence=confidence,
-        rank_interval=rank_interval(calibration, chosen.candidate.calibrated, demand),
+        rank_interval=interval,
         steps=chosen.steps,
         seconds=chosen.seconds,
         peak_memory_bytes=memory,
-        extrapolated=bool(range_warnings(calibration, demand, chosen)),
-        drift=predicted_drift(calibration.observations),
+        extrapolated=bool(doubts),
+        drift=drift,
     )
 
 
@@ -121,7 +158,12 @@ def rank_interval(calibration: Calibration, calibrated: SiteEfficiency, demand: 
         n = Candidate(calibrated, rank).effective_parameters
         return chance(transition, capacity_slack(calibration.law, n, demand))
 
-    lo, hi = (next((r for r in RANKS if at(r) >= p), RANKS[-1]) for p in (0.05, 0.95))
+    return _interval(at)
+
+
+def _interval(chance_at: Callable[[int], float]) -> tuple[int, int]:
+    """The smallest ranks with a chance of 0.05 and of 0.95; the ladder's end where none has it."""
+    lo, hi = (next((r for r in RANKS if chance_at(r) >= p), RANKS[-1]) for p in (0.05, 0.95))
     return lo, max(lo, hi)
 
 
@@ -154,22 +196,32 @@ def _beats(one: Assessment, other: Assessment) -> bool:
 
 
 def _options(
-    calibration: Calibration, demand: Demand, work: Workload, wishes: Wishes, at: AdapterSpec | None
+    calibration: Calibration,
+    demand: Demand,
+    work: Workload,
+    wishes: Wishes,
+    at: AdapterSpec | None,
+    bound: float | None,
 ) -> list[Assessment]:
     """Every candidate that the wishes leave; at the site of an adapter to start from, with ranks no smaller than its.
 
     Raises:
         CalibrationError: the module set, or the site to start at, was not calibrated.
     """
-    options = assess_all(
-        calibration, demand, work.n_positions, rank=wishes.rank, target_modules=wishes.target_modules
-    )
+    if bound is None:
+        options = assess_all(
+            calibration, demand, work.n_positions, rank=wishes.rank, target_modules=wishes.target_modules
+        )
+    else:
+        require_bounded_modules(calibration, wishes.target_modules)
+        options = assess_bounded(calibration, demand, work.n_positions, rank=wishes.rank)
     if at is None:
         return options
     containing = [a for a in options if a.candidate.site == at.site and a.candidate.rank >= at.rank]
     if not containing:
         where = f"{', '.join(at.target_modules)} in layers {', '.join(map(str, at.layers_to_transform))}"
-        raise CalibrationError(f"The calibration holds no site {where}, or no rank from {at.rank} on there.")
+        under = "" if bound is None else " under a bound on drift; `--max-drift off` plans without one"
+        raise CalibrationError(f"The calibration holds no site {where}, or no rank from {at.rank} on there{under}.")
     return containing
 
 

@@ -13,9 +13,10 @@ import math
 from collections.abc import Mapping
 
 from lorasize.planning.depths import nearest_layers
-from lorasize.records import Calibration, CalibrationModel, CostModel, Site, SiteEfficiency
+from lorasize.records import BoundedLaw, Calibration, CalibrationModel, CostModel, Site, SiteEfficiency
 
 LOCATION_SD = 0.5  # of ln slack: what bits per parameter of another model are worth here
+STEPS_SD, DRIFT_SD = 0.4, 0.5  # of ln steps and of ln drift under a bound, on another model; not tuned
 EFFICIENCY_SD = 0.3  # of ln efficiency, as for a site that no open probe measures
 TIME_SPREAD = 2.0  # seconds may be three times more or less
 SOURCE = "prior_from"  # provenance: the model whose calibration stands in
@@ -54,6 +55,26 @@ def prior_calibration(
         cost=_moved_cost(source, model.n_layers, weight_bytes),
         observations=(),
         provenance={**source.provenance, SOURCE: f"{source.model.ref} on {source.device} in {source.dtype}"},
+    )
+
+
+def moved_law(source: Calibration, n_parameters_per_rank: int, site: Site) -> BoundedLaw | None:
+    """Another model's law under a bound on drift at this model's site, much less certain; None where it has none."""
+    law = source.bounded
+    if law is None:
+        return None
+    spread = math.hypot(law.transition.location_stderr, LOCATION_SD)
+    transition = law.transition.model_copy(
+        update={"location_stderr": spread, "steps_spread": math.hypot(law.transition.steps_spread, STEPS_SD)}
+    )
+    return law.model_copy(
+        update={
+            **site.model_dump(),
+            "parameters_per_rank": n_parameters_per_rank,
+            "transition": transition,
+            "drift_spread": math.hypot(law.drift_spread, DRIFT_SD),
+            "observations": (),
+        }
     )
 
 

@@ -6,6 +6,7 @@ import math
 
 from lorasize.law.capacity import equivalent_tokens
 from lorasize.law.form import RANGE_TOLERANCE, in_range, predict
+from lorasize.planning.bounded import bounded_warnings
 from lorasize.planning.choice import Assessment
 from lorasize.planning.elsewhere import scaled_from
 from lorasize.planning.prior import source_of
@@ -13,10 +14,19 @@ from lorasize.records import Calibration, Demand
 
 
 def plan_warnings(
-    calibration: Calibration, demand: Demand, chosen: Assessment, confidence: float, *, same_device: bool
+    calibration: Calibration,
+    demand: Demand,
+    chosen: Assessment,
+    confidence: float,
+    *,
+    same_device: bool,
+    bound: float | None = None,
 ) -> tuple[str, ...]:
     """Every warning of a plan with this adapter; `same_device`: times were measured on the plan's device."""
-    warnings = range_warnings(calibration, demand, chosen)
+    if bound is None:
+        warnings = range_warnings(calibration, demand, chosen)
+    else:
+        warnings = bounded_warnings(calibration, demand, bound)
     if chosen.success_probability < confidence:
         warnings.append(
             f"No adapter searched reaches confidence {confidence:g}: this one has the most capacity and is predicted "

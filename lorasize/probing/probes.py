@@ -21,6 +21,7 @@ from lorasize.models import BaseModel, adapters
 from lorasize.models.devices import forget_peak, peak_memory
 from lorasize.records import CLEARLY_FAILED, LAW_STEPS, Observation, Passage, ProbeSpec, StepReport
 from lorasize.training import Stall, Trainer, TrainingOptions
+from lorasize.training.control import other_text, shown_drift
 from lorasize.units import LN2
 
 _PROMPT = "[probe]\n"
@@ -96,18 +97,23 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
     """Train a fresh adapter on the probe's passage; the model is left as it was."""
     passage = probe_passage(base, spec, sample)
     forget_peak(base.device)
-    other = _other_loss(base)
+    before = _other_loss(base) if spec.max_drift is None else 0.0
     adapted = adapters.attach(base.model, spec.site, spec.rank, spec.seed)
     try:
         n_parameters = sum(p.numel() for p in adapters.parameters(adapted).values())
+        other = other_text(base, adapted, "", spec.max_drift)
         started = time.perf_counter()
-        trainer = Trainer(adapted, [passage], TrainingOptions(max_steps=spec.max_steps, seed=spec.seed))
+        trainer = Trainer(adapted, [passage], TrainingOptions(max_steps=spec.max_steps, seed=spec.seed), other)
         base_loss = trainer.evaluate().mean_loss
         training = time.perf_counter()
         last, early = _run(trainer.steps(), base_loss, spec.max_steps)
         ended = time.perf_counter()
         left = (trainer.known.losses >= LN2).nonzero()[:, 0].tolist()
-        drift = _other_loss(base) - other
+        if spec.max_drift is None:
+            drift, kept = _other_loss(base) - before, True
+        else:
+            shown = shown_drift(base, adapted, trainer.path).model_copy(update={"bound": spec.max_drift})
+            drift, kept = shown.moved, not shown.broken
     finally:
         adapters.detach(adapted)
     return Observation(
@@ -117,7 +123,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         final_loss=last.loss,
         loss_reduction=base_loss - last.loss,
         n_stubborn=last.n_stubborn,
-        threshold_met=last.n_stubborn == 0,
+        threshold_met=last.n_stubborn == 0 and kept,
         steps=last.step,
         seconds=ended - started,
         seconds_per_step=(ended - training) / max(1, last.step),

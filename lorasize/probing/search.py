@@ -20,6 +20,7 @@ from lorasize.law.next_probes import next_probes, work_of
 from lorasize.law.observations import fit_observations
 from lorasize.losses.base import base_losses
 from lorasize.models import adapters
+from lorasize.probing.bounded import bounded_specs
 from lorasize.probing.executors import Execute
 from lorasize.probing.journal import Journal
 from lorasize.probing.presets import Preset
@@ -102,6 +103,11 @@ class Search:
             self.observe_all(self._next_round(sites))
             if len(self.observations) == before:
                 break
+
+    def bounded_probes(self, max_drift: float) -> None:
+        """Probe under a bound on drift."""
+        specs = bounded_specs(self.base, self.preset.name, max_drift, self._nats_per_token, self.spec_at)
+        self.observe_all(list(specs))
 
     def _boundary(self, site: Site) -> float:
         """Bits per parameter between the largest success and the smallest failure at rank 1, from up to four probes.

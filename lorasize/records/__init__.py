@@ -8,6 +8,7 @@ from lorasize.records.check import Check
 from lorasize.records.config import Config, ConfigValue
 from lorasize.records.digest import digest, to_json
 from lorasize.records.fit import (
+    BoundedLaw,
     Calibration,
     CalibrationModel,
     CostModel,
@@ -72,6 +73,7 @@ from lorasize.records.words import (
     LAW_STEPS,
     MARGIN,
     MARGIN_16_BITS,
+    MAX_DRIFT,
     PROBE_STEPS,
     RECIPE,
     STRICT,
@@ -91,6 +93,7 @@ __all__ = [
     "AdapterSpec",
     "Against",
     "Alternative",
+    "BoundedLaw",
     "Budget",
     "Calibration",
     "CalibrationModel",
@@ -141,6 +144,7 @@ __all__ = [
     "LAW_STEPS",
     "MARGIN",
     "MARGIN_16_BITS",
+    "MAX_DRIFT",
     "PROBE_STEPS",
     "RECIPE",
     "WORST_KIND",

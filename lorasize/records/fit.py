@@ -11,7 +11,10 @@ from lorasize.records.words import RECIPE, STRICT, ProbeKind
 
 
 class ProbeSpec(BaseModel):
-    """One small training run, fully described: a probe is a pure function of this and the model."""
+    """One small training run, fully described: a probe is a pure function of this and the model.
+
+    `max_drift`: nats per token that other text may move by; None for no bound.
+    """
 
     model_config = STRICT
     target_modules: tuple[str, ...]
@@ -22,6 +25,7 @@ class ProbeSpec(BaseModel):
     seed: int
     max_steps: int
     recipe: str = RECIPE
+    max_drift: float | None = None
 
     @property
     def site(self) -> Site:
@@ -49,6 +53,8 @@ class Observation(BaseModel):
     """What a probe measured. Losses in nats per target token.
 
     `stubborn`: ids of the tokens it left at p ≤ ½, where those are few; empty where all were held, or many left.
+    `drift`: nats per token that other text moved by: loss added on the neutral text; under a bound the larger of the
+    growth and of KL(base ‖ adapted) on the texts of the report. `threshold_met`: every token held, and the bound kept.
     """
 
     model_config = STRICT
@@ -64,7 +70,7 @@ class Observation(BaseModel):
     seconds_per_step: float
     peak_memory_bytes: int
     early_loss: float | None = None  # after LAW_STEPS steps, of a run that went on
-    drift: float | None = None  # loss added on the neutral text, nats per token
+    drift: float | None = None
     stubborn: tuple[int, ...] = ()
 
     @property
@@ -144,6 +150,32 @@ class Transition(BaseModel):
     largest_slack: float | None = None
 
 
+class BoundedLaw(BaseModel):
+    """What adapters hold that train under a bound on drift, at the one site that such adapters sit on.
+
+    Slack is parameters ÷ (`parameters_per_nat` · nats of the corpus), and `transition` that of such slack. A step takes
+    `slowdown` times what the cost model says of an adapter without a bound. `drift_spread`: sd of ln drift.
+    """
+
+    model_config = STRICT
+    max_drift: float
+    target_modules: tuple[str, ...]
+    layers_to_transform: tuple[int, ...]
+    parameters_per_rank: int
+    parameters_per_nat: float
+    transition: Transition
+    nats_range: tuple[float, float]
+    slowdown: float
+    drift: float
+    drift_spread: float
+    observations: tuple[Observation, ...]
+
+    @property
+    def site(self) -> Site:
+        """Where such an adapter sits."""
+        return Site(target_modules=self.target_modules, layers_to_transform=self.layers_to_transform)
+
+
 class CostModel(BaseModel):
     """Seconds per step = overhead + tokens · (per_layer_token · layers run + per_head_token).
 
@@ -191,7 +223,8 @@ class Calibration(BaseModel):
     `grown_from` are digests of what it was before each finished run that joined it: a plan made from one of those is
     not stale. `held_out` are observations that the fit must not see: probes that ended on the same few tokens, which no
     rank seems to hold. `quantization`: of the base's weights, such as "nf4"; None where they are plain. `rates`: of the
-    device; None in older files, and of a model that was spread over several.
+    device; None in older files, and of a model that was spread over several. `bounded`: of adapters under a bound on
+    drift; None in older files, and where no such probe was run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
@@ -210,3 +243,4 @@ class Calibration(BaseModel):
     grown_from: tuple[str, ...] = ()
     quantization: str | None = None
     rates: DeviceRates | None = None
+    bounded: BoundedLaw | None = None

@@ -45,7 +45,11 @@ class Estimate(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the law says of the chosen adapter. `drift`: loss it adds on neutral text, nats per token, if unbounded."""
+    """What the law says of the chosen adapter. `drift`: nats per token that other text moves by.
+
+    Under a bound that is the larger of the growth of its loss and of KL(base ‖ adapted), as means over kinds of text;
+    without one the growth of the loss on the neutral text.
+    """
 
     model_config = STRICT
     final_loss: float
@@ -62,7 +66,7 @@ class Prediction(BaseModel):
 
 
 class Alternative(BaseModel):
-    """Another adapter that would also do, with what it costs."""
+    """Another adapter that would also do, with what it costs. `drift`: as in the prediction; None where that is."""
 
     model_config = STRICT
     rank: int
@@ -74,6 +78,7 @@ class Alternative(BaseModel):
     bits_per_parameter: float
     success_probability: float
     seconds: float
+    drift: Estimate | None = None
 
     @property
     def site(self) -> Site:
@@ -186,6 +191,8 @@ class Plan(BaseModel):
 
     `secrets`: the first lines of each kind that look like credentials or personal data; `warnings` has the counts.
     `activation`: what the adapter acts after; None of one that always acts.
+    `max_drift`: nats per token that other text may move by; None for a plan without a bound. `minimum`: beside such a
+    bound, the fewest parameters that would do without it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
@@ -207,3 +214,5 @@ class Plan(BaseModel):
     secrets: tuple[Finding, ...] = ()
     update: PlanUpdate | None = None
     activation: Activation | None = None
+    max_drift: float | None = None
+    minimum: Alternative | None = None

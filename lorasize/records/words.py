@@ -16,6 +16,7 @@ PROBE_STEPS = 400  # of a probe at most
 CLEARLY_FAILED = 0.8  # a probe that has lost a smaller share of its base loss by then ends there
 MARGIN = 0.02  # p of training above the threshold; decoding may ask for more: docs/log/robustness.md#decoding-gaps
 MARGIN_16_BITS = 0.1  # the same where the base is in 16 bits: docs/log/speed.md#the-proof-on-a-card-negative
+MAX_DRIFT = 0.02  # nats per token that other text may move by, unless asked otherwise
 WORST_KIND = 2.5  # times a bound on drift: what a single kind of text may move by; not tuned
 
 Method = Literal["memft", "memft-ot", "memft-sw", "sft"]

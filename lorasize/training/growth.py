@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from lorasize.models.adapters import count_parameters
 from lorasize.models.shapes import LinearShape, widening_module
 from lorasize.planning.depths import nearest_layers
-from lorasize.records import BYTES_PER_PARAMETER, AdapterSpec, Plan
+from lorasize.records import BYTES_PER_PARAMETER, AdapterSpec, Plan, Site
 
 # Of an adapter under a bound on drift, in a model of 30 layers; others are scaled. At rank 1 some
 # texts move by more than the bound: docs/log/harm.md#a-bound-on-drift.
@@ -35,11 +35,17 @@ def bounded_spec(plan: Plan, n_layers: int, shapes: Mapping[str, LinearShape]) -
     """
     planned = plan.adapter
     assert planned is not None
-    module = widening_module(shapes)
-    layers = nearest_layers(sorted({layer * n_layers // 30 for layer in _LAYERS_OF_30}), shapes[module].in_layers)
-    site = planned.model_copy(update={"target_modules": (module,), "layers_to_transform": layers})
+    where = bounded_site(n_layers, shapes)
+    site = planned.model_copy(update=where.model_dump())
     able = (at_rank(site, rank, shapes) for rank in (max(_RANKS[0], planned.rank), *_RANKS))
     return next((spec for spec in able if not _over_budget(spec, plan)), planned)
+
+
+def bounded_site(n_layers: int, shapes: Mapping[str, LinearShape]) -> Site:
+    """Where an adapter sits that is under a bound on drift: the widening module of six layers."""
+    module = widening_module(shapes)
+    layers = nearest_layers(sorted({layer * n_layers // 30 for layer in _LAYERS_OF_30}), shapes[module].in_layers)
+    return Site(target_modules=(module,), layers_to_transform=layers)
 
 
 def at_rank(spec: AdapterSpec, rank: int, shapes: Mapping[str, LinearShape]) -> AdapterSpec:

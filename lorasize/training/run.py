@@ -6,6 +6,7 @@ adapter as a run that was not. It is taken between epochs, at most every `CHECKP
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -85,8 +86,9 @@ class ApplyOptions:
         loading: How to load the base, beside what the plan says of it.
         retain: File with text of the user's that must not suffer, beside the texts that come with the package.
         base_adapter: Adapter folder to start from; None for a fresh adapter, or the one that the plan names.
-        max_drift: Nats per token that loss and predictions on other text may move by. Such an adapter sits on more
-            layers than the plan's (`bounded_spec`). None for no bound: then drift is only measured.
+        max_drift: Nats per token that loss and predictions on other text may move by; infinite for no bound: then
+            drift is only measured. None for that of the plan. Where the plan has none, such an adapter sits on more
+            layers than the plan's (`bounded_spec`).
     """
 
     method: Method = "memft"
@@ -160,6 +162,12 @@ class Session:
         usual = usual_margin(self.base.dtype, self.options.threshold)
         self.state = RunState(self._begins_as, usual if margin is None else margin)
 
+    @property
+    def bound(self) -> float | None:
+        """Nats per token that other text may move by; None for no bound."""
+        asked = self.options.max_drift
+        return self.plan.max_drift if asked is None else asked if math.isfinite(asked) else None
+
     def run(self, checkpoint: Checkpoint | None = None) -> None:
         """Train from a checkpoint, if there is one, until memorised or a budget ends; grow the adapter on the way."""
         if checkpoint is not None:
@@ -220,7 +228,7 @@ class Session:
         trainer = Trainer(
             self.adapted,
             self.encoded,
-            other=other_text(self.base, self.adapted, self.retained, self.options.max_drift, self.notify),
+            other=other_text(self.base, self.adapted, self.retained, self.bound, self.notify),
             options=TrainingOptions(
                 method=options.method,
                 threshold=options.threshold,
@@ -302,7 +310,7 @@ class Session:
 
     def _drift(self, path: FastPath) -> Drift:
         """What training did to texts that it never looked at."""
-        bound = self.options.max_drift
+        bound = self.bound
         found = shown_drift(self.base, self.adapted, path, self.retained, bounded=bound is not None)
         return found.model_copy(update={"bound": bound})
 
@@ -332,7 +340,7 @@ class Session:
     def _begins_as(self) -> AdapterSpec:
         """The plan's adapter; under a bound on drift a fresh one on more layers."""
         assert self.plan.adapter is not None
-        if self.options.max_drift is None or self.start is not None:
+        if self.bound is None or self.plan.max_drift is not None or self.start is not None:
             return self.plan.adapter
         return bounded_spec(self.plan, self.base.n_layers, models.linear_shapes(self.base.model))
 

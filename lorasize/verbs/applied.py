@@ -68,7 +68,7 @@ def observation_of(session: Session) -> Observation | None:
     state, usual = session.state, ApplyOptions()
     as_calibrated = (options.method, options.threshold, options.margin) == (usual.method, usual.threshold, usual.margin)
     # a fresh adapter without a bound that always acts, as probes train
-    plain = session.start is None and options.max_drift is None and session.plan.activation is None
+    plain = session.start is None and session.bound is None and session.plan.activation is None
     if (first := state.first) is None or demand is None or spec is None or not (as_calibrated and plain):
         return None
     if first.outcome not in (Outcome.MEMORIZED, Outcome.STALLED):

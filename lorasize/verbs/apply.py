@@ -191,8 +191,9 @@ def _job(plan: Plan, options: ApplyOptions, retained: str) -> str:
     how = (options.method, options.threshold, options.margin, options.escalate, options.seed, options.device)
     text = hashlib.sha256(retained.encode()).hexdigest()
     attn = "" if options.loading.attn == "auto" else f" {options.loading.attn}"
-    bound = "" if options.max_drift is None else " guard"  # older checkpoints under a bound are of another training
-    return f"{digest(plan)} {how} {options.max_drift}{bound} {text} {options.base_adapter}{attn}"
+    asked = options.max_drift
+    bound = "" if asked is None else " guard"  # older checkpoints under a bound are of another training
+    return f"{digest(plan)} {how} {asked}{bound} {text} {options.base_adapter}{attn}"
 
 
 def _prove(session: Session, folder: Path, events: EventLog) -> RecallReport:

@@ -9,28 +9,32 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
+import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from lorasize import __version__, models
-from lorasize.artifacts.calibrations import calibration_path, write_calibration
+from lorasize.artifacts.calibrations import calibration_path, device_kind, write_calibration
 from lorasize.artifacts.workspace import locked
 from lorasize.corpus import read_corpus
 from lorasize.corpus.tokens import encode_corpus
-from lorasize.errors import FitError
+from lorasize.errors import CalibrationError, FitError
+from lorasize.law.bounded import fit_bounded
 from lorasize.law.observations import fit_observations, recurring_tokens, without_held_up
 from lorasize.losses.base import slower
 from lorasize.losses.neutral import neutral_text
 from lorasize.models import placement
 from lorasize.models.device_rates import device_rates
+from lorasize.planning import step_seconds
 from lorasize.probing import Execute, Journal
 from lorasize.probing.costs import fit_cost
 from lorasize.probing.presets import PRESETS, PresetName
 from lorasize.probing.search import ProbeListener, Search
 from lorasize.probing.sites import calibrated_sites
-from lorasize.records import RECIPE, Calibration, DeviceRates, Observation, Reading
+from lorasize.records import MAX_DRIFT, RECIPE, Calibration, DeviceRates, Observation, Reading, digest
 
 _NAMED = 5  # tokens named in a sentence
 
@@ -48,6 +52,8 @@ def calibrate(
     corpus: Sequence[Path] = (),
     seed: int = 0,
     time_limit: float | None = None,
+    max_drift: float | None = MAX_DRIFT,
+    known: Calibration | None = None,
     folder: Path = Path("calibrations"),
     execute: Execute | None = None,
     notify: ProbeListener = lambda report: None,
@@ -68,6 +74,8 @@ def calibrate(
         corpus: Text of the user's own kind, to be probed as well.
         seed: Of targets and adapters.
         time_limit: Seconds after which no further probe starts.
+        max_drift: The bound on drift of the last probes, nats per token; None for no such probes.
+        known: A calibration of this model without them, to add them to; nothing else is probed then.
         folder: Where the calibration belongs.
         execute: Where independent probes run; one after another in this process when None.
         notify: Told before and after each probe.
@@ -87,14 +95,23 @@ def calibrate(
         journal = Journal(path.with_suffix(".journal.jsonl"), _key(base, attn, sample))
         where = {"ref": ref, "revision": revision, **how}
         search = Search(base, journal, PRESETS[preset], seed, time_limit, sample, notify, where, execute)
-        search.all_probes()
-        timed = search.timed_alone() if execute is not None and search.observations else None
-        calibration = fit(base, search.observations, ref, preset=preset, seed=seed, timed=timed)
-        about = {**calibration.provenance, **_about(base, attn, preset)}
-        calibration = calibration.model_copy(update={"provenance": about, "rates": _rates(base)})
+        calibration = _anew(search, ref, attn) if known is None else _fitting(known, base)
+        if max_drift is not None:
+            search.bounded_probes(max_drift)
+            calibration = with_bounded(calibration, search.observations)
         write_calibration(calibration, path)
         journal.remove()
     return calibration, path
+
+
+def _anew(search: Search, ref: str, attn: str) -> Calibration:
+    """The calibration by all probes that have no bound on drift."""
+    base, preset = search.base, search.preset.name
+    search.all_probes()
+    timed = search.timed_alone() if search.execute is not None and search.observations else None
+    calibration = fit(base, search.observations, ref, preset=preset, seed=search.seed, timed=timed)
+    about = {**calibration.provenance, **_about(base, attn, preset)}
+    return calibration.model_copy(update={"provenance": about, "rates": _rates(base)})
 
 
 def _key(base: models.BaseModel, attn: str, sample: Sequence[int]) -> dict[str, str]:
@@ -127,7 +144,7 @@ def _sample(base: models.BaseModel, corpus: Sequence[Path]) -> list[int]:
 
 def fit(
     base: models.BaseModel,
-    observations: Sequence[Observation],
+    everything: Sequence[Observation],
     ref: str,
     *,
     preset: PresetName,
@@ -139,6 +156,7 @@ def fit(
     Raises:
         FitError: they do not identify the law.
     """
+    observations = [o for o in everything if o.probe.max_drift is None]
     kept = without_held_up(observations)
     try:
         fitted = fit_observations(kept)
@@ -163,6 +181,42 @@ def fit(
         provenance=provenance,
         quantization=base.quantization,
     )
+
+
+def _fitting(known: Calibration, base: models.BaseModel) -> Calibration:
+    """The calibration, if it is of this model in this dtype, on this kind of device, and of today's recipe.
+
+    Raises:
+        CalibrationError: it is not.
+    """
+    here = (base.fingerprint, models.dtype_name(base.dtype), base.device.type, base.quantization, RECIPE)
+    of = (known.model.fingerprint, known.dtype, device_kind(known.device), known.quantization, known.recipe)
+    if here != of:
+        raise CalibrationError(
+            f"The calibration to add to is of {known.model.ref} in {known.dtype} on {known.device} by {known.recipe}: "
+            f"not of {base.ref} in {models.dtype_name(base.dtype)} on {base.place} by {RECIPE}."
+        )
+    return known.model_copy(update={"grown_from": (*known.grown_from, digest(known))})
+
+
+def with_bounded(calibration: Calibration, observations: Sequence[Observation]) -> Calibration:
+    """The calibration with what those of these probes say that were under a bound on drift.
+
+    Where they say nothing, because none held its text within the bound, it stays as it was, with a note.
+    """
+    probes = [o for o in observations if o.probe.max_drift is not None]
+    if not probes:
+        return calibration
+    steps = [step_seconds(calibration, o.probe.layers_to_transform, o.probe.n_tokens) for o in probes]
+    ratios = [math.log(o.seconds_per_step / each) for o, each in zip(probes, steps, strict=True)]
+    try:
+        bounded = fit_bounded(probes, math.exp(statistics.fmean(ratios)))
+    except FitError as error:
+        told = {**calibration.provenance, "bounded": f"not fitted: {error}"}
+        return calibration.model_copy(update={"provenance": told})
+    seconds = sum(o.seconds for o in probes)
+    told = {**calibration.provenance, "bounded": f"{datetime.now(UTC):%Y-%m-%d}, {seconds:.0f} s"}
+    return calibration.model_copy(update={"bounded": bounded, "provenance": told})
 
 
 def _held_up(base: models.BaseModel, observations: Sequence[Observation]) -> str:

@@ -6,14 +6,13 @@ that no rank can recall is found from its token ids alone, before any weights ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from lorasize import models
-from lorasize.artifacts.calibrations import device_kind, find_calibration, near_misses, nearest_calibration
 from lorasize.corpus import Corpus, corpus_sha256, read, secrets
 from lorasize.corpus.activation import AUTO, activated, find_activation
 from lorasize.corpus.chat_prompt import look_at_prompts
@@ -21,14 +20,12 @@ from lorasize.corpus.feasibility import feasibility, narrow_note, unreachable
 from lorasize.corpus.special_tokens import Told, told_of
 from lorasize.corpus.surprise import Surprise, surprises
 from lorasize.corpus.tokens import EncodedPassage, encode_corpus, sample, several_prompts
-from lorasize.errors import CalibrationError
 from lorasize.losses.base import base_losses, slower
 from lorasize.losses.batches import sequence_length
 from lorasize.losses.demand import demand
 from lorasize.losses.reach import hardship
 from lorasize.models import adapters, placement
 from lorasize.models.activation import refuse_merging_activated, require_gate
-from lorasize.models.device_rates import device_rates
 from lorasize.models.quantization import refuse_merging
 from lorasize.planning import (
     Limits,
@@ -36,10 +33,7 @@ from lorasize.planning import (
     Workload,
     infeasible_plan,
     make_plan,
-    prior_calibration,
     scaled_from,
-    scaled_seconds,
-    with_rough_seconds,
 )
 from lorasize.planning.serving import with_activation
 from lorasize.records import (
@@ -60,6 +54,7 @@ from lorasize.records import (
     Serve,
     digest,
 )
+from lorasize.verbs import calibrated
 from lorasize.verbs.update import BaseAdapter, compare, priced, read_base_adapter, require_activation
 
 
@@ -80,6 +75,8 @@ class PlanOptions:
         secrets: Whether to look for credentials and personal data in the corpus, and whether one found is an error.
         activate_after: Text in every prompt that the adapter acts after, or "auto" for all that the prompts begin with;
             None for an adapter that always acts, or as the one that is trained on.
+        max_drift: Nats per token that other text may move by; infinite for no bound, None for what suits:
+            MAX_DRIFT, where the calibration knows such a bound and nothing else asked for speaks against it.
     """
 
     reading: Reading = field(default_factory=Reading)
@@ -93,6 +90,7 @@ class PlanOptions:
     serve: Serve = "peft"
     secrets: Level = "warn"
     activate_after: str | None = None
+    max_drift: float | None = None
 
     @property
     def wishes(self) -> Wishes:
@@ -176,7 +174,7 @@ def plan(
     lint = feasibility(encoded)
     if not lint.feasible:
         return known.infeasible(lint, notes)
-    source, own = _calibration(folder.fingerprint, model, where.type, options.calibration)
+    source, own = calibrated.find(folder.fingerprint, model, where.type, options.calibration)
     base = folder.load(device, dtype, attn, quantization, device_map)
     hard = hardship(base, (token for passage in encoded for token in passage.target_ids))
     lint = unreachable(encoded, hard.impossible, folder.decode)
@@ -184,10 +182,10 @@ def plan(
         return known.infeasible(lint, notes)
     if hard.narrow:
         notes = (*notes, narrow_note(encoded, hard.narrow, folder.decode))
-    calibration = source if own else _moved_over(source, base, ref)
-    notes = notes if own else (*notes, *_passed_over(folder, model, where.type))
+    calibration = source if own else calibrated.moved_over(source, base, ref)
+    notes = notes if own else (*notes, *calibrated.passed_over(folder, model, where.type))
     losses = base_losses(base, encoded)
-    made = _made(known, calibration, source, base, losses, options)
+    made = _made(known, calibration, source, base, losses, options, activation)
     if made.adapter is not None:
         ids = (*encoded[0].prompt_ids, *encoded[0].target_ids)
         notes = (*slower(base, min(made.adapter.layers_to_transform), ids), *notes)
@@ -195,13 +193,6 @@ def plan(
     serving = made.serving and made.serving.model_copy(update={"notes": (*made.serving.notes, *around.notes)})
     told = {"warnings": (*made.warnings, *notes, *_spread(base)), "secrets": findings, "serving": serving}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
-
-
-def _passed_over(folder: models.ModelFolder, model: PlanModel, device_type: str) -> Iterator[str]:
-    """Notes on calibrations of the user's that do not fit."""
-    wanted = (folder.fingerprint, model.ref, device_type, model.dtype, RECIPE)
-    for reason in near_misses(*wanted, quantization=model.quantization):
-        yield f"A calibration that does not fit: {reason}"
 
 
 def _activation(
@@ -274,10 +265,13 @@ def _made(
     base: models.BaseModel,
     losses: Sequence[Tensor],
     options: PlanOptions,
+    activation: Activation | None,
 ) -> Plan:
     """The plan by the calibration: `source`, or what was moved over from it to this model."""
     old = known.old
-    timed, prior = _timed_here(calibration, source, base), calibration is not source
+    timed, prior = calibrated.timed_here(calibration, source, base), calibration is not source
+    timed, lent = calibrated.with_law(timed, base)
+    bound, why = calibrated.bound_of(options.max_drift, timed, options.target_modules, old, activation)
     same_device = timed.device == base.place and scaled_from(timed) is None
     sha256 = digest(calibration)
     made = make_plan(
@@ -289,19 +283,11 @@ def _made(
         work=_workload(base, known.encoded),
         wishes=options.wishes,
         at=None if old is None else old.spec,
+        bound=bound,
     )
-    return made.model_copy(update={"update": None if old is None else _update(old, base, known.encoded)})
-
-
-def _timed_here(calibration: Calibration, source: Calibration, base: models.BaseModel) -> Calibration:
-    """The calibration with seconds for this device: scaled where the source's are another's and it knows its rates."""
-    if source.device == base.place:
-        return calibration
-    able = source.rates is not None and not placement.is_spread(base.model)
-    here = device_rates(base.device, base.dtype) if able else None
-    if here is not None:
-        return scaled_seconds(calibration, source, here, base.place)
-    return calibration if device_kind(source.device) == base.device.type else with_rough_seconds(calibration)
+    update = None if old is None else _update(old, base, known.encoded)
+    said = why if bound is None else lent
+    return made.model_copy(update={"update": update, "warnings": (*made.warnings, *said)})
 
 
 def _spread(base: models.BaseModel) -> list[str]:
@@ -334,36 +320,6 @@ def _summary(
         sample=sample(encoded, {(one.file, one.line) for one in findings}),
     )
 
-
-def _calibration(
-    fingerprint: ModelFingerprint, model: PlanModel, device_type: str, explicit: Path | None
-) -> tuple[Calibration, bool]:
-    """The calibration of this model in this dtype, and True; else one to move over, and False.
-
-    One of another kind of device counts where there is none of this: only its seconds are not of here.
-    """
-    wanted = (fingerprint, model.ref, device_type, model.dtype, RECIPE, explicit)
-    try:
-        return find_calibration(*wanted, quantization=model.quantization)[0], True
-    except CalibrationError:
-        near = nearest_calibration(fingerprint, RECIPE, model.dtype, model.quantization) if explicit is None else None
-        if near is None:
-            raise
-        return near
-
-
-def _moved_over(source: Calibration, base: models.BaseModel, ref: str) -> Calibration:
-    shapes = models.linear_shapes(base.model)
-    moved = prior_calibration(
-        source,
-        models.record_of(base, ref),
-        {name: shape.in_layers for name, shape in shapes.items()},
-        models.widening_module(shapes),
-        device=base.place,
-        dtype=models.dtype_name(base.dtype),
-        weight_bytes=placement.resident_bytes(base.model),
-    )
-    return moved.model_copy(update={"quantization": base.quantization})
 
 
 def _inputs(

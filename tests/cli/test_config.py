@@ -199,7 +199,7 @@ def test_a_saved_configuration_is_shown_as_a_table_or_json_alone(
         assert "a configuration is shown as table or json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["plan a --confidence nan", "apply a --margin nan", "apply a --max-drift nan"])
+@pytest.mark.parametrize("line", ["plan a --confidence nan", "apply a --margin nan"])
 def test_a_number_that_is_none_is_out_of_range(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(line.split()) == 2
     assert "nan is not in the range" in capsys.readouterr().err

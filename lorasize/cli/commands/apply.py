@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,8 @@ Example:
     help="Text of yours that must not suffer, 2,048 tokens of it, beside lorasize's own.",
 )  # fmt: skip
 @click.option(
-    "--max-drift", type=options.Finite(min=0.0), metavar="NATS",
-    help="What other text may move by, nats per token, such as 0.02: on more layers than planned. 0.05 with --retain.",
+    "--max-drift", callback=options.drift, metavar="NATS|off",
+    help="What other text may move by, nats per token; the plan's by default, where it has none 0.05 with --retain.",
 )  # fmt: skip
 @click.option("--method", type=click.Choice(options.METHODS), default="memft", show_default=True, help="Objective.")
 @click.option(
@@ -103,13 +104,14 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
     from lorasize.training.run import ApplyOptions, Loading
     from lorasize.verbs import apply as verb
 
-    if chosen["retain"] is not None and chosen["max_drift"] is None:
+    if chosen["retain"] is not None and chosen["max_drift"] is None and plan.max_drift is None:
         chosen["max_drift"] = _MAX_DRIFT
     names = ("method", "threshold", "margin", "max_steps", "time_limit", "escalate", "seed", "device", "retain")
     loading = Loading(chosen["attn"], chosen["device_map"])
     how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")}, loading=loading)
     with Progress(quiet=chosen["quiet"]) as progress:
-        progress.expect(plan.prediction if how.max_drift is None else None)  # it is of another adapter
+        as_planned = how.max_drift in (None, math.inf if plan.max_drift is None else plan.max_drift)
+        progress.expect(plan.prediction if as_planned else None)  # else it is of another adapter
         progress.doing("loading the model")
         applied = verb.apply(plan, chosen["out"], how, progress.event)
         progress.note(f"wrote {applied.folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ Example:
 @click.option(
     "--preset", type=click.Choice(options.PRESETS), default="quick", show_default=True, help="How much is probed."
 )
+@click.option(
+    "--max-drift", callback=options.drift, metavar="NATS|off",
+    help="Bound of the last probes, which train as apply does: nats per token; 0.02 by default. off: no such probes.",
+)  # fmt: skip
+@click.option(
+    "--add-to", type=options.existing_file, metavar="FILE",
+    help="Calibration of this model without probes under that bound: only these are run, and added to it.",
+)  # fmt: skip
 @click.option("--corpus", type=options.existing_file, multiple=True, help="Probe on text of this kind too; repeatable.")
 @click.option("--time-limit", callback=options.duration, metavar="TIME", help='No further probe after, say, "15 min".')
 @click.option(
@@ -47,6 +56,7 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
         spare(chosen["out"], "lorasize.calibration")
     invocation.model = model_ref(base_model, chosen["model"])
     from lorasize import models
+    from lorasize.artifacts.calibrations import read_calibration
     from lorasize.probing import executor
     from lorasize.report import Progress
     from lorasize.verbs import calibrate as verb
@@ -60,7 +70,8 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
             invocation.model or models.BUILTIN, revision=chosen["revision"], device=chosen["device"],
             dtype=chosen["dtype"], attn=chosen["attn"], quantization=options.quantization(chosen),
             device_map=chosen["device_map"], preset=chosen["preset"], corpus=chosen["corpus"],
-            seed=chosen["seed"], time_limit=chosen["time_limit"], folder=folder,
+            seed=chosen["seed"], time_limit=chosen["time_limit"], max_drift=_bound(chosen["max_drift"]), folder=folder,
+            known=None if chosen["add_to"] is None else read_calibration(chosen["add_to"]),
             execute=executor(chosen["executor"], chosen["workers"]), notify=progress.probe,
         )  # fmt: skip
         if single:
@@ -68,6 +79,12 @@ def calibrate(invocation: Invocation, /, base_model: str | None, **chosen: Any) 
         progress.note(f"wrote {path}")
     emit(calibration, targets)
     return DONE
+
+
+def _bound(asked: float | None) -> float | None:
+    from lorasize.records import MAX_DRIFT
+
+    return MAX_DRIFT if asked is None else asked if math.isfinite(asked) else None
 
 
 def _move(path: Path, out: Path) -> Path:

@@ -15,7 +15,8 @@ from lorasize.cli.output import emit, parse_reports, spare, spare_inputs
 if TYPE_CHECKING:
     from lorasize.verbs.plan import PlanOptions
 
-_PLAN_OPTIONS = ("calibration", "confidence", "minimize", "rank", "serve", "secrets", "base_adapter", "activate_after")
+_PLAN_OPTIONS: tuple[str, ...] = ("calibration", "confidence", "minimize", "rank", "serve", "secrets", "base_adapter")
+_PLAN_OPTIONS += ("activate_after", "max_drift")
 
 
 @click.command(
@@ -40,6 +41,10 @@ Example:
 @click.option(
     "--base-adapter", type=options.existing_folder, metavar="FOLDER",
     help="Adapter that holds the corpus as it was; the plan is for training on from it.",
+)  # fmt: skip
+@click.option(
+    "--max-drift", callback=options.drift, metavar="NATS|off",
+    help="What other text may move by, nats per token; 0.02 by default. off: the bare minimum, whatever it does to it.",
 )  # fmt: skip
 @click.option("--target-modules", multiple=True, help="These modules; comma-separated or repeatable.")
 @click.option(

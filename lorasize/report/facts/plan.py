@@ -81,7 +81,14 @@ def plan_facts(plan: Plan) -> Iterator[Fact]:
             f"unchanged since {update.adapter} · {bits(update.nats):,.0f} bits to write beyond it"
         )
     if plan.prediction is not None:
-        yield from _prediction_facts(plan.prediction, "on" if plan.activation is None else "where it acts on")
+        where = "on" if plan.activation is None else "where it acts on"
+        yield from _prediction_facts(plan.prediction, where, plan.max_drift)
+    if (least := plan.minimum) is not None:
+        harm = "" if least.drift is None else f", at +{least.drift.point:.1f} nats per token on other text"
+        yield "bare minimum", (
+            f"rank {least.rank}, {least.n_parameters:,} parameters in {format_seconds(least.seconds)} would do without "
+            f"the bound{harm}"
+        )
     if (thumbs := plan.rules_of_thumb) is not None:
         yield "rules of thumb", (
             f"parameters ≥ tokens: rank {thumbs.parameters_ge_tokens_rank} · flat: rank {thumbs.flat_rank}; "
@@ -113,7 +120,7 @@ def activation_line(activation: Activation) -> str:
     return f"{quote(activation.text)}, {count(len(activation.alora_invocation_tokens), 'token')}"
 
 
-def _prediction_facts(p: Prediction, where: str) -> Iterator[Fact]:
+def _prediction_facts(p: Prediction, where: str, bound: float | None) -> Iterator[Fact]:
     lo, hi = p.rank_interval
     yield "why", (
         f"capacity slack {p.capacity_slack:.2f} · success probability {format_chance(p.success_probability)} "
@@ -122,8 +129,9 @@ def _prediction_facts(p: Prediction, where: str) -> Iterator[Fact]:
     yield "rank interval", f"{lo} to {hi} at this site (success probability 0.05 to 0.95)"
     yield "cost", f"{_steps(p.steps)} · {_seconds(p.seconds)} · {format_bytes(p.peak_memory_bytes)} of memory"
     if p.drift is not None:
-        interval = f"{p.drift.lo:.1f} to {p.drift.hi:.1f}"
-        yield "drift", f"+{p.drift.point:.1f} nats per token {where} other text ({interval}) unless bounded"
+        digits, end = (1, "unless bounded") if bound is None else (3, f"under a bound of {bound:g}")
+        interval = f"{p.drift.lo:.{digits}f} to {p.drift.hi:.{digits}f}"
+        yield "drift", f"+{p.drift.point:.{digits}f} nats per token {where} other text ({interval}) {end}"
     if p.extrapolated:
         yield "extrapolated", "yes: outside what was calibrated"
 

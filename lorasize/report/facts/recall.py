@@ -91,8 +91,8 @@ def memorization_facts(m: Memorization) -> Iterator[Fact]:
     if activation is not None:
         yield "acts after", f"{activation_line(activation)}; without it drift is 0 by construction"
     yield "training", f"{m.steps:,} steps · {format_seconds(m.seconds)} · {m.tokens_per_second:,.0f} tokens per second"
-    bounded = m.drift is not None and m.drift.bound is not None  # then another adapter than the plan's was trained
-    predicted = None if bounded else m.plan.prediction
+    bound = None if m.drift is None else m.drift.bound
+    predicted = m.plan.prediction if bound == m.plan.max_drift else None  # else another adapter than the plan's
     if predicted is not None:
         yield "predicted", f"{predicted.steps.point:,.0f} steps · {format_seconds(predicted.seconds.point)}"
     if m.escalations and m.plan.adapter is not None and predicted is not None:
@@ -105,10 +105,10 @@ def memorization_facts(m: Memorization) -> Iterator[Fact]:
         old = f"{update.n_old_produced} of {n} old targets still come back" if n else "nothing changed or removed"
         yield "update", f"{update.n_unchanged} unchanged, {update.n_changed} changed, {update.n_added} added · {old}"
     if m.drift is not None:
-        bound = _drift_prediction(predicted) if m.drift.bound is None else f", at most {m.drift.bound:+.3f} asked"
-        loss = f"{m.drift.before:.3f} → {m.drift.after:.3f}"
+        bounded = "" if bound is None else f", at most {bound:+.3f} asked"
+        loss = f"{m.drift.before:.3f} → {m.drift.after:.3f}{bounded}{_drift_prediction(predicted, bound)}"
         where = "on" if activation is None else "where it acts on"
-        yield "drift", f"{m.drift.nats:+.3f} nats per token {where} other text ({loss}{bound})"
+        yield "drift", f"{m.drift.nats:+.3f} nats per token {where} other text ({loss})"
         if m.drift.divergence is not None and m.drift.kinds:
             most = max(m.drift.kinds, key=lambda kind: kind.divergence)
             same = sum(kind.unchanged for kind in m.drift.kinds) / len(m.drift.kinds)
@@ -123,7 +123,8 @@ def memorization_facts(m: Memorization) -> Iterator[Fact]:
     yield from (("warning", warning) for warning in m.recall.warnings or ())
 
 
-def _drift_prediction(predicted: Prediction | None) -> str:
-    """What the plan said of it, which was of the neutral text: that is measured where no bound is kept."""
+def _drift_prediction(predicted: Prediction | None, bound: float | None) -> str:
+    """What the plan said of it."""
     told = None if predicted is None else predicted.drift
-    return "" if told is None else f", predicted {told.point:+.1f}, {told.lo:.1f} to {told.hi:.1f}"
+    digits = 1 if bound is None else 3
+    return "" if told is None else f", predicted {told.point:+.{digits}f}, {told.lo:.{digits}f} to {told.hi:.{digits}f}"

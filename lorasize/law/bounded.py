@@ -1,0 +1,68 @@
+"""What an adapter holds that must leave other text as it was.
+
+Under a bound on drift losses after a number of steps say little: they are near the ceiling, or the run has failed. So
+no law in ΔL is fitted there. What decides is how many parameters there are for each nat that is to be written, at the
+one site that such adapters sit on: recall and steps are a transition in that ratio (`law.transition`), and drift hardly
+depends on it, since training is held back until it is small enough (docs/log/harm.md#a-plan-under-the-bound).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from lorasize.errors import FitError
+from lorasize.law.transition import NORMAL_95, TransitionPoint, fit_transition
+from lorasize.records import BoundedLaw, Estimate, Observation
+
+PARAMETERS_PER_NAT = 6.0  # of slack 1; the fit finds where recall begins: docs/log/harm.md#a-plan-under-the-bound
+KIND_SD = 0.5  # of ln drift, between corpora of other kinds than the probes'; not tuned
+_LEAST = 1e-3  # nats per token: a drift below is as good as none; not tuned
+
+
+def bounded_slack(n_parameters: float, nats: float) -> float:
+    """Parameters of an adapter ÷ those that so many nats ask for."""
+    return n_parameters / (PARAMETERS_PER_NAT * max(nats, 1.0))
+
+
+def fit_bounded(observations: Sequence[Observation], slowdown: float) -> BoundedLaw:
+    """What these probes under one bound at one site say.
+
+    Args:
+        observations: The probes.
+        slowdown: Seconds of their steps ÷ those of steps without a bound.
+
+    Raises:
+        FitError: none of them held every token and kept the bound.
+    """
+    points = [TransitionPoint(bounded_slack(o.n_parameters, o.nats), o.threshold_met, o.steps) for o in observations]
+    transition = fit_transition(points)
+    logs = [math.log(max(_LEAST, o.drift)) for o in observations if o.threshold_met and o.drift is not None]
+    if not logs:
+        raise FitError("no probe under a bound tells how far other text moved", unidentified=("drift",))
+    first = observations[0]
+    assert first.probe.max_drift is not None
+    return BoundedLaw(
+        max_drift=first.probe.max_drift,
+        target_modules=first.probe.target_modules,
+        layers_to_transform=first.probe.layers_to_transform,
+        parameters_per_rank=first.n_parameters // first.probe.rank,
+        parameters_per_nat=PARAMETERS_PER_NAT,
+        transition=transition,
+        nats_range=(min(o.nats for o in observations), max(o.nats for o in observations)),
+        slowdown=slowdown,
+        drift=math.exp(statistics.fmean(logs)),
+        drift_spread=math.hypot(KIND_SD, statistics.pstdev(logs)),
+        observations=tuple(observations),
+    )
+
+
+def bounded_drift(law: BoundedLaw, bound: float) -> Estimate:
+    """How far an adapter under this bound moves other text, nats per token, with a 90 % interval.
+
+    In proportion to the bound that the probes were under.
+    """
+    point = law.drift * bound / law.max_drift
+    factor = math.exp(NORMAL_95 * law.drift_spread)
+    return Estimate(point=point, lo=point / factor, hi=point * factor)

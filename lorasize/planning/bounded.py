@@ -1,0 +1,124 @@
+"""Adapters under a bound on drift: one site, every rank, assessed against one corpus by the law of that bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lorasize.errors import CalibrationError
+from lorasize.law.bounded import bounded_drift, bounded_slack
+from lorasize.law.form import RANGE_TOLERANCE
+from lorasize.planning.choice import DISTANCE_SD, RANKS, Assessment, Candidate, assess_at, chance
+from lorasize.planning.prior import SOURCE
+from lorasize.records import BoundedLaw, Calibration, Demand, Estimate, SiteEfficiency, Transition
+
+PATIENCE = 1.2  # times the fastest's seconds that a smaller one may take: docs/decisions/0012-a-bound-on-harm.md
+LEAST_RANK = 4  # below it some kinds of text move by more than the bound: docs/log/harm.md#a-bound-on-drift
+
+
+def law_of(calibration: Calibration) -> BoundedLaw:
+    """The calibration's law under a bound.
+
+    Raises:
+        CalibrationError: it has none.
+    """
+    if calibration.bounded is None:
+        raise CalibrationError(
+            "The calibration knows nothing of adapters under a bound on drift: `lorasize calibrate --add-to` its file "
+            "adds that, and `--max-drift off` plans without a bound."
+        )
+    return calibration.bounded
+
+
+def require_bounded_modules(calibration: Calibration, target_modules: Sequence[str] | None) -> None:
+    """Refuse modules that adapters under a bound do not sit on.
+
+    Raises:
+        CalibrationError: they are others, or the calibration has no law under a bound.
+    """
+    known = law_of(calibration).target_modules
+    if target_modules is not None and set(target_modules) != set(known):
+        raise CalibrationError(
+            f"Under a bound on drift adapters sit on {'+'.join(known)}, not on {'+'.join(target_modules)}; "
+            "`--max-drift off` plans without a bound."
+        )
+
+
+def bounded_efficiency(law: BoundedLaw) -> SiteEfficiency:
+    """The site of that law, as others are recorded."""
+    return SiteEfficiency(
+        target_modules=law.target_modules,
+        layers_to_transform=law.layers_to_transform,
+        efficiency=1.0,
+        stderr=0.0,
+        parameters_per_rank=law.parameters_per_rank,
+    )
+
+
+def bounded_candidates(law: BoundedLaw, rank: int | None = None) -> list[Candidate]:
+    """Every rank of the ladder from LEAST_RANK on; an explicit rank leaves only itself."""
+    site = bounded_efficiency(law)
+    return [Candidate(site, r) for r in ((r for r in RANKS if r >= LEAST_RANK) if rank is None else (rank,))]
+
+
+def cautious_bounded(law: BoundedLaw, demand: Demand) -> Transition:
+    """The law's transition, its location less certain the more nats are asked beyond those of its probes."""
+    distance = max(0.0, math.log(max(demand.nats, 1.0) / (law.nats_range[1] * RANGE_TOLERANCE)))
+    stderr = law.transition.location_stderr * (1.0 + distance) + DISTANCE_SD * distance
+    return law.transition.model_copy(update={"location_stderr": stderr})
+
+
+def assess_bounded(
+    calibration: Calibration, demand: Demand, n_positions: int, *, rank: int | None = None
+) -> list[Assessment]:
+    """Every rank assessed; an explicit rank leaves only itself.
+
+    Raises:
+        CalibrationError: the calibration has no law under a bound.
+    """
+    law = law_of(calibration)
+    transition = cautious_bounded(law, demand)
+    seen = (
+        assess_at(c, bounded_slack(c.n_parameters, demand.nats), calibration, transition, n_positions)
+        for c in bounded_candidates(law, rank)
+    )
+    return [replace(one, seconds=_slower(one.seconds, law.slowdown)) for one in seen]
+
+
+def _slower(seconds: Estimate, factor: float) -> Estimate:
+    return Estimate(point=seconds.point * factor, lo=seconds.lo * factor, hi=seconds.hi * factor)
+
+
+def bounded_chance(law: BoundedLaw, demand: Demand, rank: int) -> float:
+    """P(an adapter of this rank holds every token and keeps the bound)."""
+    transition = cautious_bounded(law, demand)
+    return chance(transition, bounded_slack(rank * law.parameters_per_rank, demand.nats))
+
+
+def drift_under(law: BoundedLaw, bound: float) -> Estimate:
+    """How far other text is expected to move, nats per token, with a 90 % interval."""
+    return bounded_drift(law, bound)
+
+
+def bounded_warnings(calibration: Calibration, demand: Demand, bound: float) -> list[str]:
+    """Why such a plan is extrapolated."""
+    law = law_of(calibration)
+    warnings = []
+    if SOURCE in calibration.provenance:
+        warnings.append(
+            f"Not calibrated: these figures are those of {calibration.provenance[SOURCE]}, moved over to this model "
+            f"with a wide interval. Run `lorasize calibrate` on {calibration.model.ref} for its own."
+        )
+    if bound != law.max_drift:
+        warnings.append(
+            f"Extrapolated: the probes were under a bound on drift of {law.max_drift:g} nats per token, this plan is "
+            f"under {bound:g}; a tighter one takes more steps, or cannot be kept."
+        )
+    most = law.nats_range[1]
+    if demand.nats > most * RANGE_TOLERANCE:
+        warnings.append(
+            f"Extrapolated: no probe under a bound asked for more than {most:,.0f} nats, this corpus asks for "
+            f"{demand.nats:,.0f}. Read size, steps and seconds as rough."
+        )
+    return warnings
