@@ -23,6 +23,7 @@ KEYS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 BUDGET_KEYS: dict[str, tuple[type, ...]] = {
     "rank": _WHOLE, "parameters": _WHOLE, "bytes": _AMOUNT, "seconds": _AMOUNT, "memory": _AMOUNT,
+    "drift": _AMOUNT,
 }  # fmt: skip
 
 _MAX_BYTES = 10_000_000  # of a file

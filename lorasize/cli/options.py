@@ -68,10 +68,12 @@ def _parse(
         raise click.BadParameter(str(error), context, parameter) from None
 
 
-def drift(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+def drift(context: click.Context, parameter: click.Parameter, value: str | float | None) -> float | None:
     """Nats per token meant by a bound on drift; infinite for "off"."""
-    if value is None or value.strip().lower() == "off":
-        return None if value is None else math.inf
+    if value is None:
+        return None
+    if str(value).strip().lower() == "off":
+        return math.inf
     try:
         number = float(value)
     except ValueError:
@@ -206,7 +208,7 @@ def pairs_of(
     return read
 
 
-BUDGETS = ("rank", "parameters", "bytes", "seconds", "memory")
+BUDGETS = ("rank", "parameters", "bytes", "seconds", "memory", "drift")
 LEVELS = ("off", "warn", "error")
 ESTIMATES = ("point", "upper")
 
@@ -216,6 +218,11 @@ budgets = all_of(
     click.option("--max-bytes", callback=size, metavar="SIZE", help='Budget for the weights on disk, such as "4 MB".'),
     click.option("--max-seconds", callback=duration, metavar="TIME", help='Budget for training, such as "15 min".'),
     click.option("--max-memory", callback=size, metavar="SIZE", help='Budget for memory, such as "8 GB".'),
+    click.option(
+        "--max-drift", callback=drift, metavar="NATS|off",
+        help="What other text may move by, nats per token: plans are for 0.02 by default. off: no bound, whatever it "
+        "does to it.",
+    ),
     click.option(
         "--budget-level", "levels", multiple=True, metavar="NAME=LEVEL", callback=pairs_of(BUDGETS, LEVELS, "level"),
         help="off, warn or error (the default) for a budget, such as seconds=warn; repeatable.",
@@ -233,6 +240,7 @@ def limits_of(chosen: dict[str, Any]) -> Limits:
     from lorasize.planning import Limits
 
     maxima = {f"max_{name}": chosen[f"max_{name}"] for name in BUDGETS}
+    maxima["max_drift"] = None if maxima["max_drift"] == math.inf else maxima["max_drift"]
     return Limits(**maxima, levels=chosen["levels"], against=chosen["against"])
 
 

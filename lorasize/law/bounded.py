@@ -61,8 +61,9 @@ def fit_bounded(observations: Sequence[Observation], slowdown: float) -> Bounded
 def bounded_drift(law: BoundedLaw, bound: float) -> Estimate:
     """How far an adapter under this bound moves other text, nats per token, with a 90 % interval.
 
-    In proportion to the bound that the probes were under.
+    In proportion to the bound that the probes were under. An adapter that breaks its bound is not proven, so nothing
+    lies above it.
     """
-    point = law.drift * bound / law.max_drift
+    point = min(law.drift / law.max_drift, 1.0) * bound
     factor = math.exp(NORMAL_95 * law.drift_spread)
-    return Estimate(point=point, lo=point / factor, hi=point * factor)
+    return Estimate(point=point, lo=point / factor, hi=min(point * factor, bound))

@@ -72,6 +72,17 @@ def statistics_of(
     return {path: known[path] for path in paths}
 
 
+def taken_over(base: BaseModel, more: str = "") -> tuple[str, int]:
+    """The digest of the text that the statistics are over, with `more` of the user's beside it, and its tokens."""
+    several = _texts(more)
+    n = sum(len(window.target_ids) for text in several for window in windows_of(base, text, TOKENS_OF_A_KIND))
+    return hashlib.sha256("\0".join(several).encode()).hexdigest(), n
+
+
+def _texts(more: str) -> list[str]:
+    return [*texts("general").values(), *[more] * bool(more)]
+
+
 def _place(base: BaseModel, more: str) -> Path:
     key = f"{base.fingerprint.digest} {base.dtype} {base.quantization} {_VERSION} {TOKENS_OF_A_KIND} {more}"
     return cache_folder() / "statistics" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
@@ -94,8 +105,7 @@ def _read(place: Path) -> dict[str, Statistics]:
 
 def _measured(base: BaseModel, paths: Sequence[str], more: str) -> dict[str, Statistics]:
     """One forward and backward pass over the general text."""
-    several = [*texts("general").values(), *[more] * bool(more)]
-    rows = [window for text in several for window in windows_of(base, text, TOKENS_OF_A_KIND)]
+    rows = [window for text in _texts(more) for window in windows_of(base, text, TOKENS_OF_A_KIND)]
     few = torch.tensor([rows[0].target_ids[:16]], device=base.device)
     head = checked_head(base.model, few)
     own = isinstance(head, OwnLogits)

@@ -13,9 +13,12 @@ from lorasize.records import AdapterSpec, Against, Budget, Level, Prediction
 class Limits:
     """What the adapter may cost; None is no limit. Bytes on disk, seconds of training, bytes of memory.
 
+    Drift is nats per token that other text moves by.
+
     Attributes:
         levels: By budget: `off`, `warn`, or `error`, the default.
-        against: By budget: `point` estimate, the default, or the `upper` end of its interval, the default of seconds.
+        against: By budget: `point` estimate, the default, or the `upper` end of its interval, the default of seconds
+            and of drift.
     """
 
     max_rank: int | None = None
@@ -23,6 +26,7 @@ class Limits:
     max_bytes: int | None = None
     max_seconds: float | None = None
     max_memory: int | None = None
+    max_drift: float | None = None
     levels: Mapping[str, Level] = field(default_factory=dict)
     against: Mapping[str, Against] = field(default_factory=dict)
 
@@ -37,20 +41,21 @@ def budgets(
 
     Seconds measured on another device only warn.
     """
-    most = max(adapter.rank, prediction.rank_interval[1])
+    most, drift = max(adapter.rank, prediction.rank_interval[1]), prediction.drift
     asked: tuple[tuple[str, float | None, float, float], ...] = (
         ("rank", limits.max_rank, adapter.rank, most),
         ("parameters", limits.max_parameters, adapter.n_parameters, adapter.n_parameters * most // adapter.rank),
         ("bytes", limits.max_bytes, adapter.bytes, adapter.bytes * most // adapter.rank),
         ("seconds", limits.max_seconds, prediction.seconds.point, prediction.seconds.hi),
         ("memory", limits.max_memory, prediction.peak_memory_bytes, prediction.peak_memory_bytes),
+        *([] if drift is None else [("drift", limits.max_drift, drift.point, drift.hi)]),
     )
     verdict = []
     for name, limit, point, upper in asked:
         level = limits.levels.get(name, "error")
         if limit is None or level == "off":
             continue
-        against = limits.against.get(name, "upper" if name == "seconds" else "point")
+        against = limits.against.get(name, "upper" if name in ("seconds", "drift") else "point")
         only_warn = level == "warn" or (name == "seconds" and not same_device)
         actual = point if against == "point" else upper
         verdict.append(_judged(name, limit, actual, "warn" if only_warn else "error", against))

@@ -50,6 +50,7 @@ from lorasize.records.plan import (
     Serving,
 )
 from lorasize.records.run import (
+    BaseStatistics,
     Decoded,
     DecodeJob,
     Drift,
@@ -93,6 +94,7 @@ __all__ = [
     "AdapterSpec",
     "Against",
     "Alternative",
+    "BaseStatistics",
     "BoundedLaw",
     "Budget",
     "Calibration",

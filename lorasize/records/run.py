@@ -208,7 +208,8 @@ class Drift(BaseModel):
     """What an adapter does to text that it was not trained on, nats per token, as means over kinds of text.
 
     `before`, `after`, `nats`: loss without and with the adapter, and how far it grew. `divergence`: KL(base ‖ adapted);
-    None in records of older versions, which took one text alone.
+    None in records of older versions, which took one text alone. `kinds`: how far each kind's loss grew. `texts`: all
+    that was measured of each kind.
     """
 
     model_config = STRICT
@@ -217,7 +218,8 @@ class Drift(BaseModel):
     nats: float
     bound: float | None = None  # on `nats` and on `divergence`
     divergence: float | None = None
-    kinds: tuple[KindDrift, ...] = ()
+    kinds: dict[str, float] = Field(default_factory=dict)
+    texts: tuple[KindDrift, ...] = ()
 
     @property
     def moved(self) -> float:
@@ -229,7 +231,7 @@ class Drift(BaseModel):
         """How much of the bound is used up, 1 being all: by the mean, or by one kind, which has WORST_KIND times it."""
         if self.bound is None:
             return 0.0
-        worst = max((kind.divergence for kind in self.kinds), default=0.0)
+        worst = max((kind.divergence for kind in self.texts), default=0.0)
         moved = max(self.moved, worst / WORST_KIND)
         if self.bound == 0.0:
             return math.inf if moved > 0.0 else 0.0
@@ -265,6 +267,14 @@ class Histogram(BaseModel):
     after: tuple[int, ...]
 
 
+class BaseStatistics(BaseModel):
+    """What the base model's statistics were taken over: the digest of the text, and its tokens."""
+
+    model_config = STRICT
+    sha256: str
+    n_tokens: int
+
+
 class Memorization(BaseModel):
     """What apply did: `lorasize.json` in the adapter folder."""
 
@@ -290,6 +300,7 @@ class Memorization(BaseModel):
     update: Update | None = None
     margin: float | None = None  # above the threshold, that every token's p was trained to
     notes: tuple[str, ...] = ()  # what took longer with this model than with others, and why
+    base_statistics: BaseStatistics | None = None  # under a bound on drift
 
     @property
     def proven(self) -> bool:

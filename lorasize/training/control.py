@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 # Tokens of each kind of text that is watched, of each that is shown, and of the user's own; not tuned.
-TOKENS_WATCHED, TOKENS_SHOWN, TOKENS_RETAINED = 96, 160, 2048
+TOKENS_WATCHED, TOKENS_SHOWN, TOKENS_RETAINED = 48, 160, 2048
 WATCHED_SHARE = 0.75  # of the bound, that what is watched must keep: what is shown is other text; not tuned
 _ONCE = "Taking the model's statistics on general text, once for each model: up to some minutes."
 _ROOM = 0.6  # share of the bound up to which there is room to pull less; not tuned
@@ -146,7 +146,8 @@ def _record(sums: Mapping[str, Tensor], bound: float | None) -> Drift:
         nats=mean["after"] - mean["before"],
         bound=bound,
         divergence=mean["divergence"],
-        kinds=tuple(kinds),
+        kinds={one.kind: one.after - one.before for one in kinds},
+        texts=tuple(kinds),
     )
 
 

@@ -6,11 +6,13 @@ import torch
 
 from lorasize.errors import ModelError
 from lorasize.losses.frozen_layers import notes_on
+from lorasize.losses.statistics import taken_over
 from lorasize.models import adapters
 from lorasize.models.devices import peak_memory
 from lorasize.records import (
     LAW_STEPS,
     PROBE_STEPS,
+    BaseStatistics,
     Histogram,
     Memorization,
     Observation,
@@ -54,7 +56,16 @@ def record_of_run(session: Session, report: RecallReport, update: Update | None)
         update=update,
         margin=state.margin,
         notes=notes_on(way_through(session.adapted, session.encoded)[0]),
+        base_statistics=_statistics(session),
     )
+
+
+def _statistics(session: Session) -> BaseStatistics | None:
+    """What the base model's statistics were taken over; None where no bound asked for any."""
+    if session.bound is None:
+        return None
+    sha256, n_tokens = taken_over(session.base, session.retained)
+    return BaseStatistics(sha256=sha256, n_tokens=n_tokens)
 
 
 def _histogram(before: Evaluation, after: Evaluation) -> Histogram:

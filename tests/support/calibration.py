@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lorasize import records as r
+from lorasize.law.bounded import fit_bounded
 from lorasize.planning import Wishes, Workload, make_plan
 from lorasize.records import RECIPE, Calibration, Demand, Plan
 from lorasize.units import bits
@@ -67,6 +68,23 @@ def calibration(location_stderr: float = 0.05, offset: float = -0.4) -> Calibrat
 CALIBRATION = calibration()
 
 
+def bounded_observation(rank: int, n_tokens: int, steps: int, *, held: bool = True) -> r.Observation:
+    """A probe under a bound of 0.02, 12 nats to a token."""
+    where: dict[str, Any] = {"target_modules": SIX[0], "layers_to_transform": SIX[1]}
+    probe = r.ProbeSpec(
+        **where, rank=rank, kind="random", n_tokens=n_tokens, seed=0, max_steps=200, max_drift=0.02
+    )
+    values = {"n_parameters": 12_672 * rank, "base_loss": 12.0, "threshold_met": held, "steps": steps, "drift": 0.01}
+    return observation(1, 48).model_copy(update={**values, "probe": probe})
+
+
+def with_bound() -> Calibration:
+    """The synthetic calibration with a law under a bound of 0.02."""
+    probes = [bounded_observation(16, 190, 50), bounded_observation(2, 170, 110)]
+    probes.append(bounded_observation(1, 300, 100, held=False))
+    return CALIBRATION.model_copy(update={"bounded": fit_bounded(probes, 1.5)})
+
+
 def demand_of(nats: float, base_loss: float = 3.3) -> Demand:
     """A demand of this many nats."""
     return Demand(base_loss=base_loss, nats=nats, bits=bits(nats))
@@ -80,6 +98,7 @@ def plan_of(
     at: r.AdapterSpec | None = None,
     longest_sequence: int = 0,
     state_bytes: int = 0,
+    bound: float | None = None,
     **wishes: Any,
 ) -> Plan:
     """The plan for a corpus of this demand, 3.3 nats a token; `same_device` is that of its inputs."""
@@ -94,6 +113,7 @@ def plan_of(
         work=Workload(n_tokens + 30, 305_280, longest_sequence, state_bytes),
         wishes=Wishes(**wishes),
         at=at,
+        bound=bound,
     )
 
 

@@ -129,7 +129,7 @@ def test_drift_is_what_the_plain_model_says(torch: Any, base: BaseModel, encode_
         first = trainer.control.measure()
         assert first.before == pytest.approx(before, abs=1e-4)
         assert (first.nats, first.divergence) == pytest.approx((0.0, 0.0), abs=1e-5)
-        assert first.kinds[0].unchanged == 1.0
+        assert first.texts[0].unchanged == 1.0
         list(trainer.steps())
         now = float(torch.cat(base_losses(base, text)).mean())  # the adapter is in it
         drift = trainer.control.drift

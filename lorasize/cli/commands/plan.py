@@ -42,10 +42,6 @@ Example:
     "--base-adapter", type=options.existing_folder, metavar="FOLDER",
     help="Adapter that holds the corpus as it was; the plan is for training on from it.",
 )  # fmt: skip
-@click.option(
-    "--max-drift", callback=options.drift, metavar="NATS|off",
-    help="What other text may move by, nats per token; 0.02 by default. off: the bare minimum, whatever it does to it.",
-)  # fmt: skip
 @click.option("--target-modules", multiple=True, help="These modules; comma-separated or repeatable.")
 @click.option(
     "--serve", type=click.Choice(options.SERVE), default="peft", show_default=True, help="Where it will be used."

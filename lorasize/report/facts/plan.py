@@ -168,6 +168,8 @@ def _change(difference: Difference) -> str:
 def _amount(budget: str, value: float) -> str:
     if budget in ("bytes", "memory"):
         return format_bytes(value)
+    if budget == "drift":
+        return f"{value:.3g} nats per token"
     return format_seconds(value) if budget == "seconds" else f"{value:,.0f}"
 
 
@@ -209,4 +211,6 @@ def plan_changes(plan: Plan) -> Iterator[str]:
         yield f"{quick.n_parameters:,} parameters (rank {quick.rank}) would take {format_seconds(quick.seconds)}."
     for budget in plan.budgets:
         if budget.result == "fail":
-            yield f"The limit for {budget.id} would have to be {math.ceil(_least_limit(plan, budget)):,}."
+            least = _least_limit(plan, budget)
+            limit = f"{least:.3g}" if budget.id == "drift" else f"{math.ceil(least):,}"
+            yield f"The limit for {budget.id} would have to be {limit}."

@@ -109,9 +109,9 @@ def memorization_facts(m: Memorization) -> Iterator[Fact]:
         loss = f"{m.drift.before:.3f} → {m.drift.after:.3f}{bounded}{_drift_prediction(predicted, bound)}"
         where = "on" if activation is None else "where it acts on"
         yield "drift", f"{m.drift.nats:+.3f} nats per token {where} other text ({loss})"
-        if m.drift.divergence is not None and m.drift.kinds:
-            most = max(m.drift.kinds, key=lambda kind: kind.divergence)
-            same = sum(kind.unchanged for kind in m.drift.kinds) / len(m.drift.kinds)
+        if m.drift.divergence is not None and m.drift.texts:
+            most = max(m.drift.texts, key=lambda kind: kind.divergence)
+            same = sum(kind.unchanged for kind in m.drift.texts) / len(m.drift.texts)
             yield "predictions", (
                 f"KL from the base model {m.drift.divergence:.3f} nats per token, most for {most.kind} "
                 f"{most.divergence:.3f}; likeliest token unchanged at {same:.0%} of positions"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorasize.records import Check, Histogram, Memorization, RecallReport, StepReport
+from lorasize.records import WORST_KIND, Check, Drift, Histogram, Memorization, RecallReport, StepReport
 from lorasize.report.facts.check import check_facts, check_verdict
 from lorasize.report.facts.plan import budget_rows
 from lorasize.report.facts.recall import (
@@ -20,6 +20,7 @@ from lorasize.report.facts.recall import (
 )
 from lorasize.report.formats.html.figures import BLUE, GREEN, MUTED, ORANGE, RED, draw
 from lorasize.report.formats.html.page import Facts, Figure, Notes, Page, Part, Rows, Table, facts_part
+from lorasize.report.text import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +33,8 @@ def memorization_page(run: Memorization, steps: Sequence[StepReport], recall: Re
         parts.append(_stubborn(run, steps))
     if run.probabilities is not None:
         parts.append(_probabilities(run.probabilities, run.threshold))
+    if run.drift is not None and run.drift.texts:
+        parts.append(_drift(run.drift))
     parts += _recall(recall) if recall is not None else _failures(run)
     digests = f"base model {run.model_fingerprint.digest}", f"corpus sha256 {run.plan.corpus.sha256}"
     return Page("lorasize apply", memorization_verdict(run), parts, run.proven, [decoding_line(run.recall), *digests])
@@ -79,6 +82,32 @@ def _probabilities(seen: Histogram, threshold: float) -> Figure:
         caption="Above ½ a token is the likeliest whatever the others are, so greedy decoding gives it.",
         svg=draw("Histogram of p before and after", paint),
         data=Table([("p from", True), ("to", True), ("before", True), ("after", True)], [list(row) for row in pairs]),
+    )
+
+
+def _drift(drift: Drift) -> Figure:
+    """How far each kind of other text moved, beside what it may."""
+    kinds = sorted(drift.texts, key=lambda one: one.divergence)
+
+    def paint(axes: Axes) -> None:
+        at = range(len(kinds))
+        axes.barh(at, [one.divergence for one in kinds], color=BLUE, height=0.62, label="KL from the base model")
+        axes.scatter([one.after - one.before for one in kinds], at, color=MUTED, s=18, zorder=3, label="loss added")
+        if drift.bound is not None:
+            axes.axvline(drift.bound, color=ORANGE, ls="--", label="bound on the mean")
+            axes.axvline(WORST_KIND * drift.bound, color=RED, ls="--", label="bound on a kind")
+        axes.set_yticks(at, [clean(one.kind)[-24:] for one in kinds])
+        axes.grid(axis="y", visible=False)
+        axes.set(xlabel="nats per token")
+        axes.legend(loc="lower right")
+
+    rows: Rows = [[one.kind, one.before, one.after, one.divergence, one.unchanged] for one in reversed(kinds)]
+    columns = [("text", False), ("loss before", True), ("after", True), ("KL", True), ("likeliest token stays", True)]
+    return Figure(
+        title="Other text",
+        caption="What the adapter does to text that it was not trained on, by kind.",
+        svg=draw("Drift of each kind of other text", paint, max(1.5, 0.3 * len(kinds) + 0.8)),
+        data=Table(columns, rows),
     )
 
 
