@@ -43,6 +43,7 @@ _FIRST_LOOK = 96  # tokens of text whose base loss is taken before any of that k
 _MIN_TOKENS = 12  # not tuned; docs/log/plans.md#priors-on-small-models-negative went down to it
 _SHORTEST = 48  # tokens of a probe once the law can be fitted: docs/log/law.md#probes-of-few-tokens-negative
 _ROUND = 4  # probes chosen together, wherever they run; not tuned
+_COMPARED = 2  # probes whose steps are timed without a bound, too; not tuned
 _TIMED = 8  # steps that show what one costs; not tuned
 _GUESSED_PROBES = 8  # that the budget is taken to allow before the first one has ended; not tuned
 
@@ -108,6 +109,13 @@ class Search:
         """Probe under a bound on drift."""
         specs = bounded_specs(self.base, self.preset.name, max_drift, self._nats_per_token, self.spec_at)
         self.observe_all(list(specs))
+
+    def slowdown(self) -> float:
+        """Seconds of a step under a bound ÷ those without one, from a few steps of the first such probes."""
+        probes = [o for o in self.observations if o.probe.max_drift is not None][:_COMPARED]
+        free = [o.probe.model_copy(update={"max_drift": None, "max_steps": _TIMED}) for o in probes]
+        seconds = [run_probe(self.base, spec, self.sample).seconds_per_step for spec in free]
+        return math.prod(o.seconds_per_step / s for o, s in zip(probes, seconds, strict=True)) ** (1 / len(probes))
 
     def _boundary(self, site: Site) -> float:
         """Bits per parameter between the largest success and the smallest failure at rank 1, from up to four probes.

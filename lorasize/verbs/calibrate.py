@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import math
-import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +26,6 @@ from lorasize.losses.base import slower
 from lorasize.losses.neutral import neutral_text
 from lorasize.models import placement
 from lorasize.models.device_rates import device_rates
-from lorasize.planning import step_seconds
 from lorasize.probing import Execute, Journal
 from lorasize.probing.costs import fit_cost
 from lorasize.probing.presets import PRESETS, PresetName
@@ -97,8 +94,7 @@ def calibrate(
         search = Search(base, journal, PRESETS[preset], seed, time_limit, sample, notify, where, execute)
         calibration = _anew(search, ref, attn) if known is None else _fitting(known, base)
         if max_drift is not None:
-            search.bounded_probes(max_drift)
-            calibration = with_bounded(calibration, search.observations)
+            calibration = _with_law(calibration, search, max_drift)
         write_calibration(calibration, path)
         journal.remove()
     return calibration, path
@@ -199,18 +195,20 @@ def _fitting(known: Calibration, base: models.BaseModel) -> Calibration:
     return known.model_copy(update={"grown_from": (*known.grown_from, digest(known))})
 
 
-def with_bounded(calibration: Calibration, observations: Sequence[Observation]) -> Calibration:
-    """The calibration with what those of these probes say that were under a bound on drift.
+def _with_law(calibration: Calibration, search: Search, max_drift: float) -> Calibration:
+    """The calibration with what probes under a bound on drift say; as it was where there was no time for any."""
+    search.bounded_probes(max_drift)
+    probes = [o for o in search.observations if o.probe.max_drift is not None]
+    return with_bounded(calibration, probes, search.slowdown()) if probes else calibration
+
+
+def with_bounded(calibration: Calibration, probes: Sequence[Observation], slowdown: float) -> Calibration:
+    """The calibration with what these probes under a bound on drift say, whose steps take `slowdown` times as long.
 
     Where they say nothing, because none held its text within the bound, it stays as it was, with a note.
     """
-    probes = [o for o in observations if o.probe.max_drift is not None]
-    if not probes:
-        return calibration
-    steps = [step_seconds(calibration, o.probe.layers_to_transform, o.probe.n_tokens) for o in probes]
-    ratios = [math.log(o.seconds_per_step / each) for o, each in zip(probes, steps, strict=True)]
     try:
-        bounded = fit_bounded(probes, math.exp(statistics.fmean(ratios)))
+        bounded = fit_bounded(probes, slowdown)
     except FitError as error:
         told = {**calibration.provenance, "bounded": f"not fitted: {error}"}
         return calibration.model_copy(update={"provenance": told})

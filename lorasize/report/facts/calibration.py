@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lorasize.records import Calibration
+from lorasize.records import BoundedLaw, Calibration
 from lorasize.report.facts import Fact, Listing
 from lorasize.report.text import count, layers
 from lorasize.units import format_bytes
@@ -55,11 +56,25 @@ def calibration_facts(calibration: Calibration) -> Iterator[Fact]:
         f"{cost.seconds_overhead:.3g} + tokens · ({cost.seconds_per_layer_token:.3g} · layers + "
         f"{cost.seconds_per_head_token:.3g}) ± {cost.relative_spread:.0%}"
     )
+    if (law_under := calibration.bounded) is not None:
+        yield f"bound of {law_under.max_drift:g}", bounded_line(law_under)
     if (rates := calibration.rates) is not None:
         copied = format_bytes(rates.copy_bytes_per_second)
         yield "rates", f"products {rates.matmul_flops / 1e9:,.0f} GFLOP/s · copies {copied}/s"
     fixed = cost.memory_base_bytes + cost.memory_overhead_bytes
     yield "memory", f"{format_bytes(fixed)} + {format_bytes(cost.memory_bytes_per_token)} a position of a step"
+
+
+def bounded_line(law: BoundedLaw) -> str:
+    """What is known of adapters under a bound on drift, in a line."""
+    found = law.transition
+    least = law.parameters_per_nat * math.exp(found.location)
+    at = ", ".join(law.target_modules), layers(law.layers_to_transform)
+    return (
+        f"{at[0]} · {at[1]} · even chance at {least:.1f} parameters a nat (± {found.location_stderr:.0%}) · "
+        f"{found.n_successes} of {found.n_observations} probes held every token · steps take {law.slowdown:.1f} times "
+        f"as long · drift {law.drift:.3f} nats per token"
+    )
 
 
 def provenance_facts(calibration: Calibration) -> Iterator[Fact]:
