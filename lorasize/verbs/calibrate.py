@@ -199,7 +199,11 @@ def _with_law(calibration: Calibration, search: Search, max_drift: float) -> Cal
     """The calibration with what probes under a bound on drift say; as it was where there was no time for any."""
     search.bounded_probes(max_drift)
     probes = [o for o in search.observations if o.probe.max_drift is not None]
-    return with_bounded(calibration, probes, search.slowdown()) if probes else calibration
+    if not probes:
+        return calibration
+    with_it = with_bounded(calibration, probes, search.slowdown())
+    made = f"{datetime.now(UTC):%Y-%m-%d} on {search.base.place}, {sum(o.seconds for o in probes):.0f} s"
+    return with_it.model_copy(update={"provenance": {"bounded": made, **with_it.provenance}})
 
 
 def with_bounded(calibration: Calibration, probes: Sequence[Observation], slowdown: float) -> Calibration:
@@ -212,9 +216,7 @@ def with_bounded(calibration: Calibration, probes: Sequence[Observation], slowdo
     except FitError as error:
         told = {**calibration.provenance, "bounded": f"not fitted: {error}"}
         return calibration.model_copy(update={"provenance": told})
-    seconds = sum(o.seconds for o in probes)
-    told = {**calibration.provenance, "bounded": f"{datetime.now(UTC):%Y-%m-%d}, {seconds:.0f} s"}
-    return calibration.model_copy(update={"bounded": bounded, "provenance": told})
+    return calibration.model_copy(update={"bounded": bounded})
 
 
 def _held_up(base: models.BaseModel, observations: Sequence[Observation]) -> str:

@@ -8,6 +8,7 @@ import pytest
 from support.paths import ROOT
 
 from lorasize.artifacts.calibrations import read_calibration
+from lorasize.law.bounded import fit_bounded
 from lorasize.law.fit import fit_law
 from lorasize.law.observations import law_points, transition_points
 from lorasize.law.transition import fit_transition
@@ -32,3 +33,12 @@ def test_refitting_the_observations_gives_the_stated_law(path: Path) -> None:
     again = fit_transition(transition_points(stated.observations, fit.law, stated.sites))
     assert again.location == pytest.approx(stated.transition.location, abs=1e-4)
     assert again.scale == pytest.approx(stated.transition.scale, rel=1e-3)
+
+
+def test_the_builtin_model_knows_a_bound_on_drift() -> None:
+    stated = read_calibration(ROOT / "calibrations" / "builtin-smollm2-135m-instruct.cpu.float32.json").bounded
+    assert stated is not None
+    again = fit_bounded(stated.observations, stated.slowdown)
+    assert again.transition.location == pytest.approx(stated.transition.location, abs=1e-4)
+    assert again.transition.steps_exponent == pytest.approx(stated.transition.steps_exponent, abs=1e-4)
+    assert (again.drift, again.nats_range) == (pytest.approx(stated.drift), stated.nats_range)
