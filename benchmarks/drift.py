@@ -38,11 +38,12 @@ from lorasize.losses.neutral import neutral_text, windows
 from lorasize.models import adapters
 from lorasize.probing import run_probe
 from lorasize.training.run import ApplyOptions, Session
-from lorasize.verbs.plan import plan
+from lorasize.verbs.plan import PlanOptions, plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "examples" / "update" / "page.md"
 SEEN = neutral_text()
+BARE = PlanOptions(max_drift=math.inf)  # the smallest adapter, whatever it does to other text
 UNSEEN = (ROOT / "LICENSE").read_text(encoding="utf-8")[:2000]
 
 
@@ -71,7 +72,7 @@ def predicted(base: models.BaseModel, kind: str, n_tokens: int, seed: int) -> di
     """One corpus: drift on the neutral text, and what the plan said of it."""
     with tempfile.TemporaryDirectory() as folder:
         file = write_corpus(Path(folder), kind, n_tokens, seed, base.tokenizer)
-        sized = plan([file], device="cpu", dtype="float32")
+        sized = plan([file], device="cpu", dtype="float32", options=BARE)
     assert sized.plan.prediction is not None
     assert sized.plan.prediction.drift is not None
     assert sized.plan.demand is not None
@@ -130,7 +131,7 @@ def main() -> None:
             )
         print(json.dumps(found) if chosen.json else spread(found))
         return
-    sized = plan([PAGE], device="cpu", dtype="float32")
+    sized = plan([PAGE], device="cpu", dtype="float32", options=BARE)
     base = models.load(models.BUILTIN, device="cpu", dtype="float32")
     rows = [run(base, sized, seed, bound) for seed in range(chosen.seeds) for bound in (None, chosen.bound)]
     if chosen.json:

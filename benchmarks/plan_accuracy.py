@@ -82,7 +82,8 @@ def run_one(corpus: tuple[str, int, int], chosen: argparse.Namespace, *, what: s
     ref, calibration = chosen.model or models.BUILTIN, chosen.calibration
     with tempfile.TemporaryDirectory() as folder:
         file = write_corpus(Path(folder), kind, n_tokens, seed, models.open(ref).tokenizer)
-        sized = plan([file], ref=ref, device="cpu", dtype="float32", options=PlanOptions(calibration=calibration))
+        options = PlanOptions(calibration=calibration, max_drift=math.inf)
+        sized = plan([file], ref=ref, device="cpu", dtype="float32", options=options)
     runs = _Runs(ref, sized, chosen.journal / f"{kind}-{n_tokens}-{seed}.jsonl", chosen)
     assert sized.plan.demand is not None
     about = {

@@ -2,9 +2,10 @@
 
     python benchmarks/update.py [--seed 0] [--folder FOLDER] [--json]
 
-60 records such as "Code of box 17:" with six digits are memorised in the adapter that `plan` recommends; then five get
-new digits. Printed: steps and seconds of the update and of a fresh run on the changed records, how many of the 60 come
-back from disk in a fresh process, and how many of the five old values still do. Finished runs in the folder are kept.
+60 records such as "Code of box 17:" with six digits are memorised in the adapter that `plan` recommends, under its bound
+on drift; then five get new digits. Printed: steps and seconds of the update and of a fresh run on the changed records,
+how many of the 60 come back from disk in a fresh process, how many of the five old values still do, and how far other
+text moved. Finished runs in the folder are kept.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ def run(corpus: Path, out: Path, seed: int, base: Path | None = None) -> tuple[A
     return sized.plan, read_record(out)
 
 
+def moved(record: Memorization) -> float:
+    """How far other text moved, nats per token."""
+    assert record.drift is not None
+    return round(record.drift.moved, 4)
+
+
 def main() -> None:
     """Print the three runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,15 +69,15 @@ def main() -> None:
     whole, fresh = run(new, chosen.folder / "fresh", chosen.seed)
     assert updated.update is not None
     found = {
-        "old": {"steps": before.steps, "rank": before.adapter.rank},
+        "old": {"steps": before.steps, "rank": before.adapter.rank, "drift": moved(before)},
         "update": {
             "steps": updated.steps, "seconds": round(updated.seconds, 1), "recalled": updated.recall.n_recalled,
             "changed": updated.update.n_changed, "old_produced": updated.update.n_old_produced,
-            "nats": round(priced.update.nats), "rank": updated.adapter.rank,
+            "nats": round(priced.update.nats), "rank": updated.adapter.rank, "drift": moved(updated),
         },
         "fresh": {
             "steps": fresh.steps, "seconds": round(fresh.seconds, 1), "recalled": fresh.recall.n_recalled,
-            "nats": round(whole.demand.nats), "rank": fresh.adapter.rank,
+            "nats": round(whole.demand.nats), "rank": fresh.adapter.rank, "drift": moved(fresh),
         },
     }  # fmt: skip
     if chosen.json:

@@ -80,8 +80,9 @@ def memorised(rows: Rows, what: str, corpus: list[Path], calibration: Path, devi
     """Plan and apply; the adapter's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     seconds, code, _ = lorasize(
-        "plan", *corpus, "--calibration", calibration, "--device", device, "--out", "plan.json", cwd=folder
-    )
+        "plan", *corpus, "--calibration", calibration, "--device", device, "--max-drift", "off",
+        "--out", "plan.json", cwd=folder,
+    )  # fmt: skip
     plan = json.loads((folder / "plan.json").read_bytes()) if (folder / "plan.json").exists() else {}
     rows.add(f"{what}: plan", seconds, "s", wanted="exit 0", good=not code)
     if code:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorasize.errors import FitError
+from lorasize.law.bounded import fit_bounded
 from lorasize.law.capacity import capacity_slack
 from lorasize.law.fit import LawPoint, fit_law
 from lorasize.law.transition import TransitionPoint, fit_transition
-from lorasize.records import Calibration, Demand, Law, Observation, Site, SiteEfficiency, Transition
+from lorasize.records import BoundedLaw, Calibration, Demand, Law, Observation, Site, SiteEfficiency, Transition
 from lorasize.units import bits
 
 _RECURRING = 3  # probes that end on a token; not tuned
@@ -65,15 +66,24 @@ def fit_observations(observations: Sequence[Observation]) -> Fitted:
 
 
 def refit(calibration: Calibration, observation: Observation) -> Calibration:
-    """The calibration with one observation more.
+    """The calibration with one observation more; of a run under a bound on drift, its law under that bound.
 
     Raises:
-        FitError: the observations do not identify the law.
+        FitError: the observations do not identify the law, or the calibration has none under this bound at this site.
     """
+    if observation.probe.max_drift is not None:
+        return calibration.model_copy(update={"bounded": _refit_bounded(calibration.bounded, observation)})
     observations = (*calibration.observations, observation)
     fitted = fit_observations(observations)
     parts = {"law": fitted.law, "sites": fitted.sites, "transition": fitted.transition}
     return calibration.model_copy(update={**parts, "observations": observations})
+
+
+def _refit_bounded(law: BoundedLaw | None, observation: Observation) -> BoundedLaw:
+    probe = observation.probe
+    if law is None or (law.max_drift, law.site) != (probe.max_drift, probe.site) or not law.observations:
+        raise FitError("the calibration has no law under this bound at this site", unidentified=("bounded",))
+    return fit_bounded((*law.observations, observation), law.slowdown)
 
 
 def _mean(values: Sequence[float]) -> float:

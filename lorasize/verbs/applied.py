@@ -13,6 +13,7 @@ from lorasize.records import (
     LAW_STEPS,
     PROBE_STEPS,
     BaseStatistics,
+    Drift,
     Histogram,
     Memorization,
     Observation,
@@ -78,8 +79,9 @@ def observation_of(session: Session) -> Observation | None:
     demand, spec, options = session.plan.demand, session.plan.adapter, session.options
     state, usual = session.state, ApplyOptions()
     as_calibrated = (options.method, options.threshold, options.margin) == (usual.method, usual.threshold, usual.margin)
-    # a fresh adapter without a bound that always acts, as probes train
-    plain = session.start is None and session.bound is None and session.plan.activation is None
+    # a fresh adapter that always acts, under the plan's own bound on drift if any, as probes train
+    bound, drift = session.bound, state.drift
+    plain = session.start is None and bound == session.plan.max_drift and session.plan.activation is None
     if (first := state.first) is None or demand is None or spec is None or not (as_calibrated and plain):
         return None
     if first.outcome not in (Outcome.MEMORIZED, Outcome.STALLED):
@@ -93,20 +95,25 @@ def observation_of(session: Session) -> Observation | None:
             n_tokens=max(1, round(demand.nats / demand.base_loss)),  # without tokens that repeat earlier passages
             seed=options.seed,
             max_steps=options.max_steps,
+            max_drift=bound,
         ),
         n_parameters=spec.n_parameters,
         base_loss=demand.base_loss,
         final_loss=first.mean_loss,
         loss_reduction=demand.base_loss - first.mean_loss,
         n_stubborn=first.n_stubborn,
-        threshold_met=first.outcome is Outcome.MEMORIZED and first.epochs <= PROBE_STEPS,
+        threshold_met=first.outcome is Outcome.MEMORIZED and first.epochs <= PROBE_STEPS and not _broken(drift),
         steps=max(1, round(first.epochs)),
         seconds=state.seconds,
         seconds_per_step=state.seconds / max(1, state.steps),
         peak_memory_bytes=peak_memory(session.base.device),
         early_loss=first.early_loss if first.epochs > LAW_STEPS else None,
-        drift=state.drift.nats if state.drift is not None and options.retain is None else None,
+        drift=None if drift is None or options.retain is not None else drift.nats if bound is None else drift.moved,
     )
+
+
+def _broken(drift: Drift | None) -> bool:
+    return drift is not None and drift.broken
 
 
 def _weights(recalled: RecallSummary) -> str:

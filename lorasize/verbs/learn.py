@@ -54,7 +54,8 @@ def learn(calibration_sha256: str, observation: Observation, *, copy_shipped: bo
 def _joined(before: Calibration, path: Path, observation: Observation) -> Learned | str:
     if before.recipe != observation.probe.recipe:
         return f"{path} is for training recipe {before.recipe}"
-    if any(_same_run(o, observation) for o in before.observations):
+    under = () if before.bounded is None else before.bounded.observations
+    if any(_same_run(o, observation) for o in (*before.observations, *under)):
         return f"{path} holds this run already"
     try:
         after = refit(before, observation)

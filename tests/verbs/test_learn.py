@@ -86,7 +86,7 @@ def test_what_is_not_in_reach_or_not_comparable_teaches_nothing(own: Calibration
 def test_plans_made_before_a_run_joined_find_what_it_became(own: Calibration) -> None:
     first = joined(learn(digest(own), run(own, held=True))).after
     second = joined(learn(digest(own), run(own, held=True, n_tokens=400))).after  # by the same, older plan
-    assert second.grown_from == (digest(own), digest(first))
+    assert second.grown_from == (*own.grown_from, digest(own), digest(first))
     assert find_by_digest(digest(own)) == find_by_digest(digest(first)) == (second, FOLDER / "mine.json")
     assert len(second.observations) == len(own.observations) + 2
 

@@ -128,7 +128,7 @@ def _learn(plan: Plan, applied: Applied, *, asked: bool) -> str | None:
     from lorasize.verbs.learn import learn
 
     if applied.observation is None:
-        why = "a run that was limited, bounded or began from another adapter is not as probes train"
+        why = "a run that was limited, began from another adapter or was not under the plan's bound is not like a probe"
     else:
         learned = learn(plan.inputs.calibration_sha256, applied.observation, copy_shipped=asked)
         if not isinstance(learned, str):

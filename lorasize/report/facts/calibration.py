@@ -87,7 +87,11 @@ def provenance_facts(calibration: Calibration) -> Iterator[Fact]:
 
 def learned_line(learned: Learned) -> str:
     """What one more observation changed, in one line."""
+    before, after, what = learned.before.transition, learned.after.transition, "fitted again"
     n = count(len(learned.after.observations), "observation")
-    both = (learned.before.transition, learned.after.transition)
+    if learned.before.bounded is not None and learned.before.bounded != (law := learned.after.bounded) and law:
+        before, after, what = learned.before.bounded.transition, law.transition, "its law under a bound fitted again"
+        n = count(len(law.observations), "observation")
+    both = (before, after)
     was, now = (f"{t.location:.3f} ± {t.location_stderr:.3f}" for t in both)
-    return f"{learned.path}: fitted again with this run, {n}; an even chance of recall at ln slack {was} → {now}"
+    return f"{learned.path}: {what} with this run, {n}; an even chance of recall at ln slack {was} → {now}"

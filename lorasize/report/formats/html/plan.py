@@ -60,7 +60,7 @@ def coloured_corpus(passages: Sequence[Surprise]) -> Corpus:
 def _figures(plan: Plan, calibration: Calibration | None, ladder: Sequence[Assessment]) -> Iterator[Part]:
     if plan.adapter is None or plan.prediction is None or plan.demand is None:
         return
-    if calibration is not None and calibration.observations:
+    if calibration is not None and calibration.observations and plan.max_drift is None:  # under a bound it is another
         yield law_figure(calibration, (plan.prediction.capacity_slack, "this plan"))
     if ladder:
         yield _capacity(plan, plan.adapter, ladder[-_RANKS_SHOWN:])
