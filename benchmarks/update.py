@@ -2,10 +2,10 @@
 
     python benchmarks/update.py [--seed 0] [--folder FOLDER] [--json]
 
-60 records such as "Code of box 17:" with six digits are memorised in the adapter that `plan` recommends, under its bound
-on drift; then five get new digits. Printed: steps and seconds of the update and of a fresh run on the changed records,
-how many of the 60 come back from disk in a fresh process, how many of the five old values still do, and how far other
-text moved. Finished runs in the folder are kept.
+60 records such as "Code of box 17:" with six digits are memorised in the adapter that `plan` recommends, under its
+bound on drift; then five get new digits. Printed: steps and seconds of the update and of a fresh run on the changed
+records, how many of the 60 come back from disk in a fresh process, how many of the five old values still do, and how
+far other text moved. Finished runs in the folder are kept.
 """
 
 from __future__ import annotations

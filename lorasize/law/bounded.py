@@ -3,7 +3,7 @@
 Under a bound on drift losses after a number of steps say little: they are near the ceiling, or the run has failed. So
 no law in ΔL is fitted there. What decides is how many parameters there are for each nat that is to be written, at the
 one site that such adapters sit on: recall and steps are a transition in that ratio (`law.transition`), and drift hardly
-depends on it, since training is held back until it is small enough (docs/log/harm.md#a-plan-under-the-bound).
+depends on it, since training is held back until it is small enough (docs/log/harm.md#plans-under-the-bound).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lorasize.errors import FitError
 from lorasize.law.transition import NORMAL_95, TransitionPoint, fit_transition
 from lorasize.records import BoundedLaw, Estimate, Observation
 
-PARAMETERS_PER_NAT = 6.0  # of slack 1; the fit finds where recall begins: docs/log/harm.md#a-plan-under-the-bound
+PARAMETERS_PER_NAT = 6.0  # of slack 1; the fit finds where recall begins: docs/log/harm.md#plans-under-the-bound
 KIND_SD = 0.5  # of ln drift, between corpora of other kinds than the probes'; not tuned
 _LEAST = 1e-3  # nats per token: a drift below is as good as none; not tuned
 

@@ -34,6 +34,7 @@ TOKENS_WATCHED, TOKENS_SHOWN, TOKENS_RETAINED = 48, 160, 2048
 WATCHED_SHARE = 0.75  # of the bound, that what is watched must keep: what is shown is other text; not tuned
 _ONCE = "Taking the model's statistics on general text, once for each model: up to some minutes."
 _ROOM = 0.6  # share of the bound up to which there is room to pull less; not tuned
+_BETTER = 0.95  # share of what was last measured, below which a broken bound is on the way to be kept; not tuned
 _EVERY = 5  # steps between two measurements while the bound is broken; not tuned
 
 
@@ -94,9 +95,10 @@ class Control:
         return self.drift
 
     def judge(self) -> Drift:
-        """Measure, and pull harder where the bound is broken."""
+        """Measure, and pull harder where the bound is broken and the last pull did not help."""
+        before = 0.0 if self.drift is None else self.drift.share_of_bound
         found = self.measure()
-        if self.guard is not None and found.broken:
+        if self.guard is not None and found.broken and found.share_of_bound > _BETTER * before:
             self.guard.harden()
         return found
 

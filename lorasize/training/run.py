@@ -296,7 +296,7 @@ class Session:
             return Outcome.MEMORIZED if trainer.passed else Outcome.STEP_BUDGET_EXHAUSTED
         if options.time_limit is not None and self.state.seconds > options.time_limit:
             return Outcome.TIME_LIMIT
-        if self.state.steps < options.max_steps and progress.stall.seen(report.step, report):
+        if self.state.steps < options.max_steps and progress.stall.seen(report.step, report, harmed=trainer.harmed):
             return Outcome.STALLED
         if progress.early is None and report.step >= LAW_STEPS * trainer.steps_per_epoch:
             progress.early = report.loss

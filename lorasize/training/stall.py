@@ -23,9 +23,14 @@ class Stall:
     lowest: float = float("inf")
     since: int = 0
 
-    def seen(self, step: int, report: StepReport) -> bool:
-        """Take note of a report, `step` steps into this adapter; whether training has stalled."""
-        if report.n_stubborn < self.fewest or report.loss < 0.99 * self.lowest:
+    def seen(self, step: int, report: StepReport, *, harmed: bool = False) -> bool:
+        """Take note of a report, `step` steps into this adapter; whether training has stalled.
+
+        Not while other text is `harmed`: then training gives back what it had gained, and begins anew.
+        """
+        if harmed:
+            self.fewest, self.lowest, self.since = 2**62, float("inf"), step
+        elif report.n_stubborn < self.fewest or report.loss < 0.99 * self.lowest:
             self.fewest = min(self.fewest, report.n_stubborn)
             self.lowest = min(self.lowest, report.loss)
             self.since = step

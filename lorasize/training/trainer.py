@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _BETAS = (0.9, 0.95)  # docs/log/recipe.md#other-optimisers-and-objectives-negative
+_SHARE_WHILE_HARMED = 0.1  # of tokens that the rate takes to be stubborn at least, to undo harm; not tuned
 _CLIP = 1.0  # gradient norm; with and without: docs/log/recipe.md#no-clipping-and-other-small-changes-negative
 _MANY = 8  # passages from which memft-sw means the paper's curriculum instead of its window; not tuned
 
@@ -163,14 +164,15 @@ class Trainer:
     @property
     def passed(self) -> bool:
         """Whether every token passed when last looked at, and the bound on drift is kept."""
-        return self._last_passed and not self._harmed
+        return self._last_passed and not self.harmed
 
     @property
     def _last_passed(self) -> bool:
         return self._last.largest < self.options.passing_loss
 
     @property
-    def _harmed(self) -> bool:
+    def harmed(self) -> bool:
+        """Whether the bound on drift is broken, by what was last measured."""
         return self.control is not None and self.control.harmed
 
     @property
@@ -317,7 +319,7 @@ class Trainer:
             n_active, total = self._accumulated(part)
             if not n_active and self.options.method == "memft-ot":  # as published, with nothing stubborn in a step
                 n_active, total = self._accumulated(part, every=True)
-            harmed = self._harmed
+            harmed = self.harmed
             if total:
                 for parameter in self._parameters:
                     if parameter.grad is not None:
@@ -334,7 +336,8 @@ class Trainer:
     def _take_step(self) -> None:
         """One step of the optimiser along the gradient as it is."""
         torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
-        rate = self._state.slowed * self._rate(self._state.step, self._last.share_from(self.options.passing_loss))
+        share = max(self._last.share_from(self.options.passing_loss), _SHARE_WHILE_HARMED if self.harmed else 0.0)
+        rate = self._state.slowed * self._rate(self._state.step, share)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()

@@ -103,8 +103,10 @@ def _contradictions(plan: Plan, calibration: Calibration | None, *, over: bool) 
     adapter = plan.adapter
     if adapter is None:
         return
-    sites = () if calibration is None else calibration.sites
-    per_rank = [s.parameters_per_rank for s in sites if s.site == adapter.site]
+    sites = [] if calibration is None else [(s.site, s.parameters_per_rank) for s in calibration.sites]
+    if calibration is not None and (law := calibration.bounded) is not None:
+        sites.append((law.site, law.parameters_per_rank))
+    per_rank = [n for site, n in sites if site == adapter.site]
     wrong = bool(per_rank) and adapter.n_parameters != adapter.rank * per_rank[0]
     if wrong or adapter.bytes != BYTES_PER_PARAMETER * adapter.n_parameters:
         yield "its adapter's size is not that of its rank and site"
