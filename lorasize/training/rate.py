@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 # Both: docs/log/recipe.md#release-point
 _CALM = 0.4  # the rate falls with the root of the share of stubborn tokens, once that is below this
+SHARE_WHILE_HARMED = 0.1  # of tokens, taken to be stubborn at least while other text suffers, to undo that; not tuned
 _SLOWEST = 0.05  # of the rate, at least
 
 Schedule = Callable[[int, float], float]  # steps taken so far, share of stubborn tokens → the rate of the next step

@@ -32,7 +32,7 @@ from lorasize.training.objectives import Objective, curriculum_share
 from lorasize.training.passes import Passes
 from lorasize.training.pieces import Pieces
 from lorasize.training.precision import coarse_products, has_coarse_products
-from lorasize.training.rate import Rate, Schedule
+from lorasize.training.rate import SHARE_WHILE_HARMED, Rate, Schedule
 from lorasize.training.resting import Resting
 from lorasize.training.state import TrainerState
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _BETAS = (0.9, 0.95)  # docs/log/recipe.md#other-optimisers-and-objectives-negative
-_SHARE_WHILE_HARMED = 0.1  # of tokens that the rate takes to be stubborn at least, to undo harm; not tuned
 _CLIP = 1.0  # gradient norm; with and without: docs/log/recipe.md#no-clipping-and-other-small-changes-negative
 _MANY = 8  # passages from which memft-sw means the paper's curriculum instead of its window; not tuned
 
@@ -336,10 +335,9 @@ class Trainer:
     def _take_step(self) -> None:
         """One step of the optimiser along the gradient as it is."""
         torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
-        share = max(self._last.share_from(self.options.passing_loss), _SHARE_WHILE_HARMED if self.harmed else 0.0)
-        rate = self._state.slowed * self._rate(self._state.step, share)
+        share = max(self._last.share_from(self.options.passing_loss), SHARE_WHILE_HARMED * self.harmed)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._state.slowed * self._rate(self._state.step, share)
         self._optimizer.step()
         self._state.step += 1
         if self.control is not None:
