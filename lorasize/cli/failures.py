@@ -89,7 +89,7 @@ def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
     if invocation.command == "show":
         return "name a calibration, a plan, a report or an adapter folder"
     if isinstance(error, errors.CalibrationError):
-        return _calibration_hint(invocation, f"run `lorasize calibrate{model}`")
+        return _calibration_hint(error, invocation, f"run `lorasize calibrate{model}`")
     if isinstance(error, errors.StalePlanError):
         return f"run `lorasize plan {corpus}`"
     if isinstance(error, errors.FitError):
@@ -107,13 +107,15 @@ def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
     return "--compare takes a plan that `lorasize plan` wrote" if invocation.has("--compare") else ""
 
 
-def _calibration_hint(invocation: Invocation, calibrate: str) -> str:
+def _calibration_hint(error: errors.CalibrationError, invocation: Invocation, calibrate: str) -> str:
     if invocation.command == "calibrate":
         return "--executor and --workers say where probes run, --out where they are written"
     if invocation.command == "demo":
         return "--out chooses another folder"
     if invocation.command != "plan":
         return f"{calibrate}, then `lorasize plan`"
+    if "bound on drift" in str(error):
+        return "--max-drift off plans without a bound; `lorasize calibrate --add-to FILE` adds probes under one"
     modules = ", or other modules with --target-modules" if invocation.has("--target-modules") else ""
     return f"{calibrate}, or name another file with --calibration{modules}"
 

@@ -25,8 +25,8 @@ def law_of(calibration: Calibration) -> BoundedLaw:
     """
     if calibration.bounded is None:
         raise CalibrationError(
-            "The calibration knows nothing of adapters under a bound on drift: `lorasize calibrate --add-to` its file "
-            "adds that, and `--max-drift off` plans without a bound."
+            "The calibration knows nothing of adapters under a bound on drift: add probes under one to it, or plan "
+            "without a bound."
         )
     return calibration.bounded
 
@@ -40,8 +40,8 @@ def require_bounded_modules(calibration: Calibration, target_modules: Sequence[s
     known = law_of(calibration).target_modules
     if target_modules is not None and set(target_modules) != set(known):
         raise CalibrationError(
-            f"Under a bound on drift adapters sit on {'+'.join(known)}, not on {'+'.join(target_modules)}; "
-            "`--max-drift off` plans without a bound."
+            f"Under a bound on drift adapters sit on {'+'.join(known)}, not on {'+'.join(target_modules)}: plan "
+            "without a bound, or let them sit there."
         )
 
 

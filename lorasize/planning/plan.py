@@ -220,7 +220,7 @@ def _options(
     containing = [a for a in options if a.candidate.site == at.site and a.candidate.rank >= at.rank]
     if not containing:
         where = f"{', '.join(at.target_modules)} in layers {', '.join(map(str, at.layers_to_transform))}"
-        under = "" if bound is None else " under a bound on drift; `--max-drift off` plans without one"
+        under = "" if bound is None else " under a bound on drift: plan without one"
         raise CalibrationError(f"The calibration holds no site {where}, or no rank from {at.rank} on there{under}.")
     return containing
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -106,7 +106,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         trainer = Trainer(adapted, [passage], TrainingOptions(max_steps=spec.max_steps, seed=spec.seed), other)
         base_loss = trainer.evaluate().mean_loss
         training = time.perf_counter()
-        last, early = _run(trainer, base_loss, spec.max_steps)
+        last, early = _run(trainer.steps(), base_loss, spec.max_steps, lambda: trainer.harmed)
         ended = time.perf_counter()
         left = (trainer.known.losses >= LN2).nonzero()[:, 0].tolist()
         if spec.max_drift is None:
@@ -140,17 +140,19 @@ def _other_loss(base: BaseModel) -> float:
     return float(torch.cat(losses).mean())
 
 
-def _run(trainer: Trainer, base_loss: float, max_steps: int) -> tuple[StepReport, float | None]:
+def _run(
+    reports: Iterator[StepReport], base_loss: float, max_steps: int, harmed: Callable[[], bool] = lambda: False
+) -> tuple[StepReport, float | None]:
     """The last report, and the loss after LAW_STEPS steps of a run that went on.
 
     It ends there when it has clearly failed, with a fifth of the base loss left; later when training stalls.
     """
     stall, early = Stall(limit=max_steps), None
-    for report in trainer.steps():
+    for report in reports:
         if report.step == LAW_STEPS and not report.evaluated:
             if base_loss - report.loss < CLEARLY_FAILED * base_loss:
                 break
             early = report.loss
-        if stall.seen(report.step, report, harmed=trainer.harmed):
+        if stall.seen(report.step, report, harmed=harmed()):
             break
     return report, early if report.step > LAW_STEPS else None

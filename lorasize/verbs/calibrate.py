@@ -55,9 +55,7 @@ def calibrate(
     execute: Execute | None = None,
     notify: ProbeListener = lambda report: None,
 ) -> tuple[Calibration, Path]:
-    """The calibration of a model on this device, and the file it was written to.
-
-    An interrupted run leaves a journal beside that file; the same call goes on from it.
+    """The calibration of a model on this device, and its file. The same call goes on from an interrupted run's journal.
 
     Args:
         ref: The base model.
@@ -71,8 +69,8 @@ def calibrate(
         corpus: Text of the user's own kind, to be probed as well.
         seed: Of targets and adapters.
         time_limit: Seconds after which no further probe starts.
-        max_drift: The bound on drift of the last probes, nats per token; None for no such probes.
-        known: A calibration of this model without them, to add them to; nothing else is probed then.
+        max_drift: The bound on drift of the last probes, nats per token; None for none.
+        known: A calibration of this model to add these to; nothing else is probed then.
         folder: Where the calibration belongs.
         execute: Where independent probes run; one after another in this process when None.
         notify: Told before and after each probe.
@@ -93,8 +91,7 @@ def calibrate(
         where = {"ref": ref, "revision": revision, **how}
         search = Search(base, journal, PRESETS[preset], seed, time_limit, sample, notify, where, execute)
         calibration = _anew(search, ref, attn) if known is None else _fitting(known, base)
-        if max_drift is not None:
-            calibration = _with_law(calibration, search, max_drift)
+        calibration = calibration if max_drift is None else _with_law(calibration, search, max_drift)
         write_calibration(calibration, path)
         journal.remove()
     return calibration, path

@@ -62,9 +62,10 @@ def test_every_key_is_shown_with_its_default(capsys: pytest.CaptureFixture[str])
 
 
 def test_default_levels_and_estimates_are_those_of_planning(capsys: pytest.CaptureFixture[str]) -> None:
-    limits = Limits(max_rank=1, max_parameters=1, max_bytes=1, max_seconds=1, max_memory=1)
+    limits = Limits(max_rank=1, max_parameters=1, max_bytes=1, max_seconds=1, max_memory=1, max_drift=1)
     found = shown(capsys)
-    held = budgets(limits, made.adapter(), made.prediction())
+    drift = r.Estimate(point=0.1, lo=0.0, hi=0.2)
+    held = budgets(limits, made.adapter(), made.prediction(drift=drift))
     assert {budget.id for budget in held} == {*config.BUDGET_KEYS}
     for budget in held:
         assert found[f"budget.{budget.id}.level"] == (budget.level, "default")

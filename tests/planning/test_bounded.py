@@ -83,12 +83,12 @@ def test_a_corpus_beyond_the_probes_is_extrapolated() -> None:
 
 
 def test_other_modules_are_refused() -> None:
-    with pytest.raises(CalibrationError, match=r"adapters sit on up_proj, not on q_proj.*--max-drift off"):
+    with pytest.raises(CalibrationError, match="adapters sit on up_proj, not on q_proj: plan without"):
         plan_of(1000.0, with_bound(), bound=BOUND, target_modules=("q_proj",))
 
 
 def test_a_calibration_that_knows_no_bound_is_refused() -> None:
-    with pytest.raises(CalibrationError, match=r"knows nothing of adapters under a bound.*--add-to"):
+    with pytest.raises(CalibrationError, match="knows nothing of adapters under a bound"):
         plan_of(1000.0, bound=BOUND)
 
 
@@ -96,7 +96,7 @@ def test_an_adapter_to_train_on_from_must_sit_there_too() -> None:
     bare = plan_of(1000.0, target_modules=ONE[0])
     assert bare.adapter is not None
     at = bare.adapter.model_copy(update={"layers_to_transform": ONE[1]})
-    with pytest.raises(CalibrationError, match="--max-drift off"):
+    with pytest.raises(CalibrationError, match="under a bound on drift: plan without one"):
         plan_of(1000.0, with_bound(), bound=BOUND, at=at)
     old = plan_of(1000.0, with_bound(), bound=BOUND).adapter
     new = plan_of(1100.0, with_bound(), bound=BOUND, at=old).adapter
