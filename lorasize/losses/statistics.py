@@ -147,8 +147,8 @@ class _Sums:
         found = torch.autograd.grad(hidden, outputs, gradient.to(hidden.dtype), allow_unused=True)
         real = _real(batch)
         for (path, (read, written)), g in zip(self._seen.items(), found, strict=True):
-            x = read[real].detach().float()
-            squares = (torch.zeros_like(written) if g is None else g)[real].float().square().sum(dim=0)
+            x = _rows(read, real).detach().float()
+            squares = _rows(torch.zeros_like(written) if g is None else g, real).float().square().sum(dim=0)
             before = self._sums.get(path)
             self._sums[path] = (
                 x.T @ x if before is None else before[0].addmm_(x.T, x),
@@ -173,6 +173,12 @@ class _Sums:
             self._seen[path] = (args[0], written)
 
         return keep
+
+
+def _rows(seen: Tensor, real: Tensor) -> Tensor:
+    """What was seen at these positions, shape (position, width). Some models lay out their passages end to end."""
+    flat = seen.reshape(-1, seen.shape[-1])
+    return flat[real.flatten()] if len(flat) == real.numel() else flat
 
 
 def _real(batch: Batch) -> Tensor:

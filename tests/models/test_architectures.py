@@ -9,8 +9,15 @@ from typing import Any
 
 import pytest
 from support import outcomes
-from support.architectures import ALIKE, ARCHITECTURES
+from support.architectures import ALIKE, ARCHITECTURES, save_architecture
 from support.paths import ROOT
+
+from lorasize.losses import statistics
+from lorasize.records import MAX_DRIFT
+from lorasize.training import control
+from lorasize.training.run import ApplyOptions
+from lorasize.verbs.apply import apply
+from lorasize.verbs.plan import plan
 
 
 def page() -> list[str]:
@@ -62,3 +69,30 @@ def test_what_becomes_of_it_is_put_between_the_markers() -> None:
     assert text == f"before\n{outcomes.START}{made}{outcomes.END}after\n"
     assert "works 1, works without the fast path 0, refused 1." in made
     assert "| `one` | works | sdpa |  |\n| `two` | refused: so |  |  |\n" in made
+
+
+UNALIKE = ("bart", "bloom", "ctrl", "dbrx", "falcon_h1", "falcon_mamba", "gemma3n_text", "gpt2", "opt", "qwen2_moe")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_same_process")
+@pytest.mark.filterwarnings("ignore")  # of models' own code
+@pytest.mark.parametrize("name", UNALIKE)
+def test_plan_and_apply_keep_a_bound_by_default(
+    torch: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """By another model's law; statistics, guard and control on two short texts and for four steps."""
+    few = {"prose": "A vessel that leaves before noon pays half of it.", "code": "def f(x):\n    return x + 1\n"}
+    for module in (statistics, control):
+        monkeypatch.setattr(module, "texts", lambda use: few)
+    torch.set_num_threads(1)
+    corpus = tmp_path / "facts.jsonl"
+    corpus.write_text(outcomes.CORPUS, "utf-8")
+    base = save_architecture(name, tokenizer, tmp_path / "base")
+    made = plan([corpus], ref=str(base), device="cpu").plan
+    assert made.max_drift == MAX_DRIFT
+    record = apply(made, tmp_path / "adapter", ApplyOptions(device="cpu", max_steps=4)).memorization
+    assert record.drift is not None
+    assert record.drift.bound == MAX_DRIFT
+    assert record.drift.kinds.keys() == few.keys()
+    assert record.adapter == made.adapter

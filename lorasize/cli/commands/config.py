@@ -74,7 +74,8 @@ def _values(contexts: Sequence[click.Context]) -> Iterator[ConfigValue]:
     for name in BUDGET_KEYS:
         yield _value(contexts, f"budget.{name}", f"max_{name}")
         yield _value(contexts, f"budget.{name}.level", "levels", name, "error")
-        yield _value(contexts, f"budget.{name}.against", "against", name, "upper" if name in ("seconds", "drift") else "point")
+        against = "upper" if name in ("seconds", "drift") else "point"
+        yield _value(contexts, f"budget.{name}.against", "against", name, against)
 
 
 def _value(
