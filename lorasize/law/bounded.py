@@ -17,6 +17,7 @@ from lorasize.law.transition import NORMAL_95, TransitionPoint, fit_transition
 from lorasize.records import BoundedLaw, Estimate, Observation
 
 PARAMETERS_PER_NAT = 6.0  # of slack 1; the fit finds where recall begins: docs/log/harm.md#plans-under-the-bound
+KIND_STEPS_SD = 0.2  # of ln steps, between corpora of other kinds: docs/log/harm.md#plans-under-the-bound
 KIND_SD = 0.5  # of ln drift, between corpora of other kinds than the probes'; not tuned
 _LEAST = 1e-3  # nats per token: a drift below is as good as none; not tuned
 
@@ -37,7 +38,8 @@ def fit_bounded(observations: Sequence[Observation], slowdown: float) -> Bounded
         FitError: none of them held every token and kept the bound.
     """
     points = [TransitionPoint(bounded_slack(o.n_parameters, o.nats), o.threshold_met, o.steps) for o in observations]
-    transition = fit_transition(points)
+    found = fit_transition(points)
+    transition = found.model_copy(update={"steps_spread": math.hypot(KIND_STEPS_SD, found.steps_spread)})
     logs = [math.log(max(_LEAST, o.drift)) for o in observations if o.threshold_met and o.drift is not None]
     if not logs:
         raise FitError("no probe under a bound tells how far other text moved", unidentified=("drift",))

@@ -11,8 +11,8 @@ from lorasize.records import ProbeKind, ProbeSpec
 from lorasize.training.growth import bounded_site
 
 # Kinds of text, and parameters for each of their nats: from where plans are to where recall ends. Not tuned.
-_QUICK: tuple[tuple[ProbeKind, float], ...] = (("random", 90.0), ("text", 45.0), ("random", 9.0))
-_MORE: tuple[tuple[ProbeKind, float], ...] = (("random", 3.0), ("text", 90.0), ("random", 22.0), ("random", 5.0))
+_QUICK: tuple[tuple[ProbeKind, float], ...] = (("random", 300.0), ("text", 45.0), ("random", 9.0))
+_MORE: tuple[tuple[ProbeKind, float], ...] = (("random", 3.0), ("text", 150.0), ("random", 90.0), ("random", 22.0))
 # Tokens of random text whose nats are meant, where one rank is not already for more; not tuned.
 _TOKENS: Mapping[ProbeKind, float] = {"random": 192.0, "text": 48.0}
 

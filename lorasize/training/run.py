@@ -34,7 +34,7 @@ from lorasize.records import (
     StepReport,
 )
 from lorasize.training.checkpoint import Checkpoint
-from lorasize.training.control import other_text, shown_drift
+from lorasize.training.control import OtherText, other_text, shown_drift
 from lorasize.training.evaluation import Evaluation
 from lorasize.training.fast_path import FastPath
 from lorasize.training.growth import at_rank, bounded_spec, larger
@@ -207,8 +207,10 @@ class Session:
 
     def _train(self, signals: Deferred, checkpoint: Checkpoint | None) -> Outcome:
         """Train the adapter as it is, from a checkpoint if there is one."""
+        # Before the clock starts: statistics are taken once for each model.
+        other = other_text(self.base, self.adapted, self.retained, self.bound, self.notify)
         started = time.perf_counter() - self.state.seconds
-        trainer, progress = self._begun(checkpoint)
+        trainer, progress = self._begun(checkpoint, other)
         self._last_save.checkpoint = trainer.state().copy()
         ended = self._persistently(trainer, lambda: self._follow(trainer, progress, started, signals))
         if self.state.fallback is not None and ended is not Outcome.MEMORIZED:
@@ -221,14 +223,14 @@ class Session:
             self._save(trainer, progress)
         return ended
 
-    def _begun(self, checkpoint: Checkpoint | None) -> tuple[Trainer, Progress]:
+    def _begun(self, checkpoint: Checkpoint | None, other: OtherText | None) -> tuple[Trainer, Progress]:
         """A trainer of the adapter as it is, where the checkpoint was taken if there is one."""
         options = self.options
         before = self.state.steps if checkpoint is None else checkpoint.state["progress"]["before"]
         trainer = Trainer(
             self.adapted,
             self.encoded,
-            other=other_text(self.base, self.adapted, self.retained, self.bound, self.notify),
+            other=other,
             options=TrainingOptions(
                 method=options.method,
                 threshold=options.threshold,
