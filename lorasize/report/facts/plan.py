@@ -54,9 +54,13 @@ def adapter_line(adapter: AdapterSpec | Alternative) -> str:
         (
             f"rank {adapter.rank}", ", ".join(adapter.target_modules), layers(adapter.layers_to_transform),
             f"{adapter.n_parameters:,} parameters", format_bytes(adapter.bytes),
-            f"{adapter.bits_per_parameter:{'.2f' if adapter.bits_per_parameter >= 0.1 else '.2g'}} bits per parameter",
+            f"{_density(adapter.bits_per_parameter)} bits per parameter",
         )
     )  # fmt: skip
+
+
+def _density(bits_per_parameter: float) -> str:
+    return f"{bits_per_parameter:{'.2f' if bits_per_parameter >= 0.1 else '.2g'}}"
 
 
 def plan_facts(plan: Plan) -> Iterator[Fact]:
@@ -180,7 +184,7 @@ def alternative_rows(alternatives: Sequence[Alternative]) -> Listing:
     rows = [
         [
             str(a.rank), ", ".join(a.target_modules), layers(a.layers_to_transform).partition(" ")[2],
-            f"{a.n_parameters:,}", format_bytes(a.bytes), f"{a.bits_per_parameter:.2f}",
+            f"{a.n_parameters:,}", format_bytes(a.bytes), _density(a.bits_per_parameter),
             format_chance(a.success_probability), format_seconds(a.seconds),
         ]
         for a in alternatives
