@@ -64,7 +64,9 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:A worker stopped")  # one that had waited for some minutes; another takes its place
 def test_processes_observe_what_this_process_does(able_llama: Path, tmp_path: Path) -> None:
     made = [
-        calibrate(str(able_llama), device="cpu", folder=tmp_path / str(n), execute=executor("local", n))[0]
+        calibrate(
+            str(able_llama), device="cpu", max_drift=None, folder=tmp_path / str(n), execute=executor("local", n)
+        )[0]
         for n in (1, 2)
     ]
     assert_same(made[1], made[0])
@@ -78,11 +80,11 @@ def test_a_worker_that_dies_is_one_error_and_the_next_call_goes_on(
 ) -> None:
     monkeypatch.setattr("lorasize.probing.executors.run_job", _dies)
     with pytest.raises(CalibrationError, match="a worker process died"):
-        calibrate(str(able_llama), device="cpu", folder=tmp_path, execute=executor("local", 2))
+        calibrate(str(able_llama), device="cpu", max_drift=None, folder=tmp_path, execute=executor("local", 2))
     kept = next(tmp_path.glob("*.journal.jsonl")).read_text("utf-8").splitlines()[1:]
     assert len(kept) >= 1  # the search for the boundary, which ran here
     monkeypatch.undo()
-    calibration, path = calibrate(str(able_llama), device="cpu", folder=tmp_path)
+    calibration, path = calibrate(str(able_llama), device="cpu", max_drift=None, folder=tmp_path)
     assert path.is_file()
     assert [o.model_dump_json() for o in calibration.observations[: len(kept)]] == kept
 
@@ -124,7 +126,7 @@ def told(report):
     while back and waits:
         signal.pause()  # to be killed
 
-calibrate(sys.argv[1], device="cpu", folder=Path(sys.argv[2]), execute=noted, notify=told)
+calibrate(sys.argv[1], device="cpu", max_drift=None, folder=Path(sys.argv[2]), execute=noted, notify=told)
 print("fuse", fuse.exists(), flush=True)
 """
 

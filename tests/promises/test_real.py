@@ -51,7 +51,9 @@ def test_plan_names_modules_and_layers_and_is_small(applied: Path) -> None:
     assert plan["status"] == "ok"
     assert plan["adapter"]["target_modules"]
     assert plan["adapter"]["layers_to_transform"]
-    assert plan["adapter"]["n_parameters"] * 20 <= 460_800  # rank 8 on q_proj and v_proj of every layer
+    assert plan["minimum"]["n_parameters"] * 20 <= 460_800  # rank 8 on q_proj and v_proj of every layer
+    assert plan["max_drift"] == 0.02
+    assert plan["prediction"]["drift"]["hi"] <= 0.02 < plan["minimum"]["drift"]["lo"]
     assert plan["prediction"]["success_probability"] >= 0.9
 
 
@@ -63,6 +65,15 @@ def test_apply_proves_every_token(applied: Path) -> None:
     assert record["n_stubborn"] == 0
     assert record["recall"]["fresh_process"]
     assert record["recall"]["n_recalled"] == record["recall"]["n_passages"] == 2
+
+
+def test_other_text_stays_as_it_was(applied: Path) -> None:
+    """On kinds of text that training did not look at."""
+    drift = json.loads((applied / "apply.stdout.json").read_text())["drift"]
+    assert drift["bound"] == 0.02
+    assert max(drift["nats"], drift["divergence"]) <= 0.02
+    assert len(drift["texts"]) == len(drift["kinds"]) == 14
+    assert sum(one["unchanged"] for one in drift["texts"]) / 14 >= 0.9
 
 
 def test_json_of_every_command_fits_its_published_schema(applied: Path) -> None:
@@ -79,10 +90,11 @@ def test_pages_show_the_corpus_and_the_training(applied: Path) -> None:
     plan = (applied / "plan.html").read_text(encoding="utf-8")
     shown = "".join(re.findall(r'<span class="t\d[^>]*nats">([^<]*)</span>', plan))
     assert html.escape(NOTE.strip(), quote=False)[:40] in shown
-    assert "The law, and every probe on it" in plan
+    assert "Demand against capacity" in plan
     record = json.loads((applied / "apply.stdout.json").read_text())
     page = (applied / "apply.html").read_text(encoding="utf-8")
     assert "Stubborn tokens over time" in page
+    assert "Other text" in page
     assert sum(record["probabilities"]["before"]) == sum(record["probabilities"]["after"]) == record["n_tokens"]
     assert sum(record["probabilities"]["after"][:10]) == 0  # none at or below ½
     events = [json.loads(line) for line in (applied / "adapter" / "events.jsonl").read_text().splitlines()]

@@ -10,7 +10,7 @@ def calibrate_here(model: str, folder: str) -> None:
     from lorasize.verbs.calibrate import calibrate
 
     _prepare()
-    calibrate(model, device="cpu", preset="quick", folder=Path(folder))
+    calibrate(model, device="cpu", preset="quick", max_drift=None, folder=Path(folder))
 
 
 def apply_here(plan: str, out: str) -> None:

@@ -11,7 +11,8 @@ from support.corpora import RECORDS, write_records
 
 from lorasize import cli
 from lorasize.artifacts.calibrations import read_calibration, write_calibration
-from lorasize.errors import CalibrationError
+from lorasize.errors import CalibrationError, FitError
+from lorasize.law.observations import refit
 from lorasize.records import MAX_DRIFT, Calibration, digest
 from lorasize.training import guard
 from lorasize.training.run import ApplyOptions
@@ -109,7 +110,13 @@ def test_plan_and_apply_under_the_bound(
     assert record.drift.kinds.keys() == {one.kind for one in record.drift.texts}
     assert record.base_statistics is not None
     assert record.base_statistics.n_tokens > 1000
-    assert done.observation is None  # the law without a bound must not learn from it
+    assert done.observation is not None
+    learned = refit(bounded[0], done.observation)
+    assert learned.bounded is not None
+    assert learned.bounded.observations == (*law.observations, done.observation)
+    assert (learned.law, learned.observations) == (bounded[0].law, bounded[0].observations)
+    with pytest.raises(FitError, match="no law under this bound"):
+        refit(bounded[0].model_copy(update={"bounded": None}), done.observation)
     free = apply(plan, tmp_path / "free", ApplyOptions(device="cpu", max_drift=math.inf)).memorization
     assert free.drift is not None
     assert free.drift.bound is None
