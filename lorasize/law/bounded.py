@@ -22,9 +22,9 @@ KIND_SD = 0.5  # of ln drift, between corpora of other kinds than the probes'; n
 _LEAST = 1e-3  # nats per token: a drift below is as good as none; not tuned
 
 
-def bounded_slack(n_parameters: float, nats: float) -> float:
+def bounded_slack(n_parameters: float, nats: float, parameters_per_nat: float = PARAMETERS_PER_NAT) -> float:
     """Parameters of an adapter ÷ those that so many nats ask for."""
-    return n_parameters / (PARAMETERS_PER_NAT * max(nats, 1.0))
+    return n_parameters / (parameters_per_nat * max(nats, 1.0))
 
 
 def fit_bounded(observations: Sequence[Observation], slowdown: float) -> BoundedLaw:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lorasize.errors import CalibrationError
-from lorasize.law.bounded import bounded_drift, bounded_slack
+from lorasize.law.bounded import bounded_slack
 from lorasize.law.form import RANGE_TOLERANCE
 from lorasize.planning.choice import DISTANCE_SD, RANKS, Assessment, Candidate, assess_at, chance
 from lorasize.planning.prior import SOURCE
@@ -80,7 +80,7 @@ def assess_bounded(
     law = law_of(calibration)
     transition = cautious_bounded(law, demand)
     seen = (
-        assess_at(c, bounded_slack(c.n_parameters, demand.nats), calibration, transition, n_positions)
+        assess_at(c, bounded_slack(c.n_parameters, demand.nats, law.parameters_per_nat), calibration, transition, n_positions)
         for c in bounded_candidates(law, rank)
     )
     return [replace(one, seconds=_slower(one.seconds, law.slowdown)) for one in seen]
@@ -93,12 +93,7 @@ def _slower(seconds: Estimate, factor: float) -> Estimate:
 def bounded_chance(law: BoundedLaw, demand: Demand, rank: int) -> float:
     """P(an adapter of this rank holds every token and keeps the bound)."""
     transition = cautious_bounded(law, demand)
-    return chance(transition, bounded_slack(rank * law.parameters_per_rank, demand.nats))
-
-
-def drift_under(law: BoundedLaw, bound: float) -> Estimate:
-    """How far other text is expected to move, nats per token, with a 90 % interval."""
-    return bounded_drift(law, bound)
+    return chance(transition, bounded_slack(rank * law.parameters_per_rank, demand.nats, law.parameters_per_nat))
 
 
 def bounded_warnings(calibration: Calibration, demand: Demand, bound: float) -> list[str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from lorasize.errors import CalibrationError
+from lorasize.law.bounded import bounded_drift
 from lorasize.law.capacity import capacity_slack
 from lorasize.law.drift import predicted_drift
 from lorasize.law.form import soft_capped
@@ -14,7 +15,6 @@ from lorasize.planning.bounded import (
     assess_bounded,
     bounded_chance,
     bounded_warnings,
-    drift_under,
     law_of,
     require_bounded_modules,
 )
@@ -133,7 +133,7 @@ def predict(
     else:
         law = law_of(calibration)
         interval = _interval(lambda rank: bounded_chance(law, demand, rank))
-        doubts, drift = bounded_warnings(calibration, demand, bound), drift_under(law, bound)
+        doubts, drift = bounded_warnings(calibration, demand, bound), bounded_drift(law, bound)
     reduction = demand.base_loss * max(0.0, soft_capped(chosen.slack))
     return Prediction(
         final_loss=demand.base_loss - reduction,
