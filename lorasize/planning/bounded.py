@@ -79,10 +79,10 @@ def assess_bounded(
     """
     law = law_of(calibration)
     transition = cautious_bounded(law, demand)
-    seen = (
-        assess_at(c, bounded_slack(c.n_parameters, demand.nats, law.parameters_per_nat), calibration, transition, n_positions)
-        for c in bounded_candidates(law, rank)
-    )
+    seen = []
+    for candidate in bounded_candidates(law, rank):
+        slack = bounded_slack(candidate.n_parameters, demand.nats, law.parameters_per_nat)
+        seen.append(assess_at(candidate, slack, calibration, transition, n_positions))
     return [replace(one, seconds=_slower(one.seconds, law.slowdown)) for one in seen]
 
 
