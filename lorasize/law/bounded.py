@@ -17,7 +17,7 @@ from lorasize.law.transition import NORMAL_95, TransitionPoint, fit_transition
 from lorasize.records import BoundedLaw, Estimate, Observation
 
 PARAMETERS_PER_NAT = 6.0  # of slack 1; the fit finds where recall begins: docs/log/harm.md#plans-under-the-bound
-KIND_STEPS_SD = 0.2  # of ln steps, between corpora of other kinds: docs/log/harm.md#plans-under-the-bound
+KIND_STEPS_SD = 0.35  # of ln steps, between corpora of other kinds: docs/log/harm.md#plans-under-the-bound
 KIND_SD = 0.5  # of ln drift, between corpora of other kinds than the probes'; not tuned
 _LEAST = 1e-3  # nats per token: a drift below is as good as none; not tuned
 
