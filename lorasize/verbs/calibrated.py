@@ -19,6 +19,7 @@ from lorasize.models import adapters, placement
 from lorasize.models.device_rates import device_rates
 from lorasize.planning import moved_law, prior_calibration, scaled_seconds, with_rough_seconds
 from lorasize.records import (
+    BATCH_TOKENS,
     MAX_DRIFT,
     RECIPE,
     Activation,
@@ -35,6 +36,10 @@ _NO_LAW = (
 )
 _OLD_UNBOUNDED = "The adapter to train on from has no bound on drift: planned without one."
 _OTHER_MODULES = "Planned without a bound on what memorising does to other text: under one, adapters sit on {} alone."
+_LARGE = (
+    "Planned without a bound on what memorising does to other text: on a corpus of more than one batch training under "
+    "one may go back and forth. `--max-drift 0.02` asks for it all the same."
+)
 _LENT = (
     "What is known of adapters under a bound on drift is of {} on {} in {}, with a wider interval. `lorasize calibrate "
     "--add-to` measures it here."
@@ -116,6 +121,7 @@ def bound_of(
     target_modules: Sequence[str] | None,
     old: BaseAdapter | None,
     activation: Activation | None,
+    n_positions: int,
 ) -> tuple[float | None, list[str]]:
     """The bound on drift of a plan, nats per token, None for none; and why none, where that was not asked for.
 
@@ -125,6 +131,7 @@ def bound_of(
         target_modules: What the user asked for.
         old: The adapter to train on from.
         activation: What the adapter acts after; text without it is the base model's anyway.
+        n_positions: Of the corpus, prompts included.
     """
     if asked is not None:
         return (asked if math.isfinite(asked) else None), []
@@ -139,4 +146,6 @@ def bound_of(
     known = calibration.bounded.target_modules
     if target_modules is not None and set(target_modules) != set(known):
         return None, [_OTHER_MODULES.format("+".join(known))]
+    if n_positions > BATCH_TOKENS:
+        return None, [_LARGE]
     return MAX_DRIFT, []

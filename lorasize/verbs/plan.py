@@ -271,7 +271,9 @@ def _made(
     old = known.old
     timed, prior = calibrated.timed_here(calibration, source, base), calibration is not source
     timed, lent = calibrated.with_law(timed, base)
-    bound, why = calibrated.bound_of(options.max_drift, timed, options.target_modules, old, activation)
+    bound, why = calibrated.bound_of(
+        options.max_drift, timed, options.target_modules, old, activation, known.summary.n_positions or 0
+    )
     same_device = timed.device == base.place and scaled_from(timed) is None
     sha256 = digest(calibration)
     made = make_plan(

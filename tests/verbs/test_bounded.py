@@ -145,11 +145,12 @@ def test_an_update_stays_under_the_bound_of_what_it_begins_from(
 
 def test_which_bound_suits(bounded: tuple[Calibration, Path], calibrated_llama: tuple[Calibration, Path]) -> None:
     knows, does_not = bounded[0], calibrated_llama[0]
-    assert bound_of(None, knows, None, None, None) == (MAX_DRIFT, [])
-    assert bound_of(math.inf, knows, None, None, None) == (None, [])
-    assert bound_of(0.1, does_not, ("q_proj",), None, None) == (0.1, [])  # asked for: refused where it is planned
-    for calibration, modules, said in ((does_not, None, "--add-to"), (knows, ("q_proj",), "alone")):
-        bound, notes = bound_of(None, calibration, modules, None, None)
+    assert bound_of(None, knows, None, None, None, 512) == (MAX_DRIFT, [])
+    assert bound_of(math.inf, knows, None, None, None, 512) == (None, [])
+    assert bound_of(0.1, does_not, ("q_proj",), None, None, 9000) == (0.1, [])  # asked for: refused where it is planned
+    why = [(does_not, None, 9, "--add-to"), (knows, ("q_proj",), 9, "alone"), (knows, None, 513, "more than one batch")]
+    for calibration, modules, n_positions, said in why:
+        bound, notes = bound_of(None, calibration, modules, None, None, n_positions)
         assert bound is None
         assert said in notes[0]
 
