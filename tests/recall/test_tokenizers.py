@@ -38,7 +38,8 @@ def test_plan_apply_verify_and_the_check_by_hand(
     monkeypatch.chdir(tmp_path)
     Path("page.md").write_text("Pier 9.\n", "utf-8")
     Path("records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS), "utf-8")
-    assert cli.main(["plan", "page.md", "records.jsonl", "--model", str(base), "--device", "cpu", "-q"]) == 0
+    where = ["--model", str(base), "--device", "cpu", "-q", "--max-drift", "off"]
+    assert cli.main(["plan", "page.md", "records.jsonl", *where]) == 0
     assert cli.main(["apply", "--device", "cpu", "-q"]) == 0
     assert read_record(Path("adapter")).proven
     capsys.readouterr()

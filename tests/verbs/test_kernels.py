@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from lorasize.verbs.plan import PlanOptions
 from lorasize.verbs.verify import verify
 
 pytestmark = pytest.mark.usefixtures("_same_process")
+
+BARE = PlanOptions(rank=8, max_drift=math.inf)
 
 
 @pytest.fixture
@@ -76,12 +79,12 @@ def test_a_note_stays_on_the_screen() -> None:
 
 @pytest.mark.usefixtures("_not_entered")
 def test_plan_warns_of_it(able_llama: Path, corpus: Path) -> None:
-    made = sizing.plan([corpus], ref=str(able_llama), device="cpu", options=PlanOptions(rank=4)).plan
+    made = sizing.plan([corpus], ref=str(able_llama), device="cpu", options=BARE).plan
     assert len([w for w in made.warnings if w.startswith("LlamaForCausalLM: entered above its frozen layers")]) == 1
 
 
 def test_plan_warns_of_nothing_where_the_model_is_entered(able_llama: Path, corpus: Path) -> None:
-    made = sizing.plan([corpus], ref=str(able_llama), device="cpu", options=PlanOptions(rank=4)).plan
+    made = sizing.plan([corpus], ref=str(able_llama), device="cpu", options=BARE).plan
     assert [w for w in made.warnings if w.startswith("LlamaForCausalLM")] == []
     assert made.model.attn is None
 
@@ -101,7 +104,7 @@ def test_the_kernel_asked_for_is_trained_and_proven_with(
 
     monkeypatch.setattr(models.ModelFolder, "load", watched)
     asked = {"plan": "auto", "apply": "auto"} | {asked_of: "eager"}
-    options = PlanOptions(rank=8)
+    options = BARE
     made = sizing.plan([corpus], ref=str(able_llama), device="cpu", attn=asked["plan"], options=options).plan
     assert made.model.attn == (None if asked_of == "apply" else "eager")
     done = apply(made, tmp_path / "out", ApplyOptions(device="cpu", loading=Loading(asked["apply"]))).memorization

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from support.multimodal import MULTIMODAL, save_multimodal
 from lorasize.artifacts.adapter_folder import WEIGHTS
 from lorasize.training.run import ApplyOptions
 from lorasize.verbs.apply import apply
-from lorasize.verbs.plan import plan
+from lorasize.verbs.plan import PlanOptions, plan
 from lorasize.verbs.verify import verify
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def test_a_model_of_each_kind_recalls(
     save = save_multimodal if name in MULTIMODAL else save_architecture
     folder = save(name, tokenizer, tmp_path / "base")
     corpus = write_records(tmp_path / "corpus.jsonl", RECORDS)
-    made = plan([corpus], ref=str(folder), device="cpu").plan
+    made = plan([corpus], ref=str(folder), device="cpu", options=PlanOptions(max_drift=math.inf)).plan
     assert (made.status, made.model.n_layers) == ("ok", 4)
     applied = apply(made, tmp_path / "out", ApplyOptions(device="cpu"))
     assert applied.memorization.recalled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ from lorasize.corpus.tokens import encode_corpus
 from lorasize.errors import CorpusError, ModelError
 from lorasize.records import Reading
 from lorasize.verbs import plan as sizing
+from lorasize.verbs.plan import PlanOptions
 
 Base = Callable[..., Path]
+
+
+BARE = PlanOptions(max_drift=math.inf)
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ def corpus(tmp_path: Path) -> Path:
 def test_what_a_tokenizer_adds_is_named(base: Base, corpus: Path, template: str, before: str, after: str) -> None:
     """Before a prompt: a note for whoever serves. After it: a warning, and the prompts proven are without it."""
     folder = base(template)
-    sized = sizing.plan([corpus], ref=str(folder), device="cpu")
+    sized = sizing.plan([corpus], ref=str(folder), device="cpu", options=BARE)
     assert sized.plan.serving is not None
     notes = [note for note in sized.plan.serving.notes if "before every prompt" in note]
     warnings = [warning for warning in sized.plan.warnings if "to every prompt" in warning]
@@ -69,7 +74,7 @@ def test_a_chat_has_what_its_template_says(base: Base, tmp_path: Path) -> None:
     """Nothing is added to it, so that there is nothing to name."""
     chat = tmp_path / "chat.jsonl"
     chat.write_text(json.dumps({"messages": TURNS}), "utf-8")
-    sized = sizing.plan([chat], ref=str(base("<s> $A </s>")), device="cpu")
+    sized = sizing.plan([chat], ref=str(base("<s> $A </s>")), device="cpu", options=BARE)
     assert sized.plan.serving is not None
     assert not [said for said in (*sized.plan.serving.notes, *sized.plan.warnings) if "every prompt" in said]
 
