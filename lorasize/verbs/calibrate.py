@@ -137,7 +137,7 @@ def _sample(base: models.BaseModel, corpus: Sequence[Path]) -> list[int]:
 
 def fit(
     base: models.BaseModel,
-    everything: Sequence[Observation],
+    observations: Sequence[Observation],
     ref: str,
     *,
     preset: PresetName,
@@ -149,7 +149,6 @@ def fit(
     Raises:
         FitError: they do not identify the law.
     """
-    observations = [o for o in everything if o.probe.max_drift is None]
     kept = without_held_up(observations)
     try:
         fitted = fit_observations(kept)

@@ -54,7 +54,7 @@ from lorasize.records import (
     Serve,
     digest,
 )
-from lorasize.verbs import calibrated
+from lorasize.verbs import plan_basis
 from lorasize.verbs.update import BaseAdapter, compare, priced, read_base_adapter, require_activation
 
 
@@ -174,7 +174,7 @@ def plan(
     lint = feasibility(encoded)
     if not lint.feasible:
         return known.infeasible(lint, notes)
-    source, own = calibrated.find(folder.fingerprint, model, where.type, options.calibration)
+    source, own = plan_basis.find(folder.fingerprint, model, where.type, options.calibration)
     base = folder.load(device, dtype, attn, quantization, device_map)
     hard = hardship(base, (token for passage in encoded for token in passage.target_ids))
     lint = unreachable(encoded, hard.impossible, folder.decode)
@@ -182,8 +182,8 @@ def plan(
         return known.infeasible(lint, notes)
     if hard.narrow:
         notes = (*notes, narrow_note(encoded, hard.narrow, folder.decode))
-    calibration = source if own else calibrated.moved_over(source, base, ref)
-    notes = notes if own else (*notes, *calibrated.passed_over(folder, model, where.type))
+    calibration = source if own else plan_basis.moved_over(source, base, ref)
+    notes = notes if own else (*notes, *plan_basis.passed_over(folder, model, where.type))
     losses = base_losses(base, encoded)
     made = _made(known, calibration, source, base, losses, options, activation)
     if made.adapter is not None:
@@ -269,9 +269,9 @@ def _made(
 ) -> Plan:
     """The plan by the calibration: `source`, or what was moved over from it to this model."""
     old = known.old
-    timed, prior = calibrated.timed_here(calibration, source, base), calibration is not source
-    timed, lent = calibrated.with_law(timed, base)
-    bound, why = calibrated.bound_of(
+    timed, prior = plan_basis.timed_here(calibration, source, base), calibration is not source
+    timed, lent = plan_basis.with_law(timed, base)
+    bound, why = plan_basis.bound_of(
         options.max_drift, timed, options.target_modules, old, activation, known.summary.n_positions or 0
     )
     same_device = timed.device == base.place and scaled_from(timed) is None
@@ -321,7 +321,6 @@ def _summary(
         unused_columns=found.unused_columns,
         sample=sample(encoded, {(one.file, one.line) for one in findings}),
     )
-
 
 
 def _inputs(

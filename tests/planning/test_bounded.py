@@ -68,7 +68,7 @@ def test_a_smaller_adapter_may_take_a_fifth_longer_than_the_fastest() -> None:
 
 
 @pytest.mark.parametrize("nats", [300.0, 1000.0, 3000.0])
-def test_more_to_write_never_gets_a_smaller_adapter_nor_fewer_steps(nats: float) -> None:
+def test_more_to_write_never_gets_a_smaller_adapter(nats: float) -> None:
     small, large = (plan_of(n, with_bound(), bound=BOUND) for n in (nats, 2 * nats))
     assert small.adapter is not None
     assert large.adapter is not None

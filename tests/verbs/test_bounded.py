@@ -19,8 +19,8 @@ from lorasize.training.run import ApplyOptions
 from lorasize.verbs import plan as sizing
 from lorasize.verbs.apply import apply
 from lorasize.verbs.calibrate import calibrate, with_bounded
-from lorasize.verbs.calibrated import bound_of
 from lorasize.verbs.plan import PlanOptions
+from lorasize.verbs.plan_basis import bound_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_same_process", "_gentle")]
 

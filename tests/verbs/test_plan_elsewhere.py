@@ -9,7 +9,7 @@ import pytest
 
 from lorasize.artifacts.calibrations import write_calibration
 from lorasize.records import Calibration, DeviceRates, Plan, digest
-from lorasize.verbs import calibrated
+from lorasize.verbs import plan_basis
 from lorasize.verbs.plan import plan
 
 THERE = DeviceRates(matmul_flops=1e11, copy_bytes_per_second=1e10)
@@ -32,7 +32,7 @@ def planned(
     Path("page.txt").write_text("The harbour office moved 417 copper valves near Pier 9.", "utf-8")
 
     def with_calibration(here: DeviceRates | None = FASTER, **changes: Any) -> Planned:
-        monkeypatch.setattr(calibrated, "device_rates", lambda device, dtype: here)
+        monkeypatch.setattr(plan_basis, "device_rates", lambda device, dtype: here)
         calibration = calibrated_llama[0].model_copy(update=changes)
         write_calibration(calibration, Path("calibrations", "one.json"))
         return plan([Path("page.txt")], ref=str(able_llama), device="cpu").plan, calibration

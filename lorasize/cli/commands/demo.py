@@ -104,7 +104,7 @@ def _calibrate(run: _Demo) -> Path:
         return known
     run.progress.doing("loading the model")
     how: dict[str, Any] = {"seed": run.seed, "folder": folder, "notify": run.progress.probe}
-    how["max_drift"] = None  # the law under a bound on drift is the one that ships with lorasize: minutes less
+    how["max_drift"] = None  # the demo's files are more than one batch, which is planned without a bound
     calibration, path = calibrate(models.BUILTIN, device=run.device, preset="quick", **how)
     _page(run, "calibration", calibration)
     return path
