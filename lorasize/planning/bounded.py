@@ -11,7 +11,7 @@ from lorasize.law.bounded import bounded_slack
 from lorasize.law.form import RANGE_TOLERANCE
 from lorasize.planning.choice import DISTANCE_SD, RANKS, Assessment, Candidate, assess_at, chance
 from lorasize.planning.prior import SOURCE
-from lorasize.records import BoundedLaw, Calibration, Demand, Estimate, SiteEfficiency, Transition
+from lorasize.records import BOUNDED_STEP_TOKENS, BoundedLaw, Calibration, Demand, Estimate, SiteEfficiency, Transition
 
 PATIENCE = 1.2  # times the fastest's seconds that a smaller one may take: docs/decisions/0012-a-bound-on-harm.md
 LEAST_RANK = 4  # below it some kinds of text move by more than the bound: docs/log/harm.md#a-bound-on-drift
@@ -82,7 +82,7 @@ def assess_bounded(
     seen = []
     for candidate in bounded_candidates(law, rank):
         slack = bounded_slack(candidate.n_parameters, demand.nats, law.parameters_per_nat)
-        seen.append(assess_at(candidate, slack, calibration, transition, n_positions))
+        seen.append(assess_at(candidate, slack, calibration, transition, n_positions, BOUNDED_STEP_TOKENS))
     return [replace(one, seconds=_slower(one.seconds, law.slowdown)) for one in seen]
 
 

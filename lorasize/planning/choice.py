@@ -152,10 +152,15 @@ def assess(
 
 
 def assess_at(
-    candidate: Candidate, slack: float, calibration: Calibration, transition: Transition, n_positions: int
+    candidate: Candidate,
+    slack: float,
+    calibration: Calibration,
+    transition: Transition,
+    n_positions: int,
+    step_tokens: int = BATCH_TOKENS,
 ) -> Assessment:
-    """Chance and cost of a candidate with this slack."""
-    epoch = max(1, math.ceil(n_positions / BATCH_TOKENS))  # the transition knows steps on one full batch
+    """Chance and cost of a candidate with this slack, where an optimiser step takes so many positions."""
+    epoch = max(1, math.ceil(n_positions / step_tokens))  # the transition knows steps on one full batch
     steps = _scaled(expected_steps(transition, slack), epoch)
     each = step_seconds(calibration, candidate.calibrated.layers_to_transform, n_positions / epoch)
     spread = 1.0 + calibration.cost.relative_spread

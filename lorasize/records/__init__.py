@@ -69,6 +69,7 @@ from lorasize.records.run import (
 )
 from lorasize.records.words import (
     BATCH_TOKENS,
+    BOUNDED_STEP_TOKENS,
     BYTES_PER_PARAMETER,
     CLEARLY_FAILED,
     LAW_STEPS,
@@ -77,6 +78,7 @@ from lorasize.records.words import (
     MAX_DRIFT,
     PROBE_STEPS,
     RECIPE,
+    RETAINED,
     STRICT,
     WORST_KIND,
     Against,
@@ -141,6 +143,7 @@ __all__ = [
     "ProbeJob",
     "ProbeSpec",
     "BATCH_TOKENS",
+    "BOUNDED_STEP_TOKENS",
     "BYTES_PER_PARAMETER",
     "CLEARLY_FAILED",
     "LAW_STEPS",
@@ -149,6 +152,7 @@ __all__ = [
     "MAX_DRIFT",
     "PROBE_STEPS",
     "RECIPE",
+    "RETAINED",
     "WORST_KIND",
     "PromptSample",
     "Reading",

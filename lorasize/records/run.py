@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lorasize.records.inputs import AdapterSpec, ModelFingerprint
 from lorasize.records.plan import Plan
-from lorasize.records.words import STRICT, WORST_KIND
+from lorasize.records.words import RETAINED, STRICT, WORST_KIND
 
 
 class StepReport(BaseModel):
@@ -228,10 +228,15 @@ class Drift(BaseModel):
 
     @property
     def share_of_bound(self) -> float:
-        """How much of the bound is used up, 1 being all: by the mean, or by one kind, which has WORST_KIND times it."""
+        """How much of the bound is used up, 1 being all: by the mean, or by a kind, which has WORST_KIND times it.
+
+        The kind that moves most counts in the mean alone, unless it is the user's own: it is taken to be of the kind of
+        the corpus, which no adapter leaves as it was.
+        """
         if self.bound is None:
             return 0.0
-        worst = max((kind.divergence for kind in self.texts), default=0.0)
+        own = max((one for one in self.texts if one.kind != RETAINED), key=lambda one: one.divergence, default=None)
+        worst = max((one.divergence for one in self.texts if one is not own), default=0.0)
         moved = max(self.moved, worst / WORST_KIND)
         if self.bound == 0.0:
             return math.inf if moved > 0.0 else 0.0

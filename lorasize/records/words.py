@@ -10,6 +10,7 @@ STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 RECIPE = "memft/2"  # the training recipe that probes and apply share; a change of it makes calibrations stale
 BATCH_TOKENS = 512  # of the recipe: positions in one optimiser step; a smaller corpus is one full batch
+BOUNDED_STEP_TOKENS = 4096  # the same under a bound on drift: docs/log/harm.md#all-batches-in-one-step-under-the-bound
 BYTES_PER_PARAMETER = 4  # adapters are saved in float32
 LAW_STEPS = 100  # the law is one of losses after this many steps; a probe that goes on tells of the transition
 PROBE_STEPS = 400  # of a probe at most
@@ -17,7 +18,8 @@ CLEARLY_FAILED = 0.8  # a probe that has lost a smaller share of its base loss b
 MARGIN = 0.02  # p of training above the threshold; decoding may ask for more: docs/log/robustness.md#decoding-gaps
 MARGIN_16_BITS = 0.1  # the same where the base is in 16 bits: docs/log/speed.md#the-proof-on-a-card-negative
 MAX_DRIFT = 0.02  # nats per token that other text may move by, unless asked otherwise
-WORST_KIND = 2.5  # times a bound on drift: what a single kind of text may move by; not tuned
+WORST_KIND = 2.5  # times a bound on drift: what all kinds but one may move by: docs/decisions/0012-a-bound-on-harm.md
+RETAINED = "retained"  # the kind of text that the user gave, which may never move by more
 
 Method = Literal["memft", "memft-ot", "memft-sw", "sft"]
 PassageKind = Literal["record", "text"]

@@ -22,7 +22,7 @@ from lorasize.losses.texts import POSITIONS, texts, windows_of
 from lorasize.losses.token_losses import compared
 from lorasize.models import BaseModel
 from lorasize.models.adapters import adapted_pairs, base_of
-from lorasize.records import Drift, KindDrift
+from lorasize.records import RETAINED, Drift, KindDrift
 from lorasize.training.fast_path import FastPath
 from lorasize.training.guard import Guard, GuardState
 
@@ -34,8 +34,8 @@ TOKENS_WATCHED, TOKENS_SHOWN, TOKENS_RETAINED = 48, 160, 2048
 WATCHED_SHARE = 0.75  # of the bound, that what is watched must keep: what is shown is other text; not tuned
 _ONCE = "Taking the model's statistics on general text, once for each model: up to some minutes."
 _ROOM = 0.6  # share of the bound up to which there is room to pull less; not tuned
-_BETTER = 0.95  # share of what was last measured, below which a broken bound is on the way to be kept; not tuned
 _EVERY = 5  # steps between two measurements while the bound is broken; not tuned
+_TIGHTER = 0.9  # of what other texts must fall to, that the watched ones must; not tuned
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Control:
         guard: What holds the adapter back; None without a bound.
         drift: As last measured.
         waited: Steps since then.
+        tightened: How often the bound was tightened.
     """
 
     path: FastPath
@@ -74,11 +75,22 @@ class Control:
     guard: Guard | None = None
     drift: Drift | None = None
     waited: int = 0
+    tightened: int = 0
 
     @property
     def harmed(self) -> bool:
         """Whether the bound is broken by what was last measured."""
         return self.drift is not None and self.drift.broken
+
+    @property
+    def harms(self) -> bool:
+        """Whether the texts moved at all."""
+        return self.drift is not None and self.drift.share_of_bound > 0.0
+
+    @property
+    def moved(self) -> float | None:
+        """How far the texts had moved when last measured, nats per token; None without a bound."""
+        return None if self.bound is None or self.drift is None else self.drift.moved
 
     @torch.no_grad()
     def measure(self) -> Drift:
@@ -95,24 +107,39 @@ class Control:
         return self.drift
 
     def judge(self) -> Drift:
-        """Measure, and pull harder where the bound is broken and the last pull did not help."""
-        before = 0.0 if self.drift is None else self.drift.share_of_bound
+        """Measure, with the guard told of harm that was not there before."""
+        before = self.harmed
         found = self.measure()
-        if self.guard is not None and found.broken and found.share_of_bound > _BETTER * before:
-            self.guard.harden()
+        if self.guard is not None and found.broken and not before:
+            self.guard.harm_found()
         return found
+
+    def tighten(self, share: float) -> None:
+        """Have the texts move less: others, which nobody watched, moved by so many times their own bound.
+
+        Takes it that both move in proportion, from what was last measured here.
+        """
+        assert self.drift is not None
+        assert self.bound is not None
+        self.bound *= _TIGHTER * self.drift.share_of_bound / share
+        self.drift = self.drift.model_copy(update={"bound": self.bound})
+        self.tightened += 1
+        if self.guard is not None:
+            self.guard.harm_found()
 
     def pull(self) -> None:
         """Add to the gradients what holds the adapter back."""
         if self.guard is not None:
             self.guard.pull()
 
-    def stepped(self, loss: float, *, stubborn: bool) -> None:
-        """After a step on the corpus, whose mean loss is now so much, nats per token."""
+    def stepped(self, loss: float, stubborn: float) -> None:
+        """After a step on the corpus: its mean loss, nats per token, and the share of tokens that have not passed."""
         if self.guard is None:
             return
-        slow = self.guard.stepped(loss, stubborn=stubborn)
+        slow = self.guard.stepped(loss, stubborn)
         self.waited += 1
+        if self.harmed:
+            self.guard.balance(held=stubborn == 0)
         if slow or (self.harmed and self.waited >= _EVERY):
             found = self.judge()
             if slow and found.share_of_bound < _ROOM:
@@ -123,13 +150,15 @@ class Control:
         return {
             "drift": None if self.drift is None else self.drift.model_dump(),
             "waited": self.waited,
+            "bound": self.bound,
+            "tightened": self.tightened,
             "guard": None if self.guard is None else self.guard.state.to_json(),
         }
 
     def restore(self, values: Mapping[str, Any]) -> None:
         """Continue where `to_json` was taken."""
         self.drift = None if values["drift"] is None else Drift(**values["drift"])
-        self.waited = values["waited"]
+        self.waited, self.bound, self.tightened = values["waited"], values["bound"], values["tightened"]
         if self.guard is not None:
             self.guard.state = GuardState.from_json(values["guard"])
 
@@ -199,7 +228,7 @@ def other_text(
 
 
 def _retained(base: BaseModel, text: str) -> dict[str, list[EncodedPassage]]:
-    return {"retained": windows_of(base, text, TOKENS_RETAINED)} if text else {}
+    return {RETAINED: windows_of(base, text, TOKENS_RETAINED)} if text else {}
 
 
 def shown_drift(

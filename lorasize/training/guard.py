@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SHARE = 0.5  # of the input directions, the strongest, that A is kept out of; no other share was tried here
 STRENGTH = 1000.0  # of the pull when training begins: docs/log/harm.md#how-hard-to-pull
 _LEAST, _MOST = 1.0, 1e6  # keep it within numbers that float32 tells apart
+_HARDER = 1.3  # times the pull of the last step, while harm is undone; not tuned
 _EVERY = 5  # steps after which progress is judged
 _SLOW = 0.9  # the loss after these steps, as a share of the loss before, above which they were slow
 
@@ -36,11 +37,13 @@ class GuardState:
         strength: Factor on the penalty.
         waited: Steps since progress was judged.
         loss: Mean loss then, nats per token.
+        least: Strength when harm was last found, below which it does not fall while harm is undone.
     """
 
     strength: float
     waited: int = 0
     loss: float = float("inf")
+    least: float = _LEAST
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -50,7 +53,7 @@ class GuardState:
     def from_json(cls, values: Mapping[str, Any]) -> GuardState:
         """What `to_json` gave."""
         loss = values["loss"]
-        return cls(values["strength"], values["waited"], float("inf") if loss is None else loss)
+        return cls(**{**values, "loss": float("inf") if loss is None else loss})
 
 
 @dataclass(frozen=True)
@@ -97,19 +100,19 @@ class Guard:
             _add(one.a, (one.b.t() @ g_b) @ a_c, self.state.strength)
             _add(one.b, g_b @ (a_c @ one.a.t()), self.state.strength)
 
-    def stepped(self, loss: float, *, stubborn: bool) -> bool:
+    def stepped(self, loss: float, stubborn: float) -> bool:
         """After a step: project. Whether stubborn tokens have hardly moved in the last few steps.
 
         Args:
             loss: Mean loss of the corpus, nats per token.
-            stubborn: Whether any token has not passed.
+            stubborn: Share of tokens that have not passed.
         """
         self.project()
         state = self.state
         state.waited += 1
         if state.waited < _EVERY:
             return False
-        slow = stubborn and loss > _SLOW * state.loss
+        slow = stubborn > 0 and loss > _SLOW * state.loss
         state.waited, state.loss = 0, loss
         return slow
 
@@ -117,9 +120,15 @@ class Guard:
         """Pull less: there is room under the bound."""
         self.state.strength = max(_LEAST, self.state.strength / 2.0)
 
-    def harden(self) -> None:
-        """Pull harder: the bound is broken."""
-        self.state.strength = min(_MOST, 2.0 * self.state.strength)
+    def harm_found(self) -> None:
+        """The bound was kept and is broken now."""
+        self.state.least = self.state.strength
+
+    def balance(self, *, held: bool) -> None:
+        """A step while the bound is broken: pull harder as long as every token is held, less hard where one is not."""
+        strength = self.state.strength
+        strength = min(_MOST, _HARDER * strength) if held else max(self.state.least, strength / _HARDER)
+        self.state.strength = strength
 
 
 def _add(parameter: nn.Parameter, gradient: Tensor, factor: float) -> None:

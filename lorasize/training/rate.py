@@ -6,10 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+RATE = 0.06  # of Adam: docs/log/recipe.md#other-optimisers-and-objectives-negative
+BOUNDED_RATE = 0.02  # the same under a bound on drift: docs/log/harm.md#a-bound-on-drift
+
 # Both: docs/log/recipe.md#release-point
 _CALM = 0.4  # the rate falls with the root of the share of stubborn tokens, once that is below this
-SHARE_WHILE_HARMED = 0.1  # of tokens, taken to be stubborn at least while other text suffers, to undo that; not tuned
 _SLOWEST = 0.05  # of the rate, at least
+# Under a bound, both: docs/log/harm.md#all-batches-in-one-step-under-the-bound
+SLOWEST_BOUNDED = 0.2  # of the rate, at least: what is over the bound is undone at that rate
+_RELAPSE = 2.0  # times the smallest share of stubborn tokens so far, that the rate rises to again at most
 
 Schedule = Callable[[int, float], float]  # steps taken so far, share of stubborn tokens → the rate of the next step
 
@@ -25,3 +30,18 @@ class Rate:
     def __call__(self, step: int, stubborn: float) -> float:
         """The rate of the step after `step` others, where this share of the tokens has not passed yet."""
         return self.fastest * min(1.0, max(self.slowest, math.sqrt(stubborn / self.calm)))
+
+
+def rate_of(fastest: float | None, *, bounded: bool) -> Rate:
+    """The recipe's schedule, with or without a bound on drift; its own fastest rate when None."""
+    if bounded:
+        return Rate(fastest or BOUNDED_RATE, slowest=SLOWEST_BOUNDED)
+    return Rate(fastest or RATE)
+
+
+def calmed(stubborn: float, fewest: float) -> float:
+    """The share of stubborn tokens that the rate goes by under a bound, where it was so small before.
+
+    A pull that is too hard has some tokens lost again; at a rate that rises with them it would lose the others.
+    """
+    return min(stubborn, _RELAPSE * fewest)

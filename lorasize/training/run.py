@@ -46,11 +46,15 @@ from lorasize.training.trainer import Trainer, TrainingOptions
 if TYPE_CHECKING:
     from peft import PeftModel
 
+_TIGHTENING = (
+    "Text that training does not watch moved by {:.2g} times what it may: training on, what it watches held tighter."
+)
 _SPREAD = "Under a bound on drift: rank {} in {} layers, {:,} parameters, which can keep other text as it is."
 # Not tuned: docs/decisions/0008-nothing-lost-nothing-harmed.md
 CHECKPOINT_SECONDS = 5.0  # between two checkpoints at least
 CHECKPOINT_SHARE = 20.0  # times what one takes, too
 _RETRIES = 3  # after a loss that is not a number
+_TIGHTENED = 2  # times, for text that nobody watched and that moved by more than the bound; not tuned
 # Not tuned: after so many epochs, or so many times the steps predicted at most, an adapter counts as stalled.
 _LEAST_EPOCHS = 200
 _TIMES_PREDICTED = 3
@@ -212,14 +216,14 @@ class Session:
         started = time.perf_counter() - self.state.seconds
         trainer, progress = self._begun(checkpoint, other)
         self._last_save.checkpoint = trainer.state().copy()
-        ended = self._persistently(trainer, lambda: self._follow(trainer, progress, started, signals))
+        ended, drift = self._harmless(trainer, lambda: self._follow(trainer, progress, started, signals))
         if self.state.fallback is not None and ended is not Outcome.MEMORIZED:
-            ended = self._fall_back(self.state.fallback)
+            ended, drift = self._fall_back(self.state.fallback), None
         self.final = trainer.full_look()
         if self.state.first is None:
             self.state = replace(self.state, first=self._first(ended, progress, trainer.steps_per_epoch))
         if ended is not Outcome.STALLED or self._larger() is None:
-            self.state = replace(self.state, outcome=ended, drift=self._drift(trainer.path))
+            self.state = replace(self.state, outcome=ended, drift=drift or self._drift(trainer.path))
             self._save(trainer, progress)
         return ended
 
@@ -255,6 +259,25 @@ class Session:
     def _step_limit(self) -> int:
         predicted = self.plan.prediction
         return round(_TIMES_PREDICTED * predicted.steps.hi) if predicted is not None else self.options.max_steps
+
+    def _harmless(self, trainer: Trainer, train: Callable[[], Outcome]) -> tuple[Outcome, Drift | None]:
+        """Train; where text that nobody watched moved by more than the bound, train on with the watched held tighter.
+
+        Returns how it ended, and what became of that text where the adapter is as it was then. Where training on leads
+        nowhere, the adapter is again the one that held every token.
+        """
+        held: list[Tensor] = []
+        while (ended := self._persistently(trainer, train)) is Outcome.MEMORIZED:
+            drift, control = self._drift(trainer.path), trainer.control
+            if control is None or not drift.broken or not control.harms or control.tightened >= _TIGHTENED:
+                return ended, drift
+            self.notify(Noted(_TIGHTENING.format(drift.share_of_bound)))
+            held = [p.detach().clone() for p in adapters.parameters(self.adapted).values()]
+            control.tighten(drift.share_of_bound)
+        if held and (ended is not Outcome.STALLED or self._larger() is None):
+            _put(self.adapted, held)
+            return Outcome.MEMORIZED, None
+        return ended, None
 
     def _persistently(self, trainer: Trainer, train: Callable[[], Outcome]) -> Outcome:
         """Train; after a loss that is not a number, from the last good state at half the rate, some times over.

@@ -22,6 +22,7 @@ class TrainerState:
         idle: Epochs without a step, all that the curriculum lets in being mastered.
         n_read: Target tokens that steps have read, each as often as it was read.
         slowed: Factor on the learning rate, after losses that were not a number.
+        fewest: The smallest share of stubborn tokens so far.
     """
 
     order: list[int]
@@ -31,6 +32,7 @@ class TrainerState:
     idle: int = 0
     n_read: int = 0
     slowed: float = 1.0
+    fewest: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, on one level."""
@@ -49,4 +51,5 @@ class TrainerState:
             idle=values["idle"],
             n_read=values["n_read"],
             slowed=values["slowed"],
+            fewest=values["fewest"],
         )

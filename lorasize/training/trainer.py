@@ -23,16 +23,16 @@ from lorasize.losses.frozen_layers import notes_on
 from lorasize.losses.token_losses import TokenLosses
 from lorasize.models.adapters import base_of, parameters
 from lorasize.models.placement import is_spread
-from lorasize.records import BATCH_TOKENS, Method, StepReport
+from lorasize.records import BATCH_TOKENS, BOUNDED_STEP_TOKENS, Method, StepReport
 from lorasize.training.checkpoint import Checkpoint
-from lorasize.training.control import Control, OtherText, control_of
+from lorasize.training.control import OtherText, control_of
 from lorasize.training.evaluation import Evaluation, LastLosses
 from lorasize.training.fast_path import FastPath, fast_path
 from lorasize.training.objectives import Objective, curriculum_share
 from lorasize.training.passes import Passes
 from lorasize.training.pieces import Pieces
 from lorasize.training.precision import coarse_products, has_coarse_products
-from lorasize.training.rate import SHARE_WHILE_HARMED, Rate, Schedule
+from lorasize.training.rate import Schedule, calmed, rate_of
 from lorasize.training.resting import Resting
 from lorasize.training.state import TrainerState
 
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 _BETAS = (0.9, 0.95)  # docs/log/recipe.md#other-optimisers-and-objectives-negative
 _CLIP = 1.0  # gradient norm; with and without: docs/log/recipe.md#no-clipping-and-other-small-changes-negative
 _MANY = 8  # passages from which memft-sw means the paper's curriculum instead of its window; not tuned
-
-RATE = 0.06  # of Adam: docs/log/recipe.md#other-optimisers-and-objectives-negative
-BOUNDED_RATE = 0.02  # the same under a bound on drift: docs/log/harm.md#a-bound-on-drift
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 Watch = Callable[[Batch, TokenLosses], None]
@@ -60,7 +57,8 @@ class TrainingOptions:
         margin: Added to the threshold before a token counts as passed: decoding moves logits a little.
         max_steps: Optimiser steps at most.
         learning_rate: Of Adam while many tokens are stubborn; `RATE`, or `BOUNDED_RATE` under a bound, when None.
-        batch_tokens: Positions in one optimiser step, unless one passage is longer; a smaller corpus is one full batch.
+        batch_tokens: Positions in one batch, unless one passage is longer. One optimiser step takes one batch, or under
+            a bound several: BOUNDED_STEP_TOKENS positions.
         seed: Order of batches and passages.
     """
 
@@ -130,8 +128,8 @@ class Trainer:
         weighed = objective or Objective(options.method, options.passing, many=len(encoded) >= _MANY)
         self._passes = Passes(self._path, self._parameters, weighed, spread=is_spread(base_of(adapted)))
         self._optimizer = (optimizer or _adam)(self._parameters)
-        bounded = self.control is not None and self.control.bound is not None
-        self._rate = rate or Rate(options.learning_rate or (BOUNDED_RATE if bounded else RATE))
+        self._rate = rate or rate_of(options.learning_rate, bounded=self._bounded)
+        self._step_tokens = max(options.batch_tokens, BOUNDED_STEP_TOKENS if self._bounded else 0)
         self._pieces = Pieces(self._parameters)
         self._watch = watch
 
@@ -143,7 +141,7 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps that one look at everything takes, about."""
-        return math.ceil(sum(batch.ids.numel() for batch in self._path.batches) / self.options.batch_tokens)
+        return math.ceil(sum(batch.ids.numel() for batch in self._path.batches) / self._step_tokens)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -173,6 +171,11 @@ class Trainer:
     def harmed(self) -> bool:
         """Whether the bound on drift is broken, by what was last measured."""
         return self.control is not None and self.control.harmed
+
+    @property
+    def _bounded(self) -> bool:
+        """Whether there is a bound on what happens to other text."""
+        return self.control is not None and self.control.bound is not None
 
     @property
     def known(self) -> Evaluation:
@@ -281,19 +284,19 @@ class Trainer:
         if not self.passed:
             return False
         self.full_look()
-        if self.control is not None and self.control.bound is not None and self._last_passed:
+        if self.control is not None and self._bounded and self._last_passed:
             self.control.judge()
         self._state.coarse = self._state.coarse and self._last_passed  # else coarse looks could pass for ever
         return self.passed
 
     def _parts(self) -> Iterator[list[Batch]]:
-        """One epoch: all that is due, in parts of at most `batch_tokens` positions, one for each optimiser step."""
+        """One epoch: all that is due, in parts of a few batches at most, one for each optimiser step."""
         part: list[Batch] = []
         for index in torch.randperm(len(self._path.batches), generator=self._generator).tolist():
             due = self._due_part(self._path.batches[index])
             if due is None:
                 continue
-            if part and sum(b.ids.numel() for b in part) + due.ids.numel() > self.options.batch_tokens:
+            if part and sum(b.ids.numel() for b in part) + due.ids.numel() > self._step_tokens:
                 yield part
                 part = []
             part.append(due)
@@ -306,7 +309,8 @@ class Trainer:
         if self.options.method == "memft-sw" and self._passes.objective.many:
             share = curriculum_share((state.step + state.idle) / self.options.max_steps)
         inside = [state.order[p] < share * len(state.order) for p in batch.passages]
-        keep = [k for k, p in enumerate(batch.passages) if inside[k] and state.resting.is_due(p)]
+        harmed = self.harmed  # then none rests: the pull takes from all of them
+        keep = [k for k, p in enumerate(batch.passages) if inside[k] and (harmed or state.resting.is_due(p))]
         if keep and self._passes.whole_batches:
             return batch
         return batch.select(keep) if keep else None
@@ -335,13 +339,16 @@ class Trainer:
     def _take_step(self) -> None:
         """One step of the optimiser along the gradient as it is."""
         torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
-        share = max(self._last.share_from(self.options.passing_loss), SHARE_WHILE_HARMED * self.harmed)
+        share = self._last.share_from(self.options.passing_loss)
+        self._state.fewest = min(self._state.fewest, share)
+        if self._bounded:
+            share = calmed(share, self._state.fewest)
         for group in self._optimizer.param_groups:
             group["lr"] = self._state.slowed * self._rate(self._state.step, share)
         self._optimizer.step()
         self._state.step += 1
         if self.control is not None:
-            self.control.stepped(float(self._last.losses.mean()), stubborn=not self._last_passed)
+            self.control.stepped(float(self._last.losses.mean()), self._last.share_from(self.options.passing_loss))
 
     def _accumulated(self, part: Sequence[Batch], *, every: bool = False) -> tuple[int, float]:
         """The gradient of a part on the parameters; how many tokens have weight, and the sum of their weights."""
@@ -383,18 +390,11 @@ class Trainer:
             min_probability=seen.min_probability,
             seconds=time.perf_counter() - started,
             evaluated=evaluated,
-            drift=_moved(self.control),
+            drift=None if self.control is None else self.control.moved,
         )
 
 
 def _adam(trained: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The recipe's optimiser; each step sets its rate."""
     fused = trained[0].device.type == "cuda"  # one launch instead of one for each part of each parameter
-    return torch.optim.Adam(trained, lr=RATE, betas=_BETAS, fused=fused)
-
-
-def _moved(control: Control | None) -> float | None:
-    """How far other text has moved, where there is a bound on it and it was measured."""
-    if control is None or control.bound is None or control.drift is None:
-        return None
-    return control.drift.moved
+    return torch.optim.Adam(trained, betas=_BETAS, fused=fused)

@@ -45,6 +45,8 @@ from lorasize.training.run import ApplyOptions, Loading, Session
 from lorasize.verbs.applied import model_card, observation_of, record_of_run
 from lorasize.verbs.update import BaseAdapter, compare, read_base_adapter, require_activation, require_room
 
+_CHECKPOINTS = 2  # their version: what older ones hold does not fit, and begins anew
+
 
 @dataclass(frozen=True)
 class Applied:
@@ -191,9 +193,7 @@ def _job(plan: Plan, options: ApplyOptions, retained: str) -> str:
     how = (options.method, options.threshold, options.margin, options.escalate, options.seed, options.device)
     text = hashlib.sha256(retained.encode()).hexdigest()
     attn = "" if options.loading.attn == "auto" else f" {options.loading.attn}"
-    asked = options.max_drift
-    bound = "" if asked is None else " guard"  # older checkpoints under a bound are of another training
-    return f"{digest(plan)} {how} {asked}{bound} {text} {options.base_adapter}{attn}"
+    return f"{_CHECKPOINTS} {digest(plan)} {how} {options.max_drift} {text} {options.base_adapter}{attn}"
 
 
 def _prove(session: Session, folder: Path, events: EventLog) -> RecallReport:

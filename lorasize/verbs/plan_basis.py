@@ -19,7 +19,7 @@ from lorasize.models import adapters, placement
 from lorasize.models.device_rates import device_rates
 from lorasize.planning import moved_law, prior_calibration, scaled_seconds, with_rough_seconds
 from lorasize.records import (
-    BATCH_TOKENS,
+    BOUNDED_STEP_TOKENS,
     MAX_DRIFT,
     RECIPE,
     Activation,
@@ -37,8 +37,8 @@ _NO_LAW = (
 _OLD_UNBOUNDED = "The adapter to train on from has no bound on drift: planned without one."
 _OTHER_MODULES = "Planned without a bound on what memorising does to other text: under one, adapters sit on {} alone."
 _LARGE = (
-    "Planned without a bound on what memorising does to other text: on a corpus of more than one batch training under "
-    "one may go back and forth. `--max-drift 0.02` asks for it all the same."
+    "Planned without a bound on what memorising does to other text: training under one was not tried on a corpus of "
+    f"more than {BOUNDED_STEP_TOKENS:,} positions. `--max-drift 0.02` asks for it all the same."
 )
 _LENT = (
     "What is known of adapters under a bound on drift is of {} on {} in {}, with a wider interval. `lorasize calibrate "
@@ -146,6 +146,6 @@ def bound_of(
     known = calibration.bounded.target_modules
     if target_modules is not None and set(target_modules) != set(known):
         return None, [_OTHER_MODULES.format("+".join(known))]
-    if n_positions > BATCH_TOKENS:
+    if n_positions > BOUNDED_STEP_TOKENS:
         return None, [_LARGE]
     return MAX_DRIFT, []

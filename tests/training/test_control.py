@@ -217,6 +217,48 @@ def test_apply_records_drift_and_ends_with_4_when_it_is_too_large(
     assert "at most +0.200 asked" in said
 
 
+@pytest.mark.slow
+def test_training_goes_on_where_text_that_nobody_watched_moves_by_too_much(
+    base: BaseModel, able_llama: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is shown is twice over the bound once, then within it."""
+    monkeypatch.setattr(guard, "STRENGTH", 1.0)
+    shares, bounds = iter([2.0, 0.5]), []
+
+    def shown(self: Session, path: Any) -> Drift:
+        nats = next(shares) * 0.5
+        return Drift(before=1.0, after=1.0 + nats, nats=nats, bound=0.5)
+
+    def tighten(self: Control, share: float) -> None:
+        bounds.append(self.bound)
+        real(self, share)
+        bounds.append(self.bound)
+
+    real = Control.tighten
+    monkeypatch.setattr(Session, "_drift", shown)
+    monkeypatch.setattr(Control, "tighten", tighten)
+    run = trained(base, able_llama, corpus, 0.5)
+    assert run.state.outcome is Outcome.MEMORIZED
+    assert run.final.min_probability > 0.52
+    assert run.state.drift is not None
+    assert run.state.drift.share_of_bound == 0.5
+    assert len(bounds) == 2
+    assert bounds[1] < bounds[0]
+
+
+@pytest.mark.slow
+def test_an_adapter_that_held_every_token_is_kept_where_training_on_leads_nowhere(
+    base: BaseModel, able_llama: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "STRENGTH", 1.0)
+    broken = Drift(before=1.0, after=2.0, nats=1.0, bound=0.5)
+    monkeypatch.setattr(Session, "_drift", lambda self, path: broken)
+    run = trained(base, able_llama, corpus, 0.5, escalate=False, max_steps=60)
+    assert run.final.min_probability > 0.52
+    assert run.state.outcome is Outcome.MEMORIZED
+    assert run.state.drift == broken
+
+
 def test_a_single_token_cannot_be_retained(able_llama: Path, corpus: Path, tmp_path: Path) -> None:
     """There is nothing to measure: a bound on it would always be kept."""
     (tmp_path / "a.txt").write_text("a", "utf-8")

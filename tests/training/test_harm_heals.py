@@ -1,15 +1,15 @@
-"""What training does while other text is harmed: it waits for the last pull, it does not call a stall, it moves on."""
+"""What training does while other text is harmed: the pull finds its strength, it does not call a stall, it moves on."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from lorasize.records import Drift, StepReport
+from lorasize.records import Drift, KindDrift, StepReport
 from lorasize.training.control import Control
-from lorasize.training.rate import SHARE_WHILE_HARMED, Rate
+from lorasize.training.guard import STRENGTH, Guard
+from lorasize.training.rate import SLOWEST_BOUNDED, Rate, calmed
 from lorasize.training.stall import PATIENCE, Stall
 
 
@@ -31,15 +31,13 @@ def test_the_limit_ends_it_all_the_same() -> None:
     assert [stall.seen(step, report(step), harmed=True) for step in (29, 30)] == [False, True]
 
 
-HARDENED = [((0.03, 0.04), 2), ((0.04, 0.03), 1), ((0.04, 0.0399), 2), ((0.01,), 0)]
-
-
-@pytest.mark.parametrize(("shares", "hardened"), HARDENED)
-def test_the_pull_doubles_only_where_the_last_one_did_not_help(shares: tuple[float, ...], hardened: int) -> None:
-    """Each share is how far text moved, under a bound of 0.02."""
-    moved, pulls = iter(shares), []
-    guard = SimpleNamespace(harden=lambda: pulls.append(1))
-    control = Control(cast(Any, None), [], [], 0.02, cast(Any, guard))
+def test_the_pull_grows_while_every_token_is_held_and_yields_where_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lorasize.training.guard.adapted_pairs", lambda adapted: {})
+    guard = Guard(cast(Any, None), {})
+    control = Control(cast(Any, None), [], [], 0.02, guard)
+    moved = iter([0.01, 0.04, 0.04])
 
     def measure() -> Drift:
         nats = next(moved)
@@ -47,11 +45,56 @@ def test_the_pull_doubles_only_where_the_last_one_did_not_help(shares: tuple[flo
         return control.drift
 
     control.measure = measure  # type: ignore[method-assign]
-    for _ in shares:
-        control.judge()
-    assert len(pulls) == hardened
+    control.judge()
+    control.stepped(0.1, 0.0)
+    assert guard.state.strength == STRENGTH  # the bound is kept
+    control.judge()
+    for _ in range(3):
+        control.stepped(0.1, 0.0)
+    hardest = guard.state.strength
+    assert hardest > 1.5 * STRENGTH
+    control.stepped(0.1, 0.1)
+    assert STRENGTH < guard.state.strength < hardest
+    for _ in range(9):
+        guard.balance(held=False)
+    assert guard.state.strength == STRENGTH  # as it was when harm was found
 
 
 def test_the_rate_can_undo_harm_when_no_token_is_stubborn() -> None:
-    rate = Rate(0.02)
-    assert rate(50, SHARE_WHILE_HARMED) > 5 * rate(50, 0.0)
+    assert Rate(0.02, slowest=SLOWEST_BOUNDED)(50, 0.0) > 3 * Rate(0.02)(50, 0.0)
+
+
+def test_the_rate_hardly_rises_where_tokens_are_lost_again() -> None:
+    assert calmed(0.3, 0.3) == 0.3
+    assert calmed(0.3, 0.01) == 0.02
+
+
+def test_what_is_watched_is_held_tighter_where_other_text_moves_by_too_much() -> None:
+    """Both are taken to move in proportion: at a fifth of the bound with others at twice theirs."""
+    control = Control(cast(Any, None), [], [], 0.02)
+    control.drift = Drift(before=1.0, after=1.004, nats=0.004, bound=0.02)
+    assert not control.harmed
+    control.tighten(2.0)
+    assert control.bound == pytest.approx(0.9 * 0.002)
+    assert control.harmed
+    again = Control(cast(Any, None), [], [], 0.02)
+    again.restore(control.to_json())
+    assert (again.bound, again.tightened, again.harmed) == (control.bound, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "share"),
+    [
+        ({"incident": 0.108, "licence": 0.041, "maths": 0.006}, 0.041 / 0.05),
+        ({"incident": 0.108, "licence": 0.06, "maths": 0.006}, 0.06 / 0.05),
+        ({"retained": 0.108, "licence": 0.041, "maths": 0.006}, 0.108 / 0.05),  # the user's own is never left out
+        ({"retained": 0.108}, 0.108 / 0.05),
+        ({"neutral": 0.108}, 0.5),
+    ],
+)
+def test_every_kind_but_one_keeps_its_bound(kinds: dict[str, float], share: float) -> None:
+    texts = tuple(
+        KindDrift(kind=kind, before=1.0, after=1.0, divergence=kl, unchanged=1.0) for kind, kl in kinds.items()
+    )
+    drift = Drift(before=1.0, after=1.01, nats=0.01, bound=0.02, divergence=0.01, texts=texts)
+    assert drift.share_of_bound == pytest.approx(share)

@@ -95,7 +95,7 @@ def _drift(drift: Drift) -> Figure:
         axes.scatter([one.after - one.before for one in kinds], at, color=MUTED, s=18, zorder=3, label="loss added")
         if drift.bound is not None:
             axes.axvline(drift.bound, color=ORANGE, ls="--", label="bound on the mean")
-            axes.axvline(WORST_KIND * drift.bound, color=RED, ls="--", label="bound on a kind")
+            axes.axvline(WORST_KIND * drift.bound, color=RED, ls="--", label="bound on all kinds but one")
         axes.set_yticks(at, [clean(one.kind)[-24:] for one in kinds])
         axes.grid(axis="y", visible=False)
         axes.set(xlabel="nats per token")
