@@ -138,7 +138,7 @@ class Control:
             return
         slow = self.guard.stepped(loss, stubborn)
         self.waited += 1
-        if self.harmed:
+        if self.harmed or stubborn > 0:
             self.guard.balance(held=stubborn == 0)
         if slow or (self.harmed and self.waited >= _EVERY):
             found = self.judge()

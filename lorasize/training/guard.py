@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SHARE = 0.5  # of the input directions, the strongest, that A is kept out of; no other share was tried here
 STRENGTH = 1000.0  # of the pull when training begins: docs/log/harm.md#how-hard-to-pull
 _LEAST, _MOST = 1.0, 1e6  # keep it within numbers that float32 tells apart
-_HARDER = 1.3  # times the pull of the last step, while harm is undone; not tuned
+_HARDER = 1.15  # times the pull, step by step: docs/log/harm.md#all-batches-in-one-step-under-the-bound
 _EVERY = 5  # steps after which progress is judged
 _SLOW = 0.9  # the loss after these steps, as a share of the loss before, above which they were slow
 
@@ -37,13 +37,13 @@ class GuardState:
         strength: Factor on the penalty.
         waited: Steps since progress was judged.
         loss: Mean loss then, nats per token.
-        least: Strength when harm was last found, below which it does not fall while harm is undone.
+        least: Strength when harm was last found, below which it does not fall to have tokens held again.
     """
 
     strength: float
     waited: int = 0
     loss: float = float("inf")
-    least: float = _LEAST
+    least: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -118,17 +118,20 @@ class Guard:
 
     def soften(self) -> None:
         """Pull less: there is room under the bound."""
-        self.state.strength = max(_LEAST, self.state.strength / 2.0)
+        state = self.state
+        state.strength = max(_LEAST, state.strength / 2.0)
+        state.least = None if state.least is None else min(state.least, state.strength)
 
     def harm_found(self) -> None:
         """The bound was kept and is broken now."""
         self.state.least = self.state.strength
 
     def balance(self, *, held: bool) -> None:
-        """A step while the bound is broken: pull harder as long as every token is held, less hard where one is not."""
-        strength = self.state.strength
-        strength = min(_MOST, _HARDER * strength) if held else max(self.state.least, strength / _HARDER)
-        self.state.strength = strength
+        """A step since harm was found: pull harder as long as every token is held, less hard where one is not."""
+        state = self.state
+        if state.least is None:
+            return
+        state.strength = min(_MOST, state.strength * _HARDER) if held else max(state.least, state.strength / _HARDER)
 
 
 def _add(parameter: nn.Parameter, gradient: Tensor, factor: float) -> None:

@@ -1,4 +1,4 @@
-"""The learning rate."""
+"""The optimiser and its learning rate."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
+_BETAS = (0.9, 0.95)  # of Adam: docs/log/recipe.md#other-optimisers-and-objectives-negative
 RATE = 0.06  # of Adam: docs/log/recipe.md#other-optimisers-and-objectives-negative
 BOUNDED_RATE = 0.02  # the same under a bound on drift: docs/log/harm.md#a-bound-on-drift
 
@@ -45,3 +49,9 @@ def calmed(stubborn: float, fewest: float) -> float:
     A pull that is too hard has some tokens lost again; at a rate that rises with them it would lose the others.
     """
     return min(stubborn, _RELAPSE * fewest)
+
+
+def adam(trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The recipe's optimiser; each step sets its rate."""
+    fused = trained[0].device.type == "cuda"  # one launch instead of one for each part of each parameter
+    return torch.optim.Adam(trained, betas=_BETAS, fused=fused)

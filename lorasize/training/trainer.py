@@ -32,14 +32,13 @@ from lorasize.training.objectives import Objective, curriculum_share
 from lorasize.training.passes import Passes
 from lorasize.training.pieces import Pieces
 from lorasize.training.precision import coarse_products, has_coarse_products
-from lorasize.training.rate import Schedule, calmed, rate_of
+from lorasize.training.rate import Schedule, adam, calmed, rate_of
 from lorasize.training.resting import Resting
 from lorasize.training.state import TrainerState
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_BETAS = (0.9, 0.95)  # docs/log/recipe.md#other-optimisers-and-objectives-negative
 _CLIP = 1.0  # gradient norm; with and without: docs/log/recipe.md#no-clipping-and-other-small-changes-negative
 _MANY = 8  # passages from which memft-sw means the paper's curriculum instead of its window; not tuned
 
@@ -127,9 +126,8 @@ class Trainer:
         # Its threshold is where tokens pass: one released below that could never pass.
         weighed = objective or Objective(options.method, options.passing, many=len(encoded) >= _MANY)
         self._passes = Passes(self._path, self._parameters, weighed, spread=is_spread(base_of(adapted)))
-        self._optimizer = (optimizer or _adam)(self._parameters)
+        self._optimizer = (optimizer or adam)(self._parameters)
         self._rate = rate or rate_of(options.learning_rate, bounded=self._bounded)
-        self._step_tokens = max(options.batch_tokens, BOUNDED_STEP_TOKENS if self._bounded else 0)
         self._pieces = Pieces(self._parameters)
         self._watch = watch
 
@@ -137,6 +135,11 @@ class Trainer:
     def path(self) -> FastPath:
         """How the corpus runs through the model."""
         return self._path
+
+    @property
+    def _step_tokens(self) -> int:
+        """Positions in one optimiser step, about."""
+        return max(self.options.batch_tokens, BOUNDED_STEP_TOKENS if self._bounded else 0)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -392,9 +395,3 @@ class Trainer:
             evaluated=evaluated,
             drift=None if self.control is None else self.control.moved,
         )
-
-
-def _adam(trained: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The recipe's optimiser; each step sets its rate."""
-    fused = trained[0].device.type == "cuda"  # one launch instead of one for each part of each parameter
-    return torch.optim.Adam(trained, betas=_BETAS, fused=fused)
