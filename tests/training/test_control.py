@@ -253,7 +253,7 @@ def test_an_adapter_that_held_every_token_is_kept_where_training_on_leads_nowher
     monkeypatch.setattr(guard, "STRENGTH", 1.0)
     broken = Drift(before=1.0, after=2.0, nats=1.0, bound=0.5)
     monkeypatch.setattr(Session, "_drift", lambda self, path: broken)
-    run = trained(base, able_llama, corpus, 0.5, escalate=False, max_steps=60)
+    run = trained(base, able_llama, corpus, 0.5, escalate=False, max_steps=200)
     assert run.final.min_probability > 0.52
     assert run.state.outcome is Outcome.MEMORIZED
     assert run.state.drift == broken
