@@ -227,17 +227,21 @@ class Drift(BaseModel):
         return max(self.nats, self.divergence or 0.0)
 
     @property
-    def share_of_bound(self) -> float:
-        """How much of the bound is used up, 1 being all: by the mean, or by a kind, which has WORST_KIND times it.
+    def worst(self) -> KindDrift | None:
+        """The kind that moves most but one; None where there is none.
 
-        The kind that moves most counts in the mean alone, unless it is the user's own: it is taken to be of the kind of
-        the corpus, which no adapter leaves as it was.
+        The one is taken to be of the kind of the corpus, which no adapter leaves as it was. The user's own text is
+        never left out.
         """
+        own = max((one for one in self.texts if one.kind != RETAINED), key=lambda one: one.divergence, default=None)
+        return max((one for one in self.texts if one is not own), key=lambda one: one.divergence, default=None)
+
+    @property
+    def share_of_bound(self) -> float:
+        """How much of the bound is used up, 1 being all: by the mean, or by the `worst` kind, which has more of it."""
         if self.bound is None:
             return 0.0
-        own = max((one for one in self.texts if one.kind != RETAINED), key=lambda one: one.divergence, default=None)
-        worst = max((one.divergence for one in self.texts if one is not own), default=0.0)
-        moved = max(self.moved, worst / WORST_KIND)
+        moved = max(self.moved, 0.0 if self.worst is None else self.worst.divergence / WORST_KIND)
         if self.bound == 0.0:
             return math.inf if moved > 0.0 else 0.0
         return moved / self.bound

@@ -12,6 +12,7 @@ from support import records as made
 from lorasize import records as r
 from lorasize import report
 from lorasize.cli import main
+from lorasize.report.facts.recall import memorization_verdict
 from lorasize.report.formats.markdown import MAX_SUMMARY_BYTES, escape
 
 NASTY = "x|y `<script>alert(1)</script>` & [a](http://b) @team #1 ::error::z \x1b[31m\x00 **bold** ]]>"
@@ -129,3 +130,19 @@ def test_a_compared_plan_shows_what_changed() -> None:
     assert compare(old, made.infeasible())[-1].after is None
     shown = report.to_text(report.plan_table(new.model_copy(update={"compared": found})))
     assert "+100%" in shown
+
+
+def test_what_broke_the_bound_is_named() -> None:
+    """The mean; or a kind of text, where the mean is kept. The kind that moves most is taken to be the corpus's own."""
+
+    def kind(name: str, kl: float) -> r.KindDrift:
+        return r.KindDrift(kind=name, before=3.0, after=3.0, divergence=kl, unchanged=0.9)
+
+    own, licence = kind("incident", 0.2), kind("licence", 0.06)
+    seen = (((), 0.03, "other text moved by 0.030"), ((own, licence), 0.01, "text of the kind licence moved by 0.060"))
+    for texts, nats, said in seen:
+        drift = r.Drift(before=3.0, after=3.0 + nats, nats=nats, bound=0.02, divergence=0.01, texts=texts)
+        run = made.memorization(drift=drift)
+        assert memorization_verdict(run) == f"NOT MEMORIZED: {said} nats per token, more than the bound allows."
+        assert f"{said} nats per token, over the bound" in report.github(run)
+        assert cases(run)["other text kept"] == f"{said} nats per token"

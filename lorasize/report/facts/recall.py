@@ -70,10 +70,20 @@ def decoding_line(report: RecallReport | RecallSummary) -> str:
     return f"decoded greedily in {process}: {', '.join(part for part in how if part)}"
 
 
+def harm_done(m: Memorization) -> str:
+    """What moved by more than the bound allows; empty where nothing did."""
+    drift = m.drift
+    if drift is None or drift.bound is None or not drift.broken:
+        return ""
+    if drift.moved > drift.bound or drift.worst is None:
+        return f"other text moved by {drift.moved:.3f} nats per token"
+    return f"text of the kind {drift.worst.kind} moved by {drift.worst.divergence:.3f} nats per token"
+
+
 def memorization_verdict(m: Memorization) -> str:
     """The run in a sentence."""
-    if m.drift is not None and m.drift.broken:
-        return f"NOT MEMORIZED: other text moved by {m.drift.moved:.3f} nats per token, more than the bound allows."
+    if harm := harm_done(m):
+        return f"NOT MEMORIZED: {harm}, more than the bound allows."
     return f"{'MEMORIZED' if m.proven else 'NOT MEMORIZED'}: {m.outcome.sentence}"
 
 

@@ -21,7 +21,7 @@ from lorasize.records import (
     RecallFailure,
     RecallReport,
 )
-from lorasize.report.facts.recall import mismatch
+from lorasize.report.facts.recall import harm_done, mismatch
 from lorasize.report.text import clean, exact
 
 MAX_FINDINGS = 10  # GitHub shows ten warnings of a step
@@ -64,8 +64,8 @@ def _recall(report: RecallReport) -> Iterator[str]:
 def _memorization(run: Memorization) -> Iterator[str]:
     yield from (_failure(failure) for failure in run.recall.failures)
     yield from _threshold(run.threshold_met)
-    if run.drift is not None and run.drift.broken:
-        yield _command("error", f"other text moved by {run.drift.moved:.3f} nats per token, over the bound")
+    if harm := harm_done(run):
+        yield _command("error", f"{harm}, over the bound")
 
 
 _ANNOTATIONS: dict[type[BaseModel], Callable[[Any], Iterator[str]]] = {

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from pydantic import BaseModel
 
 from lorasize.records import Budget, Check, FeasibilityIssue, Memorization, Plan, RecallFailure, RecallReport
-from lorasize.report.facts.recall import mismatch
+from lorasize.report.facts.recall import harm_done, mismatch
 from lorasize.report.text import clean, exact
 
 Case = tuple[str, str]  # name, and what went wrong; empty when nothing did
@@ -57,8 +57,7 @@ def _memorization_cases(run: Memorization) -> Iterator[Case]:
     above = "" if run.threshold_met else f"{run.n_stubborn} tokens are not above the threshold"
     yield "every token above the threshold", above
     yield "every passage recalled", "; ".join(map(_mismatch, run.recall.failures))
-    broken = run.drift is not None and run.drift.broken
-    yield "other text kept", f"other text moved by {run.drift.moved:.3f} nats per token" if run.drift and broken else ""
+    yield "other text kept", harm_done(run)
 
 
 _CALIBRATE: tuple[str, Callable[[Any], Iterable[Case]]] = "calibrate", lambda _: [("calibrated", "")]
