@@ -1,11 +1,11 @@
 """lorasize on a CUDA card: is it right, does the law hold there, how fast is it, and beside whom.
 
-    python benchmarks/gpu.py [correct] [real] [large] [peers] --out FOLDER [--seconds PART=N ...]
+    python benchmarks/gpu.py [correct] [real] [large] [disk] [peers] --out FOLDER [--seconds PART=N ...]
     python benchmarks/gpu.py --tiny --out FOLDER       every part on a CPU in about a minute; its figures mean nothing
 
 One table last; `results.json` in the folder is written after every row, with card, versions, command and date beside
 them. A part has a time limit; what it had measured by then stays. The parts: support/gpu_correct.py, gpu_real.py,
-gpu_large.py and gpu_peers.py. TRL, Liger and bitsandbytes are used where they are installed.
+gpu_large.py, gpu_disk.py and gpu_peers.py. TRL, Liger and bitsandbytes are used where they are installed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYTHONWARNINGS", "ignore")
 
-SECONDS = {"correct": 60, "real": 240, "large": 240, "peers": 150}
+SECONDS = {"correct": 60, "real": 240, "large": 240, "disk": 240, "peers": 150}
 PACKAGES = ("torch", "transformers", "peft", "trl", "liger-kernel", "bitsandbytes")
 
 
@@ -57,6 +57,7 @@ def run(parts: list[str], limits: dict[str, float], out: Path, *, tiny: bool) ->
     """The parts, one after the other."""
     import torch
     from support.gpu_correct import correct
+    from support.gpu_disk import disk
     from support.gpu_large import large
     from support.gpu_peers import peers
     from support.gpu_real import real
@@ -74,6 +75,7 @@ def run(parts: list[str], limits: dict[str, float], out: Path, *, tiny: bool) ->
         "correct": lambda: correct(rows, device, tiny=tiny),
         "real": lambda: real(rows, device, out / "real", tiny=tiny),
         "large": lambda: large(rows, device, out / "large", tiny=tiny),
+        "disk": lambda: disk(rows, device, out / "disk", tiny=tiny),
         "peers": lambda: peers(rows, device, limits["peers"], tiny=tiny),
     }
     for name in parts:

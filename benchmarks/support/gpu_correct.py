@@ -17,9 +17,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from lorasize.corpus.tokens import EncodedPassage
+from lorasize.losses.statistics import Statistics
 from lorasize.models import adapters
 from lorasize.records import Passage, Site
 from lorasize.training import Trainer, TrainingOptions, read_checkpoint, write_checkpoint
+from lorasize.training.control import OtherText
 
 SITE = Site(target_modules=("up_proj",), layers_to_transform=(3, 5))
 # Of losses and gradients, relative: the same products in another order. float32 by tf32 where steps may use it.
@@ -131,19 +133,30 @@ def against_plain(rows: Rows, device: torch.device, *, tiny: bool) -> None:
                     rows.add(f"{name}: shapes recorded", n, wanted=held.refused or "> 0", good=good)
 
 
+def other_text(found: Any) -> OtherText:
+    """Random text under a bound that is broken again and again, with statistics of random inputs."""
+    draw, statistics = torch.Generator().manual_seed(2), {}
+    for path, (a, b) in adapters.adapted_pairs(found).items():
+        inputs = torch.randn(2 * a.shape[1], a.shape[1], generator=draw)
+        statistics[path] = Statistics(inputs.T @ inputs / len(inputs), torch.rand(b.shape[0], generator=draw))
+    passages = random_passages(found.config.vocab_size, FEW, seed=1)
+    return OtherText({"one": passages[:1], "another": passages[1:]}, 0.02, statistics)
+
+
 def trained(
-    model: Any, encoded: Sequence[EncodedPassage], steps: int, *, start: Path | None = None, save: Path | None = None
+    model: Any, encoded: Sequence[EncodedPassage], *, bounded: bool, start: Path | None = None, save: Path | None = None
 ) -> list[Tensor]:
     """The adapter's parameters after some steps, from a checkpoint on; a checkpoint is written after half of them."""
     with adapted(model) as found:
-        trainer = Trainer(found, encoded, TrainingOptions(max_steps=steps, learning_rate=0.02, batch_tokens=300))
+        options = TrainingOptions(max_steps=STEPS, learning_rate=0.02, batch_tokens=300)
+        trainer = Trainer(found, encoded, options, other_text(found) if bounded else None)
         if start is not None:
             checkpoint = read_checkpoint(start)
             assert checkpoint is not None, start
             trainer.restore(checkpoint)
 
         def between() -> None:
-            if save is not None and not save.exists() and trainer.state().state["step"] >= steps // 2:
+            if save is not None and not save.exists() and trainer.state().state["step"] >= STEPS // 2:
                 write_checkpoint(trainer.state(), save)
 
         list(trainer.steps(between))
@@ -154,15 +167,15 @@ def against_itself(rows: Rows, device: torch.device, *, tiny: bool) -> None:
     """Two runs, and one that is interrupted, end with the same adapter to the last bit."""
     encoded = random_passages(256 if tiny else 4096, FEW if tiny else LENGTHS)
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("bfloat16", "float32"):
+        for name, bounded in (("bfloat16", False), ("float32", False), ("bfloat16", True), ("float32", True)):
             model = random_llama(device, getattr(torch, name), **(TINY if tiny else {}))
-            half = Path(folder) / name
-            first, second = trained(model, encoded, STEPS, save=half), trained(model, encoded, STEPS)
+            how, half = f"{name}, under a bound" if bounded else name, Path(folder) / f"{name} {bounded}"
+            first, second = (trained(model, encoded, bounded=bounded, save=at) for at in (half, None))
             same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-            rows.add(f"{name}: two runs of {STEPS} steps end with the same adapter", same, good=same)
-            resumed = trained(model, encoded, STEPS, start=half)
+            rows.add(f"{how}: two runs of {STEPS} steps end with the same adapter", same, good=same)
+            resumed = trained(model, encoded, bounded=bounded, start=half)
             same = all(torch.equal(a, b) for a, b in zip(first, resumed, strict=True))
-            rows.add(f"{name}: resumed from a checkpoint on disk after half of them, the same", same, good=same)
+            rows.add(f"{how}: resumed from a checkpoint on disk after half of them, the same", same, good=same)
 
 
 def out_of_memory(rows: Rows, device: torch.device) -> None:

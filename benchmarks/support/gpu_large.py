@@ -29,8 +29,10 @@ from lorasize.probing import Journal
 from lorasize.probing.costs import fit_cost
 from lorasize.probing.presets import PRESETS
 from lorasize.probing.search import ProbeReport, Search
-from lorasize.records import ModelFingerprint, Site
+from lorasize.records import MAX_DRIFT, ModelFingerprint, Site
 from lorasize.training import Trainer, TrainingOptions
+from lorasize.training.control import other_text
+from lorasize.training.growth import bounded_site
 
 SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
     "Qwen3-8B": (
@@ -94,13 +96,13 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def random_model(name: str, device: torch.device, *, tiny: bool) -> Any:
-    """A model of this shape, bfloat16, made where it is used."""
+def random_model(name: str, device: torch.device, *, tiny: bool, **more: Any) -> Any:
+    """A model of this shape, or with `more` of other sizes; bfloat16, made where it is used."""
     kind, sizes = SHAPES[name]
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            model = kind(_CONFIGS[kind](**sizes | (TINY if tiny else {})))
+            model = kind(_CONFIGS[kind](**sizes | (TINY if tiny else {}) | more))
     finally:
         torch.set_default_dtype(torch.float32)
     return model.eval().requires_grad_(False)
@@ -196,6 +198,32 @@ def steps_of(rows: Rows, name: str, model: Any, device: torch.device, rate: floa
     return Seen(peaks, {f"a page of {size} tokens": (page, fastest), f"{n} positions": (wide, each)})
 
 
+def under_a_bound(rows: Rows, name: str, model: Any, device: torch.device, *, tiny: bool) -> None:
+    """The model's statistics, and a page's step with what holds the adapter back and looks at other text."""
+    page = random_passages(model.config.vocab_size, [(8, 60 if tiny else 500)])
+    base = in_memory(model, device, f"{name} {time.time()}")  # whose statistics no cache holds
+    found = adapters.attach(model, bounded_site(base.n_layers, models.linear_shapes(model)), RANK, 0)
+    try:
+        began = time.perf_counter()
+        other = other_text(base, found, "", MAX_DRIFT)
+        rows.add(f"{name}: statistics of {len(adapters.adapted_pairs(found))} layers", time.perf_counter() - began, "s")
+        began = time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        options = TrainingOptions(method="sft", max_steps=8 if tiny else 30, learning_rate=1e-3)
+        trainer = Trainer(found, page, options, other)
+        at = [report.seconds for report in trainer.steps() if not report.evaluated]
+        wait(device)
+        whole = time.perf_counter() - began
+    finally:
+        adapters.detach(found)
+    each = statistics.median(b - a for a, b in zip(at, at[1:], strict=False))
+    rows.add(f"{name}: a step of a page under a bound, in six layers", 1e3 * each, "ms")
+    rows.add(f"... {options.max_steps} steps with what comes before and after", whole, "s")
+    if device.type == "cuda":
+        rows.add("... memory at the peak", torch.cuda.max_memory_allocated() / 2**30, "GiB")
+
+
 def calibrated(rows: Rows, name: str, model: Any, device: torch.device, folder: Path, *, tiny: bool) -> Any:
     """A quick calibration's probes, and the cost that they say."""
     base = in_memory(model, device, name)
@@ -251,12 +279,13 @@ def large(rows: Rows, device: torch.device, folder: Path, *, tiny: bool) -> None
     rate, bandwidth = measured_rates(device, tiny=tiny)
     rows.add("a product of 8,192 × 8,192 bfloat16 matrices", rate / 1e12, "TFLOP/s")
     rows.add("a copy, bytes read and written", bandwidth / 1e12, "TB/s")
-    for name in SHAPES:
+    for name in reversed(SHAPES):  # what takes longest comes last
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
         model = random_model(name, device, tiny=tiny)
         seen = rows.attempt(f"{name}: steps", lambda m=model, n=name: steps_of(rows, n, m, device, rate, tiny=tiny))
+        rows.attempt(f"{name}: under a bound", lambda m=model, n=name: under_a_bound(rows, n, m, device, tiny=tiny))
         if name != "Qwen3-8B":
             rows.attempt(f"{name}: nf4", lambda m=model, n=name: nf4(rows, n, m, device, tiny=tiny))
             continue

@@ -25,6 +25,7 @@ EXAMPLE = [ROOT / "examples" / "update" / name for name in ("page.md", "table.js
 CORPORA = (("prose", 240), ("code", 240), ("records", 150))
 SEED = 300
 WAYS = ((), ("--merged",), ("--batch-size", "8"))
+BARE = ("--max-drift", "off")
 INSIDE = "LORASIZE_GPU_TINY"
 
 
@@ -57,12 +58,12 @@ def _inside(words: list[str], cwd: Path) -> tuple[str, int]:
     return said.getvalue(), code
 
 
-def calibrated(rows: Rows, device: str, folder: Path, preset: str) -> Path | None:
-    """Calibrate by the command; the file."""
+def calibrated(rows: Rows, device: str, folder: Path, preset: str, *model: Any) -> Path | None:
+    """Calibrate by the command, the builtin model or the one that is named; the file."""
     seconds, code, _ = lorasize(
-        "calibrate", "--preset", preset, "--device", device, "--out", folder / preset, "-q", cwd=folder
+        "calibrate", *model, "--preset", preset, "--device", device, "--out", folder / preset, "-q", cwd=folder
     )
-    limit = 120 if preset == "standard" else 240
+    limit = 120 if preset == "standard" else 180
     good = seconds <= limit and not code
     rows.add(f"calibrate --preset {preset}", seconds, "s", wanted=f"<= {limit}, exit 0", good=good)
     files = sorted((folder / preset).glob("*.json"))
@@ -73,16 +74,19 @@ def calibrated(rows: Rows, device: str, folder: Path, preset: str) -> Path | Non
     rows.add("... probes, and steps of all", f"{len(probes)}, {sum(o['steps'] for o in probes)}")
     rows.add("... probes that held every token", sum(o["threshold_met"] for o in probes))
     rows.add("... r² of the law", made["law"]["r_squared"])
+    rows.add("... seconds of the probes alone", sum(o["seconds"] for o in probes), "s")
+    if (bounded := made.get("bounded")) is not None:
+        rows.add("... probes under a bound", len(bounded["observations"]))
     return files[0]
 
 
-def memorised(rows: Rows, what: str, corpus: list[Path], calibration: Path, device: str, folder: Path) -> Path | None:
-    """Plan and apply; the adapter's folder."""
+def memorised(
+    rows: Rows, what: str, corpus: list[Path], calibration: Path | None, device: str, folder: Path, *more: Any
+) -> Path | None:
+    """Plan, with what more is asked, and apply; the adapter's folder. Without a calibration, by the nearest."""
     folder.mkdir(parents=True, exist_ok=True)
-    seconds, code, _ = lorasize(
-        "plan", *corpus, "--calibration", calibration, "--device", device, "--max-drift", "off",
-        "--out", "plan.json", cwd=folder,
-    )  # fmt: skip
+    known = () if calibration is None else ("--calibration", calibration)
+    seconds, code, _ = lorasize("plan", *corpus, *known, "--device", device, *more, "--out", "plan.json", cwd=folder)
     plan = json.loads((folder / "plan.json").read_bytes()) if (folder / "plan.json").exists() else {}
     rows.add(f"{what}: plan", seconds, "s", wanted="exit 0", good=not code)
     if code:
@@ -90,7 +94,8 @@ def memorised(rows: Rows, what: str, corpus: list[Path], calibration: Path, devi
     adapter, predicted = plan["adapter"], plan["prediction"]
     where = f"rank {adapter['rank']} {','.join(adapter['target_modules'])} {adapter['layers_to_transform']}"
     rows.add("... adapter", f"{where}, {adapter['n_parameters']} parameters, {plan['corpus']['n_tokens']} tokens")
-    rows.add("... steps predicted", predicted["steps"]["point"])
+    steps = predicted["steps"]
+    rows.add("... steps predicted", f"{steps['point']:.0f} ({steps['lo']:.0f} to {steps['hi']:.0f})")
     seconds, code, _ = lorasize("apply", "plan.json", "--device", device, "--no-escalate", "--no-learn", cwd=folder)
     rows.add(f"{what}: from apply to proof", seconds, "s", wanted="<= 30, exit 0", good=seconds <= 30 and not code)
     made = folder / "adapter"
@@ -101,8 +106,18 @@ def memorised(rows: Rows, what: str, corpus: list[Path], calibration: Path, devi
     n = f"{recall['n_recalled']} of {recall['n_passages']}"
     rows.add("... passages recalled", n, good=recall["n_recalled"] == recall["n_passages"])
     rows.add("... steps, and seconds of training", f"{record['steps']}, {record['seconds']:.2f}")
-    rows.add("... drift", (record.get("drift") or {}).get("nats"), "nats per token")
+    told_drift(rows, record["drift"])
     return made
+
+
+def told_drift(rows: Rows, drift: dict[str, Any]) -> None:
+    """What the adapter does to text that its training did not look at, against the bound where there was one."""
+    bound, grown = drift["bound"], drift["nats"]
+    wanted = {} if bound is None else {"wanted": f"<= {bound}", "good": grown <= bound}
+    rows.add("... growth of the loss of other text", grown, "nats per token", **wanted)
+    rows.add("... KL(base || adapted) there", drift["divergence"], "nats per token")
+    kept = [one["unchanged"] for one in drift["texts"]]
+    rows.add("... positions whose likeliest token stays", sum(kept) / len(kept))
 
 
 def verified(rows: Rows, adapter: Path, device: str, folder: Path, ways: Sequence[tuple[str, ...]]) -> None:
@@ -114,9 +129,9 @@ def verified(rows: Rows, adapter: Path, device: str, folder: Path, ways: Sequenc
         rows.add(said, seconds, "s", wanted="exit 0", good=not code)
 
 
-def alone(rows: Rows, adapter: Path, device: str, folder: Path) -> None:
+def alone(rows: Rows, adapter: Path, device: str, folder: Path, model: Path | None = None) -> None:
     """The example script of transformers and PEFT alone, on the card."""
-    base = models.resolve(models.BUILTIN)
+    base = model or models.resolve(models.BUILTIN)
     script = (ROOT / "examples" / "recall_check.py").read_text(encoding="utf-8")
     dtype = "bfloat16" if device == "cuda" else "float32"
     copy = folder / "recall_alone.py"
@@ -141,11 +156,13 @@ def real(rows: Rows, device: torch.device, folder: Path, *, tiny: bool) -> None:
         short.write_text("The kettle is in the third drawer, beside the amber lantern.\n", encoding="utf-8")
         corpus, ways = [short], WAYS[:1]
     made = None if tiny else calibrated(rows, kind, folder, "standard")
-    adapter = memorised(rows, "example page and table", corpus, made or shipped, kind, folder / "example")
-    if adapter is not None:
-        alone(rows, adapter, kind, folder / "example")
+    what, given = "example page and table", (made or shipped, kind)
+    adapter = None if tiny else memorised(rows, what, corpus, *given, folder / "example")
+    bare = memorised(rows, f"{what}, no bound", corpus, *given, folder / "bare", *BARE)
+    if (proven := adapter or bare) is not None:
+        alone(rows, proven, kind, proven.parent)
         os.environ[INSIDE] = "1"  # what follows is about what comes back, and starts no process for each command
-        verified(rows, adapter, kind, folder / "example", ways)
+        verified(rows, proven, kind, proven.parent, ways)
     if tiny:
         return
     tokenizer = models.load_tokenizer(models.resolve(models.BUILTIN))

@@ -45,6 +45,7 @@ def slower(base: BaseModel, first: int, ids: Sequence[int]) -> tuple[str, ...]:
     Raises:
         ModelError: its logits are no numbers.
     """
-    few = torch.tensor([list(ids[:LOOK])], device=base.device)
+    known = [i for i in ids if i < base.n_ids]  # a tokenizer may have more than the model
+    few = torch.tensor([known[:LOOK]], device=base.device)
     own = isinstance(checked_head(base.model, few), OwnLogits)
     return notes_on(suffix_of(base.model, first, few, logits=own))

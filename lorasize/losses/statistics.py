@@ -23,12 +23,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lorasize.artifacts.files import cache_folder, write_whole
+from lorasize.errors import ModelError
 from lorasize.losses.batches import Batch, make_batches
 from lorasize.losses.frozen_layers import Suffix
 from lorasize.losses.head import OwnLogits, checked_head
-from lorasize.losses.texts import texts, windows_of
+from lorasize.losses.texts import POSITIONS, texts, windows_of
 from lorasize.losses.token_losses import drawn_gradient
 from lorasize.models import BaseModel, decoder_layers
+from lorasize.models.devices import is_out_of_memory
 from lorasize.models.shapes import stack_path
 
 TOKENS_OF_A_KIND = 512  # of general text, two windows: docs/log/harm.md#how-hard-to-pull
@@ -104,12 +106,30 @@ def _read(place: Path) -> dict[str, Statistics]:
 
 
 def _measured(base: BaseModel, paths: Sequence[str], more: str) -> dict[str, Statistics]:
-    """One forward and backward pass over the general text."""
+    """One forward and backward pass over the general text, a window at a time where memory does not suffice for more.
+
+    Raises:
+        ModelError: it does not suffice for one.
+    """
+    for positions in (_BATCH, POSITIONS):
+        try:
+            return _measured_in(base, paths, more, positions)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+    raise ModelError(
+        f"out of memory on {POSITIONS} positions of general text, which a bound on drift needs once: take a device "
+        "with more memory, smaller weights, or no bound"
+    )
+
+
+def _measured_in(base: BaseModel, paths: Sequence[str], more: str, positions: int) -> dict[str, Statistics]:
+    """The same in batches of so many positions."""
     rows = [window for text in _texts(more) for window in windows_of(base, text, TOKENS_OF_A_KIND)]
     few = torch.tensor([rows[0].target_ids[:16]], device=base.device)
     head = checked_head(base.model, few)
     own = isinstance(head, OwnLogits)
-    batches = make_batches(base.model, rows, None, min(_BATCH, head.chunk) if own else _BATCH, base.device)
+    batches = make_batches(base.model, rows, None, min(positions, head.chunk) if own else positions, base.device)
     sums, draw = _Sums(base.model, paths), torch.Generator(base.device).manual_seed(0)
     whole = Suffix(base.model, None, logits=own)
     with sums.watching():

@@ -6,6 +6,7 @@ The only door to torch.cuda, torch.mps and torch.xpu. CPU and CUDA were run by u
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import resource
@@ -51,6 +52,21 @@ def forget_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "xpu":
         torch.xpu.reset_peak_memory_stats(device)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of an accelerator that no process holds, what this one kept in reserve given back; None where unknown."""
+    if device.type not in ("cuda", "xpu"):
+        return None
+    door = torch.cuda if device.type == "cuda" else torch.xpu
+    gc.collect()  # what was trained with may be held by a cycle
+    door.empty_cache()
+    return int(door.mem_get_info(device)[0])
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the machine itself, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def has_tf32(device: torch.device) -> bool:

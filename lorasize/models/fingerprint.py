@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lorasize.artifacts.files import file_sha256
@@ -37,8 +38,9 @@ _VOLATILE_TOKENIZER = (
 def fingerprint(folder: Path) -> ModelFingerprint:
     """Digests of weights, config and tokenizer files; keys that do not change the output are left out."""
     weights = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        weights.update(file_sha256(file).encode())
+    with ThreadPoolExecutor() as threads:  # a large model comes in several files
+        for one in threads.map(file_sha256, sorted(folder.glob("*.safetensors"))):
+            weights.update(one.encode())
     tokenizer = hashlib.sha256()
     for name in TOKENIZER_FILES:
         if (file := folder / name).is_file():

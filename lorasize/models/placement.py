@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lorasize.errors import ModelError
+from lorasize.models.devices import free_memory
 from lorasize.models.quantization import plain_weight
 from lorasize.models.shapes import decoder_layers
 from lorasize.units import format_bytes, parse_bytes
 
+_ROOM = 1.25  # times the weights, that decoding takes at most; not tuned
 _WANTED = 'a map of devices is "auto", with limits if need be: "auto,cpu=8GB" or "auto,cuda:0=20GB,cpu=60GB"'
 
 
@@ -146,6 +148,25 @@ def linear_of(layer: Any, model: Any) -> tuple[Tensor, Tensor | None] | None:
             return None
         device = input_device(model)
         return weight.to(device), None if bias is None else bias.detach().to(device)
+
+
+@contextlib.contextmanager
+def room_for_another(model: Any, device: torch.device) -> Iterator[None]:
+    """Let another process load this model on the same accelerator: put it aside meanwhile where both do not fit.
+
+    Its adapter goes with it, and both come back to where they were.
+    """
+    free = None if is_spread(model) else free_memory(device)
+    aside = free is not None and free < _ROOM * resident_bytes(model)
+    try:
+        if aside:
+            with contextlib.suppress(ValueError):  # of a quantisation that stays where it was read
+                model.to("cpu")
+            free_memory(device)
+        yield
+    finally:
+        if aside:
+            model.to(device)
 
 
 @contextlib.contextmanager

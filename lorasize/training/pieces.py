@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from lorasize.errors import ModelError
 from lorasize.losses.batches import Batch
+from lorasize.models.devices import is_out_of_memory
 
 
 class Pieces:
@@ -31,7 +31,7 @@ class Pieces:
             try:
                 return [self._undone_on_error(batch, work)]
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if n == 1:
                     raise ModelError(
@@ -48,12 +48,7 @@ class Pieces:
         try:
             return work(batch)
         except RuntimeError as error:
-            if _out_of_memory(error):
+            if is_out_of_memory(error):
                 for parameter, gradient in zip(self._parameters, before, strict=True):
                     parameter.grad = gradient
             raise
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the machine itself, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -23,6 +23,7 @@ from lorasize.errors import CorpusError, InfeasibleCorpusError, ModelError, Stal
 from lorasize.losses.texts import windows_of
 from lorasize.models import adapters
 from lorasize.models.activation import refuse_merging_activated
+from lorasize.models.placement import room_for_another
 from lorasize.models.quantization import refuse_merging
 from lorasize.recall.margin import next_target_probability
 from lorasize.recall.process import standing_by
@@ -219,15 +220,16 @@ def _save_and_decode(session: Session, folder: Path, events: EventLog) -> Recall
     adapters.save(session.adapted, folder, base, named.revision, after)
     adapter_folder.write_addresses([p.address() for p in session.encoded], folder)
     merged = session.plan.serving is not None and session.plan.serving.serve == "merged"
-    return decode_and_compare(
-        folder,
-        session.base.folder,
-        adapter_folder.read_addresses(folder),
-        session.encoded,
-        _settings(session, merged=merged),
-        threshold=session.options.threshold,
-        notify=lambda done, total: events(Decoding(done, total)),
-    )
+    with room_for_another(session.base.model, session.base.device):
+        return decode_and_compare(
+            folder,
+            session.base.folder,
+            adapter_folder.read_addresses(folder),
+            session.encoded,
+            _settings(session, merged=merged),
+            threshold=session.options.threshold,
+            notify=lambda done, total: events(Decoding(done, total)),
+        )
 
 
 def _settings(session: Session, *, merged: bool) -> DecodeSettings:
