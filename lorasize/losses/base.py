@@ -45,7 +45,8 @@ def slower(base: BaseModel, first: int, ids: Sequence[int]) -> tuple[str, ...]:
     Raises:
         ModelError: its logits are no numbers.
     """
-    known = [i for i in ids if i < base.n_ids]  # a tokenizer may have more than the model
+    n_ids = base.n_ids
+    known = [i for i in ids if i < n_ids]  # a tokenizer may have more than the model
     few = torch.tensor([known[:LOOK]], device=base.device)
     own = isinstance(checked_head(base.model, few), OwnLogits)
     return notes_on(suffix_of(base.model, first, few, logits=own))

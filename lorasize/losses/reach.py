@@ -22,6 +22,7 @@ from torch import Tensor
 from lorasize.losses.head import Head, checked_head, decoder
 from lorasize.losses.neutral import neutral_text, windows
 from lorasize.models import BaseModel
+from lorasize.models.once import once
 
 # In nats of log-odds, and in lengths of the longest hidden state seen: docs/log/law.md#alike-tokens
 DISTINCT = 20.0  # a probe draws tokens whose bound is above this
@@ -126,6 +127,7 @@ def hardship_under(reach: Reach, tokens: Iterable[int]) -> Hardship:
     return Hardship(impossible, {token: bound for token, bound in narrow.items() if token not in impossible})
 
 
+@once
 @torch.no_grad()
 def reach_of(base: BaseModel) -> Reach | None:
     """What the head of this model can do with hidden states as long as those of the neutral text.

@@ -27,8 +27,8 @@ def texts(use: Use) -> dict[str, str]:
 
 def windows_of(base: BaseModel, text: str, n_tokens: int) -> list[EncodedPassage]:
     """The beginning of a text, at most `n_tokens` of it, in windows that begin as a prompt of this model does."""
-    begin = tuple(base.tokenizer("").input_ids)
-    ids = [i for i in base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids if i < base.n_ids]
+    begin, n_ids = tuple(base.tokenizer("").input_ids), base.n_ids
+    ids = [i for i in base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids if i < n_ids]
     size = min(POSITIONS, base.max_positions - len(begin) - 1)
     nothing = Passage(id="text", file="text", line=1, prompt="", target="text")
     parts = [ids[k : min(k + size + 1, n_tokens)] for k in range(0, min(len(ids), n_tokens), size)]

@@ -154,18 +154,19 @@ def linear_of(layer: Any, model: Any) -> tuple[Tensor, Tensor | None] | None:
 def room_for_another(model: Any, device: torch.device) -> Iterator[None]:
     """Let another process load this model on the same accelerator: put it aside meanwhile where both do not fit.
 
-    Its adapter goes with it, and both come back to where they were.
+    Its adapter goes with it, and both come back to where they were. A quantised model may have to stay.
     """
     free = None if is_spread(model) else free_memory(device)
-    aside = free is not None and free < _ROOM * resident_bytes(model)
+    if free is None or free >= _ROOM * resident_bytes(model):
+        yield
+        return
     try:
-        if aside:
-            with contextlib.suppress(ValueError):  # of a quantisation that stays where it was read
-                model.to("cpu")
-            free_memory(device)
+        with contextlib.suppress(ValueError):
+            model.to("cpu")
+        free_memory(device)
         yield
     finally:
-        if aside:
+        with contextlib.suppress(ValueError):
             model.to(device)
 
 

@@ -127,11 +127,14 @@ def cautious_transition(calibration: Calibration, demand: Demand) -> Transition:
 
 
 def step_seconds(calibration: Calibration, layers_to_transform: Sequence[int], n_tokens: float) -> float:
-    """Seconds of one step on these positions, prompts included. Layers before the first adapted one run only once."""
+    """Seconds of one step on these positions, prompts included, in one batch or several.
+
+    Layers before the first adapted one run only once.
+    """
     cost = calibration.cost
     layers = calibration.model.n_layers - min(layers_to_transform)
     per_token = cost.seconds_per_layer_token * layers + cost.seconds_per_head_token
-    return cost.seconds_overhead + n_tokens * per_token
+    return cost.seconds_overhead * max(1, math.ceil(n_tokens / BATCH_TOKENS)) + n_tokens * per_token
 
 
 def chance(transition: Transition, slack: float) -> float:
@@ -164,7 +167,10 @@ def assess_at(
     steps = _scaled(expected_steps(transition, slack), epoch)
     each = step_seconds(calibration, candidate.calibrated.layers_to_transform, n_positions / epoch)
     spread = 1.0 + calibration.cost.relative_spread
-    seconds = Estimate(point=steps.point * each, lo=steps.lo * each / spread, hi=steps.hi * each * spread)
+    setup = calibration.cost.seconds_setup
+    seconds = Estimate(
+        point=setup + steps.point * each, lo=(setup + steps.lo * each) / spread, hi=(setup + steps.hi * each) * spread
+    )
     return Assessment(candidate, slack, chance(transition, slack), steps, seconds)
 
 

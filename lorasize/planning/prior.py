@@ -113,6 +113,7 @@ def _moved_cost(source: Calibration, n_layers: int, weight_bytes: int) -> CostMo
         update={
             "seconds_per_layer_token": cost.seconds_per_layer_token * size / depth,
             "seconds_per_head_token": cost.seconds_per_head_token * size,
+            "seconds_setup": cost.seconds_setup * size,
             "seconds_per_forward_token": None if forward is None else forward * size,
             "relative_spread": TIME_SPREAD,
             "memory_base_bytes": weight_bytes,

@@ -19,12 +19,13 @@ _LEAST_SPREAD = 0.1  # however well the probes agree
 
 
 def fit_cost(base: models.BaseModel, observations: Sequence[Observation]) -> CostModel:
-    """Seconds per step against positions and layers run, by least squares without negative terms."""
+    """Seconds per step against positions and layers run, by least squares without negative terms; those before them."""
     layers = np.array([base.n_layers - min(o.probe.layers_to_transform) for o in observations], dtype=float)
     positions = np.array([o.probe.n_tokens for o in observations], dtype=float)
     seconds = np.array([o.seconds_per_step for o in observations])
     design = np.stack([np.ones_like(positions), positions * layers, positions], axis=1)
     terms = non_negative(design, seconds)
+    before = [o.seconds - o.steps * o.seconds_per_step for o in observations]
     spread = float(np.std(np.log(seconds / (design @ terms)))) if len(seconds) > 3 else _UNKNOWN_SPREAD
     weights = resident_bytes(base.model)
     overhead, per_token = memory_terms(observations, weights, of_process=base.device.type == "cpu")
@@ -32,6 +33,7 @@ def fit_cost(base: models.BaseModel, observations: Sequence[Observation]) -> Cos
         seconds_overhead=float(terms[0]),
         seconds_per_layer_token=float(terms[1]),
         seconds_per_head_token=float(terms[2]),
+        seconds_setup=max(0.0, float(np.median(before))),
         relative_spread=max(_LEAST_SPREAD, spread),
         memory_base_bytes=weights,
         memory_bytes_per_token=per_token,

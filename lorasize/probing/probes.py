@@ -19,6 +19,7 @@ from lorasize.losses.neutral import neutral_text, windows
 from lorasize.losses.reach import DISTINCT, reach_of
 from lorasize.models import BaseModel, adapters
 from lorasize.models.devices import forget_peak, peak_memory
+from lorasize.models.once import once
 from lorasize.records import CLEARLY_FAILED, LAW_STEPS, Observation, Passage, ProbeSpec, StepReport
 from lorasize.training import Stall, Trainer, TrainingOptions
 from lorasize.training.control import other_text, shown_drift
@@ -70,7 +71,8 @@ def _text_ids(base: BaseModel, spec: ProbeSpec, sample: Sequence[int]) -> list[i
         start = random.Random(spec.seed).randint(0, len(sample) - wanted)
         return list(sample[start : start + wanted])
     text = " ".join(invented_sentences(spec.seed, 1 + wanted // 4))
-    ids = [i for i in base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids if i < base.n_ids]
+    n_ids = base.n_ids
+    ids = [i for i in base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids if i < n_ids]
     if len(ids) < wanted:
         raise CorpusError(f"a probe of {spec.n_tokens} tokens needs a longer sample: {len(ids)} tokens are there")
     return ids[:wanted]
@@ -97,7 +99,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
     """Train a fresh adapter on the probe's passage; the model is left as it was."""
     passage = probe_passage(base, spec, sample)
     forget_peak(base.device)
-    before = _other_loss(base) if spec.max_drift is None else 0.0
+    before = _base_loss(base) if spec.max_drift is None else 0.0
     adapted = adapters.attach(base.model, spec.site, spec.rank, spec.seed)
     try:
         n_parameters = sum(p.numel() for p in adapters.parameters(adapted).values())
@@ -106,7 +108,7 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         trainer = Trainer(adapted, [passage], TrainingOptions(max_steps=spec.max_steps, seed=spec.seed), other)
         base_loss = trainer.evaluate().mean_loss
         training = time.perf_counter()
-        last, early = _run(trainer.steps(), base_loss, spec.max_steps, lambda: trainer.harmed)
+        last, early, first = _run(trainer.steps(), base_loss, spec.max_steps, lambda: trainer.harmed)
         ended = time.perf_counter()
         left = (trainer.known.losses >= LN2).nonzero()[:, 0].tolist()
         if spec.max_drift is None:
@@ -126,12 +128,18 @@ def run_probe(base: BaseModel, spec: ProbeSpec, sample: Sequence[int] = ()) -> O
         threshold_met=last.n_stubborn == 0 and kept,
         steps=last.step,
         seconds=ended - started,
-        seconds_per_step=(ended - training) / max(1, last.step),
+        seconds_per_step=(ended - training - first) / max(1, last.step - 1),
         peak_memory_bytes=peak_memory(base.device),
         early_loss=early,
         drift=drift if math.isfinite(drift) else None,
         stubborn=tuple(passage.target_ids[k] for k in left) if len(left) <= _FEW_LEFT else (),
     )
+
+
+@once
+def _base_loss(base: BaseModel) -> float:
+    """The same of the model alone."""
+    return _other_loss(base)
 
 
 def _other_loss(base: BaseModel) -> float:
@@ -142,17 +150,19 @@ def _other_loss(base: BaseModel) -> float:
 
 def _run(
     reports: Iterator[StepReport], base_loss: float, max_steps: int, harmed: Callable[[], bool] = lambda: False
-) -> tuple[StepReport, float | None]:
-    """The last report, and the loss after LAW_STEPS steps of a run that went on.
+) -> tuple[StepReport, float | None, float]:
+    """The last report, the loss after LAW_STEPS steps of a run that went on, and seconds of the first of many steps.
 
-    It ends there when it has clearly failed, with a fifth of the base loss left; later when training stalls.
+    The first step sets up what is set up once. The run ends after LAW_STEPS when it has clearly failed, with a fifth of
+    the base loss left; later when training stalls.
     """
-    stall, early = Stall(limit=max_steps), None
+    stall, early, first = Stall(limit=max_steps), None, 0.0
     for report in reports:
+        first = report.seconds if report.step == 1 else first
         if report.step == LAW_STEPS and not report.evaluated:
             if base_loss - report.loss < CLEARLY_FAILED * base_loss:
                 break
             early = report.loss
         if stall.seen(report.step, report, harmed=harmed()):
             break
-    return report, early if report.step > LAW_STEPS else None
+    return report, early if report.step > LAW_STEPS else None, first if report.step > 1 else 0.0

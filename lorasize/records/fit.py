@@ -177,8 +177,9 @@ class BoundedLaw(BaseModel):
 
 
 class CostModel(BaseModel):
-    """Seconds per step = overhead + tokens · (per_layer_token · layers run + per_head_token).
+    """Seconds = setup + steps · (overhead · batches of a step + tokens · (per_layer_token · layers + per_head_token)).
 
+    Tokens are those of a step, layers those that it runs; older calibrations know no setup.
     Bytes at the peak = memory_base_bytes (the weights) + memory_overhead_bytes + positions of a step · per_token.
     `seconds_per_forward_token` is read from older calibrations and no longer measured: None in newer ones.
     """
@@ -188,6 +189,7 @@ class CostModel(BaseModel):
     seconds_per_layer_token: float
     seconds_per_head_token: float
     relative_spread: float
+    seconds_setup: float = 0.0
     seconds_per_forward_token: float | None = None
     memory_base_bytes: int
     memory_bytes_per_token: float

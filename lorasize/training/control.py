@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # Tokens of each kind of text that is watched, of each that is shown, and of the user's own; not tuned.
 TOKENS_WATCHED, TOKENS_SHOWN, TOKENS_RETAINED = 48, 160, 2048
 WATCHED_SHARE = 0.75  # of the bound, that what is watched must keep: what is shown is other text; not tuned
+_AT_ONCE = 4096  # positions on a card, which waits for the host in each pass: docs/log/speed.md#the-bound-on-a-card
 _ONCE = "Taking the model's statistics on general text, once for each model: up to some minutes."
 _ROOM = 0.6  # share of the bound up to which there is room to pull less; not tuned
 _EVERY = 5  # steps between two measurements while the bound is broken; not tuned
@@ -194,7 +195,9 @@ def control_of(adapted: PeftModel, corpus: FastPath, other: OtherText) -> Contro
     encoded = [window for windows in other.passages.values() for window in windows]
     kinds = [kind for kind, windows in other.passages.items() for _ in windows]
     with adapted.disable_adapter(), torch.no_grad():
-        batches: list[Batch] = make_batches(base, encoded, corpus.suffix.first, POSITIONS, corpus.batches[0].ids.device)
+        device = corpus.batches[0].ids.device
+        at_once = POSITIONS if device.type == "cpu" or corpus.suffix.logits else _AT_ONCE
+        batches: list[Batch] = make_batches(base, encoded, corpus.suffix.first, at_once, device)
         path = FastPath(corpus.suffix, corpus.head, batches, corpus.shortlists)
         with path.suffix.entered():
             states = [path.hidden(batch) for batch in batches]

@@ -64,6 +64,17 @@ def test_candidates_are_all_sites_with_all_ranks() -> None:
 def test_a_step_runs_the_layers_from_the_first_adapted_one() -> None:
     assert step_seconds(CALIBRATION, (20, 22), 500) == pytest.approx(0.02 + 500 * (10 * 1e-4 + 1e-3))
     assert step_seconds(CALIBRATION, (4,), 500) > step_seconds(CALIBRATION, (20,), 500)
+    assert step_seconds(CALIBRATION, (20,), 1100) == pytest.approx(3 * 0.02 + 1100 * (10 * 1e-4 + 1e-3))  # 3 batches
+
+
+def test_what_comes_before_the_steps_takes_its_seconds() -> None:
+    cost = CALIBRATION.cost.model_copy(update={"seconds_setup": 7.0})
+    with_it = plan_of(1500.0, CALIBRATION.model_copy(update={"cost": cost})).prediction
+    without = plan_of(1500.0).prediction
+    assert with_it is not None
+    assert without is not None
+    assert with_it.seconds.point == pytest.approx(without.seconds.point + 7.0)
+    assert with_it.seconds.lo == pytest.approx(without.seconds.lo + 7.0 / 1.25)
 
 
 def test_predictions_add_up() -> None:

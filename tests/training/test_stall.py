@@ -35,22 +35,22 @@ def test_stalled_means_no_progress_for_long() -> None:
 
 def test_a_probe_that_has_clearly_failed_ends_where_the_law_looks() -> None:
     hopeless = [10.0 - 0.01 * step for step in range(1, 300)]
-    last, early = _run(run_of(hopeless), 10.0, 400)
+    last, early, _ = _run(run_of(hopeless), 10.0, 400)
     assert (last.step, early) == (LAW_STEPS, None)
 
 
 def test_a_probe_near_the_boundary_goes_on_and_keeps_the_loss_the_law_looks_at() -> None:
     near = [max(0.02, 10.0 * (1.0 - step / 120)) for step in range(1, 150)]
     assert 10.0 - near[LAW_STEPS - 1] > CLEARLY_FAILED * 10.0
-    last, early = _run(run_of(near), 10.0, 400)
+    last, early, _ = _run(run_of(near), 10.0, 400)
     assert (last.evaluated, last.step, early) == (True, 149, near[LAW_STEPS - 1])
 
 
 def test_a_probe_that_succeeds_early_has_no_early_loss() -> None:
-    last, early = _run(run_of([10.0 - step / 6 for step in range(1, 61)]), 10.0, 400)
+    last, early, _ = _run(run_of([10.0 - step / 6 for step in range(1, 61)]), 10.0, 400)
     assert (last.step, last.evaluated, early) == (60, True, None)
 
 
 def test_a_probe_that_stalls_ends() -> None:
-    last, _ = _run(run_of([5.0 / step if step < 50 else 0.1 for step in range(1, 900)]), 10.0, 400)
+    last, *_ = _run(run_of([5.0 / step if step < 50 else 0.1 for step in range(1, 900)]), 10.0, 400)
     assert LAW_STEPS < last.step < 400
