@@ -80,7 +80,7 @@ def read(
     if not paths:
         raise CorpusError("no corpus file was named")
     left_out = LeftOut(strict=reading.columns == "strict")
-    asked = Asked(reading, shapes_of(reading.fields), left_out)
+    asked = Asked(reading, shapes_of(reading.fields, reading.prompt_template), left_out)
     passages: list[Passage] = []
     files: list[CorpusFile] = []
     seen: set[str] = set()

@@ -33,7 +33,7 @@ OWN_FIELDS = ("prompt", "file", "number")  # of a prompt template; any other is 
 class Shape:
     """What a record is read as: its kind, and the columns that it must have."""
 
-    kind: Literal["pair", "prompts", "alpaca", "chat", "text"]
+    kind: Literal["pair", "prompts", "alpaca", "chat", "text", "target"]
     columns: tuple[str, ...]
 
 
@@ -54,8 +54,10 @@ class Asked:
     left_out: LeftOut
 
 
-def shapes_of(fields: Mapping[str, str]) -> tuple[Shape, ...]:
+def shapes_of(fields: Mapping[str, str], template: str | None = None) -> tuple[Shape, ...]:
     """The shapes a record may have, in order of preference.
+
+    Where the prompt template names columns and not `{prompt}`, a record needs no more than what it names and a target.
 
     Raises:
         CorpusError: An unknown field, one given twice, or fields of two shapes.
@@ -75,7 +77,12 @@ def shapes_of(fields: Mapping[str, str]) -> tuple[Shape, ...]:
     if "text" in roles:
         return (Shape("text", (roles["text"],)),)
     pairs = tuple(Shape("pair", (roles.get("prompt", one), roles.get("target", other))) for one, other in PAIRS)
-    return pairs if roles else (*pairs, Shape("chat", ("messages",)), Shape("text", ("text",)), *_MORE)
+    filled = "prompt" not in roles and template_fields(template) and "{prompt}" not in (template or "")
+    targets = (roles["target"],) if "target" in roles else TARGET_NAMES
+    alone = tuple(Shape("target", (target,)) for target in targets) if filled else ()
+    if roles:
+        return (*alone, *pairs)
+    return (*pairs, Shape("chat", ("messages",)), Shape("text", ("text",)), *_MORE, *alone)
 
 
 def is_header(names: Sequence[str]) -> bool:
@@ -108,7 +115,7 @@ def _unknown(record: Record, shapes: tuple[Shape, ...]) -> str:
     """What is said of a record that has no known shape."""
     seen = f"unknown shape: keys seen: {', '.join(map(str, record)) or 'none':.200}"
     first = shapes[0].columns
-    if shapes != shapes_of({}):
+    if not set(shapes_of({})) <= set(shapes):
         missing = near([column for column in first if column not in record], record)
         return f"{seen}; expected {' and '.join(map(repr, first))}, as asked{missing}"
     if {"chosen", "rejected"} <= record.keys():
@@ -178,7 +185,13 @@ def _text(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> 
     yield _with_columns(at, passage, record, (), columns, asked)
 
 
-_READ = {"pair": _pair, "prompts": _prompts, "alpaca": _alpaca, "chat": _messages, "text": _text}
+def _target(at: Place, record: Record, columns: tuple[str, ...], asked: Asked) -> Iterator[Passage]:
+    """A completion whose prompt is what the prompt template makes of the other columns."""
+    passage = at.passage(at.target(record[columns[0]], columns[0]))
+    yield _with_columns(at, passage, record, (), columns, asked)
+
+
+_READ = {"pair": _pair, "prompts": _prompts, "alpaca": _alpaca, "chat": _messages, "text": _text, "target": _target}
 
 
 def _with_columns(

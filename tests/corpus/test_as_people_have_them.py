@@ -171,6 +171,14 @@ FILES = {
     # Templates.
     "2 a template": File("f.jsonl", lines(BAKERY), [("Give the opening hour.", "06:40")],
                          reading={"prompt_template": "{prompt} {input}"}),
+    "2 a template and the answer's column": File(
+        "f.jsonl", lines({"city": "Elm", "opens": "07:10", "n": 1}), [("", "07:10")], ("n (",),
+        {"prompt_template": "{city}: ", "fields": {"completion": "opens"}},
+    ),
+    "a template and a known answer": File("f.jsonl", lines({"city": "Elm", "value": "07:10"}), [("", "07:10")],
+                                          reading={"prompt_template": "{city}: "}),
+    "a template of no known column": File("f.jsonl", lines({"city": "Elm", "value": "07:10"}), "names {town}",
+                                          reading={"prompt_template": "{town}: "}),
     "a template of columns": File("f.jsonl", lines(BAKERY), [("Give the opening hour.", "06:40")],
                                   reading={"prompt_template": "{instruction} [{input}]"}),
     "a template that loses": File("f.jsonl", lines(BAKERY), "would lose its prompt ('input')",
