@@ -96,7 +96,9 @@ def apply(
         issues = plan.feasibility.issues
         raise InfeasibleCorpusError("the plan is infeasible: correct the corpus and plan again", issues=issues)
     retained = retained_text(options.retain)
-    with staged(out, _job(plan, options, retained)) as work:
+    # On a CPU its imports would take cores from training.
+    early = models.pick_device(options.device).type != "cpu"
+    with staged(out, _job(plan, options, retained)) as work, standing_by(wanted=early):
         checkpoint = read_checkpoint(work.checkpoint)
         base, encoded = load_inputs(plan, options.device, options.loading)
         if options.retain is not None and not windows_of(base, retained, TOKENS_RETAINED):
@@ -114,10 +116,8 @@ def apply(
             start=None if old is None else old.folder,
             save=lambda taken: write_checkpoint(taken, work.checkpoint),
         )
-        # On a CPU its imports would take cores from training.
-        with standing_by(wanted=base.device.type != "cpu"):
-            session.run(checkpoint)
-            report = _prove(session, work.folder, events)
+        session.run(checkpoint)
+        report = _prove(session, work.folder, events)
         update = None if old is None else _update(session, old, report, work.folder)
         record = record_of_run(session, report, update)
         _write(record, work.folder)
