@@ -45,7 +45,7 @@ def gather(named: Sequence[Path | str]) -> Gathered:
     Raises:
         CorpusError: a folder or a pattern holds no file that can be read, or what is named cannot be had.
     """
-    _rules.cache_clear()  # files may have changed
+    _rules_in.cache_clear()  # files may have changed
     files: list[Path] = []
     found: set[Path] = set()
     notes: list[str] = []
@@ -114,19 +114,23 @@ def _walked(folder: Path) -> Iterator[Path]:
 def _ignored(path: Path) -> bool:
     """Whether the nearest .gitignore that speaks of the path, up to the top of its repository, names it."""
     whole = path.absolute()
-    for folder in whole.parents:
-        rules = _rules(folder)
-        if rules is not None:
-            relative = whole.relative_to(folder).as_posix() + ("/" if os.path.isdir(path) else "")
-            verdict = rules.check_file(relative).include
-            if verdict is not None:
-                return verdict
-        if os.path.lexists(folder / ".git"):
-            return False
+    for folder, rules in _rules_in(whole.parent):
+        relative = whole.relative_to(folder).as_posix() + ("/" if os.path.isdir(path) else "")
+        verdict = rules.check_file(relative).include
+        if verdict is not None:
+            return verdict
     return False
 
 
 @functools.cache
+def _rules_in(folder: Path) -> tuple[tuple[Path, pathspec.GitIgnoreSpec], ...]:
+    """The rules that hold in a folder, each with the folder it lies in, the nearest first."""
+    rules = _rules(folder)
+    own = () if rules is None else ((folder, rules),)
+    top = os.path.lexists(folder / ".git") or folder.parent == folder
+    return own if top else (*own, *_rules_in(folder.parent))
+
+
 def _rules(folder: Path) -> pathspec.GitIgnoreSpec | None:
     try:
         lines = (folder / ".gitignore").read_text("utf-8", "replace").splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -47,7 +48,26 @@ def converted(gguf: Path, digest: str) -> Path:
     return done
 
 
+def _require_layers(gguf: Path) -> None:
+    """Refuse a file that names more layers than it holds weights of: transformers would map them all, for minutes.
+
+    Raises:
+        ModelError: saying how many of both.
+    """
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(gguf)
+        named = next(int(one.contents()) for name, one in reader.fields.items() if name.endswith(".block_count"))
+    except Exception:  # damaged in any way: transformers says so
+        return
+    held = {found[1] for one in reader.tensors if (found := re.match(r"blk\.(\d+)\.", one.name))}
+    if named > len(held):
+        raise ModelError(f"{gguf}: it names {named} layers and holds weights of {len(held)}: damaged, or one of a set")
+
+
 def _convert(gguf: Path, folder: Path) -> None:
+    _require_layers(gguf)
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(
