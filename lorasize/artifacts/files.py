@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 MAX_BYTES = 50_000_000  # of a file of ours that is read: a hundred times the largest seen
+_POINTER = "a Git LFS pointer, not the file it stands for: run `git lfs pull`"
 
 
 def cache_folder() -> Path:
@@ -30,7 +31,7 @@ def pointer_note(path: Path) -> str:
             pointer = path.is_file() and is_lfs_pointer(stream.read(64))
     except OSError:
         return ""
-    return "a Git LFS pointer, not the file it stands for: run `git lfs pull`" if pointer else ""
+    return _POINTER if pointer else ""
 
 
 def text_digest(text: str) -> str:
@@ -67,9 +68,12 @@ def read_text(path: Path, limit: int | None = None) -> str:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: as `read_bytes`, or it is not UTF-8.
+        ValueError: as `read_bytes`, or it is a Git LFS pointer, or not UTF-8.
     """
-    return read_bytes(path, limit).decode("utf-8")
+    data = read_bytes(path, limit)
+    if is_lfs_pointer(data):
+        raise ValueError(_POINTER)
+    return data.decode("utf-8")
 
 
 def reason(problem: OSError | ValueError) -> str:
