@@ -1,8 +1,9 @@
-"""Files of lorasize's own that were checked out as Git LFS pointers are named as such, by every command that reads them."""
+"""Files of lorasize's own that were checked out as Git LFS pointers are named as such, whatever reads them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132
     ],
 )
 def test_a_pointer_is_named(
-    name: str, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path(name)
