@@ -81,7 +81,7 @@ def shapes_of(fields: Mapping[str, str], template: str | None = None) -> tuple[S
     targets = (roles["target"],) if "target" in roles else TARGET_NAMES
     alone = tuple(Shape("target", (target,)) for target in targets) if filled else ()
     if roles:
-        return (*alone, *pairs)
+        return (*pairs, *alone)
     return (*pairs, Shape("chat", ("messages",)), Shape("text", ("text",)), *_MORE, *alone)
 
 

@@ -168,7 +168,7 @@ def load_weights(
     kind = _kind(config)
     placed = quantized.load_arguments(folder, config, quantization, device, dtype)
     placed |= placement.load_arguments(device_map, device)
-    if not placed and device.type != "cpu":
+    if not placed and device.type == "cuda":
         placed = {"device_map": {"": str(device)}}  # read to where they are used, never whole in memory before
     with quiet_transformers(), quantized.quiet_libraries():
         try:
@@ -186,8 +186,8 @@ def load_weights(
     model, loaded = read
     check_loaded(folder, loaded)
     model.requires_grad_(False)
+    _refuse_damage(folder, model)
     moved: PreTrainedModel = model if "device_map" in placed else cast(Any, model).to(device)
-    _refuse_damage(folder, moved)
     placement.prepare(moved, placed)
     moved.eval()
     _attend(moved, attn)

@@ -178,9 +178,10 @@ def _update(session: Session, old: BaseAdapter, report: RecallReport, folder: Pa
     still = sum(text_digest(came[p.passage.id]) == held[p.prompt_ids] for p in change.changed)
     if change.removed:
         how = _settings(session, merged=report.merged)
-        gone = decode_and_compare(
-            folder, session.base.folder, change.removed, None, how, threshold=session.options.threshold
-        )
+        with room_for_another(session.base.model, session.base.device):
+            gone = decode_and_compare(
+                folder, session.base.folder, change.removed, None, how, threshold=session.options.threshold
+            )
         still += gone.n_recalled
     return Update(
         adapter=str(old.folder),

@@ -175,6 +175,10 @@ FILES = {
         "f.jsonl", lines({"city": "Elm", "opens": "07:10", "n": 1}), [("", "07:10")], ("n (",),
         {"prompt_template": "{city}: ", "fields": {"completion": "opens"}},
     ),
+    "a template, the answer's column and a prompt": File(
+        "f.jsonl", lines({"prompt": "q", "city": "Elm", "opens": "07:10"}), "would lose its prompt ('prompt')",
+        reading={"prompt_template": "{city}: ", "fields": {"completion": "opens"}},
+    ),
     "a template and a known answer": File("f.jsonl", lines({"city": "Elm", "value": "07:10"}), [("", "07:10")],
                                           reading={"prompt_template": "{city}: "}),
     "a template of no known column": File("f.jsonl", lines({"city": "Elm", "value": "07:10"}), "names {town}",

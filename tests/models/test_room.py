@@ -74,7 +74,7 @@ def test_what_a_card_has_free(torch: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert devices.free_memory(torch.device("cpu")) is None
 
 
-@pytest.mark.parametrize(("device", "wanted"), [("cuda:1", {"": "cuda:1"}), ("cpu", None)])
+@pytest.mark.parametrize(("device", "wanted"), [("cuda:1", {"": "cuda:1"}), ("mps", None), ("cpu", None)])
 def test_weights_are_read_to_the_card_that_uses_them(
     device: str, wanted: Any, able_llama: Path, torch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
