@@ -259,8 +259,11 @@ def test_a_gguf_that_lacks_weights_leaves_nothing_behind(torch: Any, tiny_llama:
     whole = save_gguf(tiny_llama, path).read_bytes()
     named = b"llama.block_count" + struct.pack("<II", 4, 4)
     assert named in whole
-    for layers, said in ((5, "weights are not there"), (0, "number of layers is 0"), (2**32 - 1, "4294967295")):
-        path.write_bytes(whole.replace(named, named[:-4] + struct.pack("<I", layers)))
+    bad = [(whole.replace(b"blk.3.attn_v.weight", b"blk.3.attn_w.weight"), "weights are not there")]
+    for layers, said in ((5, "names 5 layers and holds weights of 4"), (0, "layers is 0"), (2**32 - 1, "4294967295")):
+        bad.append((whole.replace(named, named[:-4] + struct.pack("<I", layers)), said))
+    for data, said in bad:
+        path.write_bytes(data)
         with pytest.raises(ModelError, match=said):
             models.resolve(str(path))
         folder = catalog.cache_folder() / "models"
