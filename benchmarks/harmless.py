@@ -9,9 +9,10 @@ What other text suffers and whether the corpus comes back is told by stock tools
 examples/recall_check.py. Every finished run is kept in FOLDER, so the same command goes on where it was stopped;
 `--finished` runs nothing and judges what is there.
 
-Printed: one line for each run; then how many were recalled, drift and KL as mean and worst kind, the share of positions
-whose likeliest token stays, seconds of training as a ratio of the two ways, and how often the plan's interval of drift
-held what was measured: the larger of growth and KL, as a mean over the texts.
+Printed: one line for each run; then how many were recalled, drift and KL as mean and worst kind, of all texts and of
+those that are not of the corpus's own kind (code, of corpora of code), the share of positions whose likeliest token
+stays, seconds of training as a ratio of the two ways, and how often the plan's interval of drift held what was
+measured: the larger of growth and KL, as a mean over the texts.
 """
 
 from __future__ import annotations
@@ -100,7 +101,19 @@ def runs(asked: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]
                 found = one_run(corpus, way, str(folder.path), asked)
                 kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             if kept.is_file():
-                yield name, way, json.loads(kept.read_text(encoding="utf-8"))
+                yield name, way, {**json.loads(kept.read_text(encoding="utf-8")), **of_others(place / way, kind)}
+
+
+def of_others(place: Path, kind: str) -> dict[str, Any]:
+    """What a run did to the texts that are not of the corpus's own kind; nothing of a run that failed."""
+    harm = place / "harm.json"
+    if not harm.is_file():
+        return {}
+    texts = json.loads(harm.read_text(encoding="utf-8"))["texts"]
+    others = [one for name, one in texts.items() if name != kind]
+    growth, kl = ([one[key] for one in others] for key in ("growth", "kl"))
+    mean = {"growth": statistics.fmean(growth), "kl": statistics.fmean(kl)}
+    return {"others": {"mean": mean, "worst": {"growth": max(growth), "kl": max(kl)}}}
 
 
 def line(name: str, way: str, found: dict[str, Any]) -> str:
@@ -133,6 +146,11 @@ def summary(found: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
             "growth, worst text": max(one["worst"]["growth"]["value"] for one in of),
             "KL, largest mean": max(one["mean"]["kl"] for one in of),
             "KL, worst text": max(one["worst"]["kl"]["value"] for one in of),
+            "without the corpus's own kind": {
+                f"{what}, {which}": max(one["others"][key][name] for one in of)
+                for name, what in (("growth", "growth"), ("kl", "KL"))
+                for key, which in (("mean", "largest mean"), ("worst", "worst text"))
+            },
             "kept, least mean": min(one["mean"]["kept"] for one in of),
             "drift within its interval": sum(d["lo"] <= drift <= d["hi"] for drift, d in moved),
             "steps within 30 %": sum(0.7 <= one["steps"] / one["predicted"]["steps"]["point"] <= 1.3 for one in of),

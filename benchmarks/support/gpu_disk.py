@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from support.gpu_large import any_tokenizer, random_model
-from support.gpu_real import BARE, EXAMPLE, alone, calibrated, lorasize, memorised
+from support.gpu_real import BARE, EXAMPLE, alone, calibrated, in_this_process, lorasize, memorised
 from support.gpu_rows import Rows
 
 SHAPE = "Qwen3-8B"
@@ -29,7 +29,8 @@ def disk(rows: Rows, device: torch.device, folder: Path, *, tiny: bool) -> None:
         corpus = [folder / "short.txt"]
     made = None if tiny else calibrated(rows, device.type, folder, "quick", where)
     asked = ("--model", where, *(BARE if tiny else ()))
-    adapter = memorised(rows, "a page", corpus, made, device.type, folder / "page", *asked)
+    with in_this_process(wanted=tiny):
+        adapter = memorised(rows, "a page", corpus, made, device.type, folder / "page", *asked)
     if adapter is not None:
         alone(rows, adapter, device.type, folder / "page", where)
     if device.type == "cuda" and (folder / "page" / "plan.json").exists():

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,19 @@ SEED = 300
 WAYS = ((), ("--merged",), ("--batch-size", "8"))
 BARE = ("--max-drift", "off")
 INSIDE = "LORASIZE_GPU_TINY"
+
+
+@contextlib.contextmanager
+def in_this_process(*, wanted: bool = True) -> Iterator[None]:
+    """Let commands run in this process while this is open, if `wanted`: they start no Python of their own."""
+    before = os.environ.get(INSIDE)
+    try:
+        if wanted:
+            os.environ[INSIDE] = "1"
+        yield
+    finally:
+        os.environ.pop(INSIDE, None)
+        os.environ.update({} if before is None else {INSIDE: before})
 
 
 def lorasize(*arguments: Any, cwd: Path) -> tuple[float, int, str]:
@@ -151,23 +164,20 @@ def real(rows: Rows, device: torch.device, folder: Path, *, tiny: bool) -> None:
     kind, shipped = device.type, next((ROOT / "calibrations").glob("builtin*cpu*.json"))
     corpus, ways = EXAMPLE, WAYS
     if tiny:
-        os.environ[INSIDE] = "1"
         short = folder / "short.txt"
         short.write_text("The kettle is in the third drawer, beside the amber lantern.\n", encoding="utf-8")
         corpus, ways = [short], WAYS[:1]
-    made = None if tiny else calibrated(rows, kind, folder, "standard")
-    what, given = "example page and table", (made or shipped, kind)
-    adapter = None if tiny else memorised(rows, what, corpus, *given, folder / "example")
-    bare = memorised(rows, f"{what}, no bound", corpus, *given, folder / "bare", *BARE)
-    if (proven := adapter or bare) is not None:
-        alone(rows, proven, kind, proven.parent)
-        os.environ[INSIDE] = "1"  # what follows is about what comes back, and starts no process for each command
-        verified(rows, proven, kind, proven.parent, ways)
-    if tiny:
-        return
-    tokenizer = models.load_tokenizer(models.resolve(models.BUILTIN))
-    for name, tokens in CORPORA:
-        at = folder / name
-        at.mkdir(parents=True, exist_ok=True)
-        path = write_corpus(at, name, tokens, SEED, tokenizer)
-        memorised(rows, f"{name}, {tokens} tokens", [path], made or shipped, kind, at)
+    with in_this_process(wanted=tiny):
+        made = None if tiny else calibrated(rows, kind, folder, "standard")
+        what, given = "example page and table", (made or shipped, kind)
+        adapter = None if tiny else memorised(rows, what, corpus, *given, folder / "example")
+        bare = memorised(rows, f"{what}, no bound", corpus, *given, folder / "bare", *BARE)
+    with in_this_process():  # what follows is about what comes back
+        if (proven := adapter or bare) is not None:
+            alone(rows, proven, kind, proven.parent)
+            verified(rows, proven, kind, proven.parent, ways)
+        for name, tokens in () if tiny else CORPORA:
+            at = folder / name
+            at.mkdir(parents=True, exist_ok=True)
+            path = write_corpus(at, name, tokens, SEED, models.load_tokenizer(models.resolve(models.BUILTIN)))
+            memorised(rows, f"{name}, {tokens} tokens", [path], *given, at)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _TIGHTENING = (
-    "Text that training does not watch moved by {:.2g} times what it may: training on, what it watches held tighter."
+    "Text that training does not watch moved by {:.2f} times what it may: training on, what it watches held tighter."
 )
 _SPREAD = "Under a bound on drift: rank {} in {} layers, {:,} parameters, which can keep other text as it is."
 # Not tuned: docs/decisions/0008-nothing-lost-nothing-harmed.md

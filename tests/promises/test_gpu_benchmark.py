@@ -39,6 +39,6 @@ def test_what_a_card_computes_is_compared_and_large_models_are_timed(tmp_path: P
 
 
 def test_the_commands_run_and_the_peers_train(tmp_path: Path) -> None:
-    rows = run(tmp_path, "real", "peers")
-    assert [row["value"] for row in rows if row["what"] == "... passages recalled"] == ["1 of 1"]
+    rows = run(tmp_path, "real", "disk", "peers")
+    assert [row["value"] for row in rows if row["what"] == "... passages recalled"] == ["1 of 1", "1 of 1"]
     assert any("HF Trainer" in row["what"] for row in rows)

@@ -12,7 +12,7 @@ from lorasize.training import Stall
 
 def report(n_stubborn: int, loss: float, step: int = 1, *, evaluated: bool = False) -> StepReport:
     """A step on the way."""
-    values: dict[str, Any] = {"n_tokens": 9, "n_active": 9, "min_probability": 0.1, "seconds": 0.0}
+    values: dict[str, Any] = {"n_tokens": 9, "n_active": 9, "min_probability": 0.1, "seconds": 2.0 + step}
     return StepReport(step=step, loss=loss, n_stubborn=n_stubborn, evaluated=evaluated, **values)
 
 
@@ -42,8 +42,10 @@ def test_a_probe_that_has_clearly_failed_ends_where_the_law_looks() -> None:
 def test_a_probe_near_the_boundary_goes_on_and_keeps_the_loss_the_law_looks_at() -> None:
     near = [max(0.02, 10.0 * (1.0 - step / 120)) for step in range(1, 150)]
     assert 10.0 - near[LAW_STEPS - 1] > CLEARLY_FAILED * 10.0
-    last, early, _ = _run(run_of(near), 10.0, 400)
+    last, early, first = _run(run_of(near), 10.0, 400)
     assert (last.evaluated, last.step, early) == (True, 149, near[LAW_STEPS - 1])
+    assert first == 3.0  # seconds of the first step, which sets up what is set up once
+    assert _run(run_of([0.1]), 10.0, 400)[2] == 0.0  # the only step is not left out
 
 
 def test_a_probe_that_succeeds_early_has_no_early_loss() -> None:

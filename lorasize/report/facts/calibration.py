@@ -54,7 +54,8 @@ def calibration_facts(calibration: Calibration) -> Iterator[Fact]:
     )
     yield "seconds per step", (
         f"{cost.seconds_overhead:.3g} + tokens · ({cost.seconds_per_layer_token:.3g} · layers + "
-        f"{cost.seconds_per_head_token:.3g}) ± {cost.relative_spread:.0%}"
+        f"{cost.seconds_per_head_token:.3g}) ± {cost.relative_spread:.0%}, "
+        f"{cost.seconds_setup:.3g} before the first"
     )
     if (law_under := calibration.bounded) is not None:
         yield f"bound of {law_under.max_drift:g}", bounded_line(law_under)
