@@ -1,7 +1,7 @@
 """lorasize on a CUDA card: is it right, does the law hold there, how fast is it, and beside whom.
 
     python benchmarks/gpu.py [correct] [real] [large] [disk] [peers] --out FOLDER [--seconds PART=N ...]
-    python benchmarks/gpu.py --tiny --out FOLDER   every part on a CPU, in two or three minutes; its figures mean nothing
+    python benchmarks/gpu.py --tiny --out FOLDER   every part on a CPU, in some three minutes; its figures mean nothing
 
 One table last; `results.json` in the folder is written after every row, with card, versions, command and date beside
 them. A part has a time limit; what it had measured by then stays. The parts: support/gpu_correct.py, gpu_real.py,
