@@ -1,13 +1,14 @@
 """Whether plans under the bound on drift come true, and what they cost beside plans without one.
 
-    python benchmarks/harmless.py [--model MODEL] [--corpora 12] [--first-seed 9000] [--calibration FILE]
-                                  [--ways bounded,bare] [--folder FOLDER] [--out FILE] [--finished]
+    python benchmarks/harmless.py [--model MODEL] [--corpora 12 | --tokens 100,150,220,300] [--first-seed 9000]
+                                  [--calibration FILE] [--ways bounded,bare] [--folder FOLDER] [--out FILE]
+                                  [--finished]
 
-Corpora nobody tuned for are made from a seed: prose, code, records, random tokens (support/corpora.py). Each is planned
-and applied by the command line with `--max-drift 0.02` (`bounded`) and `--max-drift off` (`bare`), without growing.
-What other text suffers and whether the corpus comes back is told by stock tools alone: examples/harm_check.py and
-examples/recall_check.py. Every finished run is kept in FOLDER, so the same command goes on where it was stopped;
-`--finished` runs nothing and judges what is there.
+Corpora nobody tuned for are made from a seed: prose, code, records, random tokens (support/corpora.py); with
+`--tokens`, one of each kind at each of these sizes. Each is planned and applied by the command line with
+`--max-drift 0.02` (`bounded`) and `--max-drift off` (`bare`), without growing. What other text suffers and whether the
+corpus comes back is told by stock tools alone: examples/harm_check.py and examples/recall_check.py. Every finished run
+is kept in FOLDER, so the same command goes on where it was stopped; `--finished` runs nothing and judges what is there.
 
 Printed: one line for each run; then how many were recalled, drift and KL as mean and worst kind, of all texts and of
 those that are not of the corpus's own kind (code, of corpora of code), the share of positions whose likeliest token
@@ -27,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from support.corpora import write_corpus
+from support.corpora import KINDS, write_corpus
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -89,8 +90,9 @@ def runs(asked: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]
     from lorasize import models
 
     folder = models.open(asked.model, None)
+    wanted = [(kind, n) for n in asked.tokens for kind in KINDS] or CORPORA[: asked.corpora]
     for way in asked.ways.split(","):
-        for k, (kind, n_tokens) in enumerate(CORPORA[: asked.corpora]):
+        for k, (kind, n_tokens) in enumerate(wanted):
             seed = asked.first_seed + k
             name = f"{kind}-{n_tokens}-{seed}"
             place = asked.folder / name
@@ -171,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:smollm2-135m-instruct")
     parser.add_argument("--corpora", type=int, default=12)
+    parser.add_argument("--tokens", type=lambda listed: [int(n) for n in listed.split(",")], default=[])
     parser.add_argument("--first-seed", type=int, default=9000)
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--ways", default=",".join(WAYS))

@@ -8,7 +8,7 @@ others sum to is followed to first order. Full looks, which decide, see every ro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from lorasize.losses.head import AnyHead, Head
 from lorasize.losses.token_losses import Rest
 
 LARGE = 100_000  # rows from which on a shortlist is worth it: docs/log/speed.md#a-shortlist-of-the-head
-_SHARE = 1 / 16  # of the rows: docs/log/speed.md#a-shortlist-of-the-head
+_SHARE = 1 / 8  # of the rows: docs/log/speed.md#a-shortlist-that-is-wrong
 _TENSORS = ("rows", "targets", "offset", "slope")
-_STEPS = 8  # after which the whole head is seen again: docs/log/speed.md#a-shortlist-of-the-head
+_STEPS = 8  # after which the whole head is seen again at the latest: docs/log/speed.md#a-shortlist-of-the-head
+_TOLERANCE = 0.3  # nats by which one may be wrong when it is made again: docs/log/speed.md#a-shortlist-that-is-wrong
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Shortlist:
         offset: With `slope`, ln Σ exp of the other rows' logits to first order around the states seen, shape (token,).
         slope: Its derivative by the hidden state, shape (token, width).
         born: The step at which the whole head was seen.
+        lasts: Steps after which it is seen again.
     """
 
     rows: Tensor
@@ -43,10 +45,15 @@ class Shortlist:
     offset: Tensor
     slope: Tensor
     born: int
+    lasts: int = 1
 
     def rest(self, hidden: Tensor) -> Rest:
         """What the other rows amount to at these hidden states, shape (token, width)."""
         return Rest(self.offset + (self.slope * hidden).sum(dim=1), self.slope)
+
+    def log_sum(self, hidden: Tensor) -> Tensor:
+        """The ln Σ exp of all logits at these hidden states, as it is taken to be, nats, shape (token,)."""
+        return torch.logaddexp(self.head.logits(hidden).logsumexp(dim=0), self.rest(hidden).logit)
 
 
 @torch.no_grad()
@@ -82,8 +89,19 @@ def _part(head: Head, rows: Tensor) -> Head:
     return Head(head.weight[rows], None if head.bias is None else head.bias[rows], head.softcap, head.scale)
 
 
+@torch.no_grad()
+def _lasts(old: Shortlist | None, made: Shortlist, hidden: Tensor) -> int:
+    """How many steps a shortlist lasts that takes an old one's place. Its error grows with the square of them."""
+    if old is None:
+        return 1
+    wrong = float((made.log_sum(hidden) - old.log_sum(hidden)).abs().mean())
+    if wrong > _TOLERANCE:
+        return max(1, old.lasts // 2)
+    return min(_STEPS, 2 * old.lasts) if wrong < _TOLERANCE / 4 else old.lasts
+
+
 class Shortlists:
-    """The shortlists of one training's batches, each made again after some steps."""
+    """The shortlists of one training's batches, each made again after some steps: the fewer, the more it was wrong."""
 
     def __init__(self, head: AnyHead) -> None:
         """None is made yet. A head that caps its logits has none, nor has one that is not known."""
@@ -100,9 +118,10 @@ class Shortlists:
         """That of a batch at a step; `hidden` predicts its target tokens, shape (token, width)."""
         assert self._head is not None
         held = self._held.get(batch.passages)
-        if held is None or step >= held.born + _STEPS:
-            self._held = {passages: s for passages, s in self._held.items() if step < s.born + _STEPS}
-            held = self._held[batch.passages] = shortlist(self._head, hidden, batch.targets, step)
+        if held is None or step >= held.born + held.lasts:
+            self._held = {passages: s for passages, s in self._held.items() if step < s.born + 2 * _STEPS}
+            made = shortlist(self._head, hidden, batch.targets, step)
+            held = self._held[batch.passages] = replace(made, lasts=_lasts(held, made, hidden))
         return held
 
     def tensors(self) -> dict[str, Tensor]:
@@ -112,7 +131,7 @@ class Shortlists:
 
     def to_json(self) -> list[dict[str, Any]]:
         """The rest of it, as JSON values."""
-        return [{"passages": passages, "born": s.born} for passages, s in self._held.items()]
+        return [{"passages": passages, "born": s.born, "lasts": s.lasts} for passages, s in self._held.items()]
 
     def restore(self, values: list[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
         """Take up what `to_json` and `tensors` gave."""
@@ -122,4 +141,5 @@ class Shortlists:
             device = self._head.weight.device
             named = {name: tensors[f"shortlist.{k}.{name}"].to(device) for name in _TENSORS}
             small = _part(self._head, named["rows"])
-            self._held[tuple(value["passages"])] = Shortlist(head=small, born=value["born"], **named)
+            born = {"born": value["born"], "lasts": value["lasts"]}
+            self._held[tuple(value["passages"])] = Shortlist(head=small, **born, **named)
