@@ -141,5 +141,5 @@ class Shortlists:
             device = self._head.weight.device
             named = {name: tensors[f"shortlist.{k}.{name}"].to(device) for name in _TENSORS}
             small = _part(self._head, named["rows"])
-            born = {"born": value["born"], "lasts": value["lasts"]}
-            self._held[tuple(value["passages"])] = Shortlist(head=small, **born, **named)
+            kept = Shortlist(head=small, born=value["born"], lasts=value["lasts"], **named)
+            self._held[tuple(value["passages"])] = kept

@@ -185,3 +185,21 @@ def compared(head: AnyHead, hidden: Tensor, base: Tensor, targets: Tensor) -> Te
         same = (before.argmax(dim=0) == after.argmax(dim=0)).float()
         parts.append(torch.stack([*losses, (before.exp() * (before - after)).sum(dim=0), same], dim=1).cpu())
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def divergence_gradient(head: AnyHead, hidden: Tensor, base: Tensor) -> Tensor:
+    """Gradient of each token's KL(base ‖ now) on its hidden state now, nats, shape (token, width).
+
+    Args:
+        head: The LM head.
+        hidden: Final hidden states now, shape (token, width).
+        base: The same under the base model.
+    """
+    gradient = torch.zeros_like(hidden)
+    for rows in torch.arange(len(hidden), device=hidden.device).split(max(8, head.chunk // 2)):
+        logits = head.logits(hidden[rows])
+        slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
+        excess = torch.softmax(logits, dim=0).sub_(torch.softmax(head.logits(base[rows]), dim=0))
+        gradient[rows] = head.pull_back(excess if slope is None else excess.mul_(slope)).to(hidden.dtype)
+    return gradient

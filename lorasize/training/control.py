@@ -19,7 +19,7 @@ from lorasize.losses.batches import Batch, make_batches
 from lorasize.losses.neutral import neutral_text, windows
 from lorasize.losses.statistics import Statistics, statistics_of
 from lorasize.losses.texts import POSITIONS, texts, windows_of
-from lorasize.losses.token_losses import compared
+from lorasize.losses.token_losses import compared, divergence_gradient
 from lorasize.models import BaseModel
 from lorasize.models.adapters import adapted_pairs, base_of
 from lorasize.records import RETAINED, Drift, KindDrift
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 TOKENS_WATCHED, TOKENS_SHOWN, TOKENS_RETAINED = 48, 160, 2048
 WATCHED_SHARE = 0.75  # of the bound, that what is watched must keep: what is shown is other text; not tuned
 _AT_ONCE = 4096  # positions on a card, which waits for the host in each pass: docs/log/speed.md#the-bound-on-a-card
+_PROMPTS_PULL = 1.0  # of the pull on prompts, beside the loss to be learned: docs/log/harm.md#what-a-prompt-begins-with
+_PROMPT_TOKENS, _PROMPT_POSITIONS = 16, 128  # of a prompt, and of all; not tuned
 _ONCE = "Taking the model's statistics on general text, once for each model: up to some minutes."
 _ROOM = 0.6  # share of the bound up to which there is room to pull less; not tuned
 _EVERY = 5  # steps between two measurements while the bound is broken; not tuned
@@ -54,6 +56,30 @@ class OtherText:
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of the corpus, position by position, and what the base model makes of them.
+
+    A prompt begins as other text does: with a bracket, a quotation mark, a word. What the adapter says there is no part
+    of what it is to hold, and nothing else keeps it from saying something else.
+
+    Attributes:
+        path: The batches, through the layers and the head that the corpus runs through.
+        states: The base model's hidden states for each batch, shape (token, width).
+    """
+
+    path: FastPath
+    states: Sequence[Tensor]
+
+    def pull(self) -> None:
+        """Add the gradient of KL(base ‖ adapted) on the prompts, as a mean over positions, to the parameters'."""
+        n = sum(map(len, self.states))
+        for batch, base in zip(self.path.batches, self.states, strict=True):
+            hidden = self.path.hidden(batch)
+            gradient = divergence_gradient(self.path.head, hidden.detach(), base)
+            hidden.backward(gradient * (_PROMPTS_PULL / n))
+
+
 @dataclass
 class Control:
     """Texts in batches, and what the base model makes of them.
@@ -64,6 +90,7 @@ class Control:
         states: The base model's hidden states for each batch, shape (token, width).
         bound: Nats per token that loss and predictions may move by; None where they are only measured.
         guard: What holds the adapter back; None without a bound.
+        prompts: What holds it back on the beginnings of the corpus's own prompts; None where nothing is to be held.
         drift: As last measured.
         waited: Steps since then.
         tightened: How often the bound was tightened.
@@ -74,6 +101,7 @@ class Control:
     states: Sequence[Tensor]
     bound: float | None
     guard: Guard | None = None
+    prompts: Prompts | None = None
     drift: Drift | None = None
     waited: int = 0
     tightened: int = 0
@@ -132,6 +160,8 @@ class Control:
         """Add to the gradients what holds the adapter back."""
         if self.guard is not None:
             self.guard.pull()
+        if self.prompts is not None:
+            self.prompts.pull()
 
     def stepped(self, loss: float, stubborn: float) -> None:
         """After a step on the corpus: its mean loss, nats per token, and the share of tokens that have not passed."""
@@ -183,26 +213,51 @@ def _record(sums: Mapping[str, Tensor], bound: float | None) -> Drift:
     )
 
 
-def control_of(adapted: PeftModel, corpus: FastPath, other: OtherText) -> Control:
+def control_of(
+    adapted: PeftModel, corpus: FastPath, other: OtherText, encoded: Sequence[EncodedPassage] = ()
+) -> Control:
     """The texts as batches, with the base model's states on them, which are run once and without the adapter.
 
     Args:
         adapted: The model with its adapter, which is put aside while this runs.
         corpus: The fast path of the corpus that is trained on; the texts run through the same layers and head.
         other: The texts.
+        encoded: The corpus, whose prompts are held to what the base model makes of them where there is a bound.
     """
-    base = base_of(adapted)
-    encoded = [window for windows in other.passages.values() for window in windows]
+    texts = [window for windows in other.passages.values() for window in windows]
     kinds = [kind for kind, windows in other.passages.items() for _ in windows]
-    with adapted.disable_adapter(), torch.no_grad():
+    path, states = _seen_by_the_base(adapted, corpus, texts)
+    if other.bound is None:
+        return Control(path, kinds, states, None)
+    begins = [] if corpus.gated else _beginnings(encoded)
+    prompts = Prompts(*_seen_by_the_base(adapted, corpus, begins)) if begins else None
+    return Control(path, kinds, states, other.bound, Guard(adapted, other.statistics), prompts)
+
+
+@torch.no_grad()
+def _seen_by_the_base(
+    adapted: PeftModel, corpus: FastPath, encoded: Sequence[EncodedPassage]
+) -> tuple[FastPath, list[Tensor]]:
+    """These texts in batches, and the base model's final hidden states that predict their targets."""
+    with adapted.disable_adapter():
         device = corpus.batches[0].ids.device
         at_once = POSITIONS if device.type == "cpu" or corpus.suffix.logits else _AT_ONCE
-        batches: list[Batch] = make_batches(base, encoded, corpus.suffix.first, at_once, device)
+        batches: list[Batch] = make_batches(base_of(adapted), encoded, corpus.suffix.first, at_once, device)
         path = FastPath(corpus.suffix, corpus.head, batches, corpus.shortlists)
         with path.suffix.entered():
-            states = [path.hidden(batch) for batch in batches]
-    guard = None if other.bound is None else Guard(adapted, other.statistics)
-    return Control(path, kinds, states, other.bound, guard)
+            return path, [path.hidden(batch) for batch in batches]
+
+
+def _beginnings(encoded: Sequence[EncodedPassage]) -> list[EncodedPassage]:
+    """Each prompt whose beginning no other one has, as a text that is predicted from its first token on."""
+    found: dict[tuple[int, ...], EncodedPassage] = {}
+    room = _PROMPT_POSITIONS
+    for one in encoded:
+        ids = one.prompt_ids[: _PROMPT_TOKENS + 1]
+        if len(ids) > 1 and ids not in found and len(ids) - 1 <= room:
+            found[ids] = EncodedPassage(one.passage, ids[:1], ids[1:])
+            room -= len(ids) - 1
+    return list(found.values())
 
 
 def other_text(

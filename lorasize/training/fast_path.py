@@ -33,6 +33,11 @@ class FastPath:
     batches: Sequence[Batch]
     shortlists: Shortlists
 
+    @property
+    def gated(self) -> bool:
+        """Whether the adapter acts on some positions alone."""
+        return self.batches[0].active is not None
+
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states that predict the target tokens, shape (token, width); the suffix must be entered.
 

@@ -118,7 +118,7 @@ class Trainer:
         self.options = options
         self._parameters = list(parameters(adapted).values())
         self._path = fast_path(adapted, encoded, options.batch_tokens)
-        self.control = None if other is None else control_of(adapted, self._path, other)
+        self.control = None if other is None else control_of(adapted, self._path, other, encoded)
         self._last = LastLosses(passage.n_tokens for passage in encoded)
         self._generator = torch.Generator().manual_seed(options.seed)
         order = torch.randperm(len(encoded), generator=self._generator).tolist()

@@ -46,7 +46,7 @@ from lorasize.training.run import ApplyOptions, Loading, Session
 from lorasize.verbs.applied import model_card, observation_of, record_of_run
 from lorasize.verbs.update import BaseAdapter, compare, read_base_adapter, require_activation, require_room
 
-_CHECKPOINTS = 2  # their version: what older ones hold does not fit, and begins anew
+_CHECKPOINTS = 3  # their version: what older ones hold does not fit, and begins anew
 
 
 @dataclass(frozen=True)

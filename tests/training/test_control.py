@@ -12,6 +12,7 @@ from support.sites import MLP
 
 from lorasize import cli, models
 from lorasize.artifacts.plans import write_plan
+from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import CorpusError
 from lorasize.losses import statistics
 from lorasize.losses.base import base_losses
@@ -19,10 +20,10 @@ from lorasize.losses.head import Head
 from lorasize.losses.neutral import windows
 from lorasize.losses.statistics import Statistics, statistics_of
 from lorasize.losses.texts import windows_of
-from lorasize.losses.token_losses import compared
+from lorasize.losses.token_losses import compared, divergence_gradient
 from lorasize.models import BaseModel, adapters
-from lorasize.records import Drift, Outcome
-from lorasize.training import Checkpoint, Trainer, TrainingOptions, guard, read_checkpoint, write_checkpoint
+from lorasize.records import Drift, Outcome, Passage
+from lorasize.training import Checkpoint, Trainer, TrainingOptions, control, guard, read_checkpoint, write_checkpoint
 from lorasize.training.control import Control, OtherText, other_text
 from lorasize.training.guard import Guard
 from lorasize.training.run import ApplyOptions, Session
@@ -44,6 +45,22 @@ def corpus(tmp_path: Path) -> Path:
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps({"prompt": p, "completion": t}) + "\n" for p, t in RECORDS), "utf-8")
     return path
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_the_gradient_of_a_divergence_is_what_autograd_says(torch: Any, softcap: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, base = torch.randn(50, 8, generator=generator), torch.randn(30, 8, generator=generator)
+    hidden = (base + 0.3 * torch.randn(30, 8, generator=generator)).requires_grad_()
+
+    def predicted(states: Any) -> Any:
+        logits = states @ weight.t()
+        return torch.log_softmax(logits if softcap is None else softcap * (logits / softcap).tanh(), -1)
+
+    before, after = predicted(base), predicted(hidden)
+    (before.exp() * (before - after)).sum().backward()
+    found = divergence_gradient(Head(weight, None, softcap, 1.0), hidden.detach(), base)
+    torch.testing.assert_close(found, hidden.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_compared_is_what_torch_says(torch: Any) -> None:
@@ -314,3 +331,42 @@ def test_a_bounded_training_goes_on_as_if_it_had_not_stopped(
     again = train(taken[0])
     assert again[0] == whole[0] > 12
     assert all(torch.equal(a, b) for a, b in zip(whole[1], again[1], strict=True))
+
+
+def a_passage(*prompt: int) -> EncodedPassage:
+    """One of which nothing but the prompt matters."""
+    return EncodedPassage(Passage(id="one", file="file", line=1, prompt="", target="text"), prompt, (1, 2))
+
+
+def test_prompts_are_held_from_their_first_token_on_each_beginning_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_PROMPT_TOKENS", 3)
+    monkeypatch.setattr(control, "_PROMPT_POSITIONS", 7)
+    longer, same, one, other = a_passage(1, 2, 3, 4, 5), a_passage(1, 2, 3, 4, 9), a_passage(7), a_passage(1, 5, 6, 7)
+    too_many = a_passage(8, 5, 6)
+    found = control._beginnings([longer, same, one, other, too_many])
+    assert [(begin.prompt_ids, begin.target_ids) for begin in found] == [((1,), (2, 3, 4)), ((1,), (5, 6, 7))]
+
+
+def test_what_a_prompt_begins_with_stays_the_base_models(
+    torch: Any, base: BaseModel, encode_text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text that begins as a prompt does is other text: nothing that is to be held stands there."""
+    encoded = encode_text("The pilot boards at the second buoy.\n\nWater and power are at every berth.")
+
+    def moved(pull: float) -> float:
+        monkeypatch.setattr(control, "_PROMPTS_PULL", pull)
+        adapted = adapters.attach(base.model, MLP, 4, 0)
+        try:
+            trainer = Trainer(adapted, encoded, TrainingOptions(max_steps=40), other_text(base, adapted, "", 1.0))
+            list(trainer.steps())
+            prompts = trainer.control.prompts
+            with prompts.path.suffix.entered(), torch.no_grad():
+                seen = [
+                    compared(prompts.path.head, prompts.path.hidden(batch), states, batch.targets)
+                    for batch, states in zip(prompts.path.batches, prompts.states, strict=True)
+                ]
+            return float(torch.cat(seen)[:, 2].mean())
+        finally:
+            adapters.detach(adapted)
+
+    assert moved(1.0) < 0.5 * moved(0.0)
