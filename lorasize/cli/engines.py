@@ -35,7 +35,7 @@ engine = options.all_of(
     ),
     click.option(
         "--engine-model", type=options.any_path, metavar="FILE",
-        help="The base as llama.cpp serves it, a GGUF file; by default the one that lorasize read the base from.",
+        help="The base as llama.cpp serves it, a GGUF file; by default the one that the base was read from.",
     ),
     click.option(
         "--engine-python", metavar="PATH",

@@ -59,27 +59,25 @@ def verify(
         device_map: How to spread the base over devices (`models.placement`); all on one when None.
         same_corpus: Whether the corpus has the bytes that the plan was made for, and the chat template goes by the
             clock or by chance: a prompt that it renders otherwise today is then taken as it was memorised, and said.
-        engine: What decodes in place of transformers, and is asked none of how the base is loaded from `device` to
-            `device_map`; transformers when None.
+        engine: What decodes in place of transformers, to which `device` to `device_map` are of no interest.
         notify: Told (passages done, passages).
 
     Raises:
         ModelError: a file is missing or damaged, the base is another one, the corpus is not the adapter's, or the
-            engine is missing, cannot load a file, dies or hangs.
+            engine fails.
     """
     record, addresses, changed = _read(folder)
     base = models.resolve(ref, revision) if ref else models.recorded_base(folder, record, revision)
     check_base(record.model_fingerprint, models.fingerprint(base), ref or record.plan.model.ref)
+    moved: tuple[str, ...] = ()
     if encoded is not None and same_corpus:
         encoded, moved = _as_memorised(addresses, encoded)
-    else:
-        moved = ()
     targets = _matched(addresses, encoded) if encoded is not None else None
     judged: Any = {"threshold": record.threshold, "notify": notify}
     if isinstance(engine, Server):
         report = decode_on_server(base, addresses, targets, engine, **judged)
     elif engine is not None:
-        how = replace(engine, model=engine.model or models.gguf_of(ref or record.plan.model.ref))
+        how = _with_model(engine, ref or record.plan.model.ref)
         report = decode_with_llama_cpp(folder, base, addresses, targets, how, **judged)
     else:
         weights = record.recall.quantization if quantize == "auto" else None if quantize == "none" else quantize
@@ -99,6 +97,11 @@ def _read(folder: Path) -> tuple[Memorization, list[PassageAddress], tuple[str, 
     if len(addresses) != record.recall.n_passages:
         raise ModelError(f"{folder / PASSAGES}: {len(addresses)} passages, {record.recall.n_passages} were proven")
     return record, addresses, changed
+
+
+def _with_model(engine: LlamaCpp, ref: str) -> LlamaCpp:
+    """The engine with the GGUF file that the base was read from, where no other is named."""
+    return engine if engine.model is not None else replace(engine, model=models.gguf_of(ref))
 
 
 def _as_memorised(

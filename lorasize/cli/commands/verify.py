@@ -25,7 +25,7 @@ Example:
   lorasize verify adapter page.md table.jsonl --report json
   lorasize verify adapter --merged --dtype bfloat16 --batch-size 8
   lorasize verify adapter --engine llama.cpp --engine-model base.Q8_0.gguf
-  lorasize verify adapter --engine http://localhost:8000/v1 --served-model facts
+  lorasize verify adapter --engine http://host:8000/v1 --served-model facts
 """
 )
 @click.argument("adapter", type=options.existing_folder)

@@ -92,11 +92,11 @@ class _Client:
 
     def __init__(self, server: Server) -> None:
         """Refuse what is no address, before anything is sent."""
-        parts = urlsplit(server.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ModelError(f"{_shown(server.url)}: no address of a server, such as http://localhost:8000/v1")
-        if "@" in parts.netloc:
+        if "@" in server.url:
             raise ModelError("the server's address holds a name or a password: give a token in the environment instead")
+        if not _is_address(server.url):
+            shown = " ".join(server.url.split())
+            raise ModelError(f"{shown:.200}: no address of a server, such as http://localhost:8000/v1")
         self.url = server.url.rstrip("/")
         self.version = "version not told"
         self._server = server
@@ -182,6 +182,10 @@ def _text(error: urllib.error.HTTPError) -> str:
         return body or str(error.reason or "")
 
 
-def _shown(url: str) -> str:
-    """An address without what may stand before its host."""
-    return url.rpartition("@")[2][:200]
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        plain = url.isprintable() and " " not in url and (parts.port is None or parts.port > 0)
+    except ValueError:  # no number, or an unfinished address of IPv6
+        return False
+    return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query + parts.fragment
