@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,25 +28,28 @@ def _engine(context: click.Context, parameter: click.Parameter, value: str) -> s
     raise click.BadParameter(f"{value!r} is no engine; known are {known}", context, parameter)
 
 
+_model = click.option(
+    "--engine-model", type=options.any_path, metavar="FILE",
+    help="The base as llama.cpp serves it, a GGUF file; by default the one that the base was read from.",
+)
+_python = click.option(
+    "--engine-python", metavar="PATH",
+    help="The Python that has the package xllamacpp, which holds llama.cpp; by default this one.",
+)
+_timeout = click.option(
+    "--engine-timeout", callback=options.duration, default="10 min", show_default=True, metavar="TIME",
+    help="What an engine's start, or one passage, may take.",
+)
+llama_cpp = options.all_of(_model, _python, _timeout)
 engine = options.all_of(
     click.option(
         "--engine", metavar="ENGINE", default=TRANSFORMERS, show_default=True, callback=_engine,
         help="What decodes: transformers, llama.cpp, or the address of an OpenAI-compatible server that is up, such as "
         "http://localhost:8000/v1; its token is taken from LORASIZE_ENGINE_TOKEN or OPENAI_API_KEY.",
     ),
-    click.option(
-        "--engine-model", type=options.any_path, metavar="FILE",
-        help="The base as llama.cpp serves it, a GGUF file; by default the one that the base was read from.",
-    ),
-    click.option(
-        "--engine-python", metavar="PATH",
-        help="The Python that has the package xllamacpp, which holds llama.cpp; by default this one.",
-    ),
+    _model, _python,
     click.option("--served-model", metavar="NAME", help="What the server calls the adapter."),
-    click.option(
-        "--engine-timeout", callback=options.duration, default="10 min", show_default=True, metavar="TIME",
-        help="What an engine's start, or one passage, may take.",
-    ),
+    _timeout,
 )  # fmt: skip
 
 
@@ -61,15 +65,20 @@ def chosen_engine(chosen: dict[str, Any]) -> LlamaCpp | Server | None:
     if kind == TRANSFORMERS:
         return None
     if kind == LLAMA_CPP:
-        from lorasize.recall.engines.llama_cpp import LlamaCpp
-
-        return LlamaCpp(chosen["engine_model"], chosen["engine_python"], chosen["engine_timeout"])
+        return chosen_llama_cpp(chosen)
     if not served:
         raise click.UsageError("--served-model must say what the server calls the adapter", click.get_current_context())
     from lorasize.recall.engines.server import Server
 
     token = next((value for value in map(os.environ.get, TOKENS) if value), None)
     return Server(name, served, token, chosen["engine_timeout"])
+
+
+def chosen_llama_cpp(chosen: dict[str, Any], adapter: Path | None = None) -> LlamaCpp:
+    """llama.cpp as the options say, with this file of the adapter, or one made for the occasion."""
+    from lorasize.recall.engines.llama_cpp import LlamaCpp
+
+    return LlamaCpp(chosen["engine_model"], chosen["engine_python"], chosen["engine_timeout"], adapter)
 
 
 def _refuse_others(kind: str, name: str) -> None:

@@ -103,7 +103,8 @@ def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
     if isinstance(error, errors.CorpusError):
         return _corpus_hint(error, invocation)
     if isinstance(error, errors.ModelError):
-        return _engine_hint(error) if invocation.has("--engine") else _model_hint(invocation.command)
+        engines = invocation.has("--engine") or invocation.has("--prove")
+        return _engine_hint(error) if engines else _model_hint(invocation.command)
     if invocation.command in ("apply", "check"):
         return "run `lorasize plan CORPUS` to make a plan"
     return "--compare takes a plan that `lorasize plan` wrote" if invocation.has("--compare") else ""

@@ -228,3 +228,24 @@ def test_changed_weights_are_told(
     data[-4] ^= 1
     (folder / adapter_folder.WEIGHTS).write_bytes(data)
     assert verify(folder, passages, engine=tell()).changed_files == (adapter_folder.WEIGHTS,)
+
+
+@pytest.mark.usefixtures("_folder")
+def test_an_exported_file_is_proven_on_demand(
+    memorised: Path, passages: list[EncodedPassage], tell: Tell, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "facts.gguf"
+    command = ["export", str(memorised), "--out", str(out), "--prove", "--engine-model", str(tell().model)]
+    assert cli.main(command) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{out}\n"
+    assert said.err.startswith("RECALLED: 3 of 3 passages recalled")
+    tell({1: content(passages[1].target_ids[:-1], stops=False)})
+    assert cli.main(command) == 4
+    verdict, lost, how = capsys.readouterr().err.splitlines()
+    assert verdict.startswith("LOST: 2 of 3 passages recalled")
+    assert lost == "corpus.jsonl:2: a text that does not stop (the corpus is not at hand)"
+    assert how.startswith("decoded greedily by llama.cpp (xllamacpp 1.2.3): base.gguf")
+    tell(fault="load")
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err.splitlines()[1].startswith("hint: --engine-model names the base's GGUF file")

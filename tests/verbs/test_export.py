@@ -83,7 +83,7 @@ def test_the_command_prints_the_file_and_says_that_it_is_not_proven(
     assert cli.main(["export", str(folder), "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert said.out == f"{out}\n"
-    assert said.err.startswith("not proven: no engine has decoded with this file yet; `lorasize verify ")
+    assert said.err.startswith("not proven: no engine has decoded with this file yet; with --prove llama.cpp does")
     assert cli.main(["export", str(folder), "--out", str(out), "-q"]) == 0
     assert capsys.readouterr().err == ""
 

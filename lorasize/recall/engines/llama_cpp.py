@@ -35,11 +35,13 @@ class LlamaCpp:
         model: The base as it is served, a GGUF file; None: the one that lorasize read the base from.
         python: The Python that has the package xllamacpp; the current one when None.
         patience: Seconds that the start, or one passage, may take.
+        adapter: The GGUF file of the adapter; None: one that is made for the occasion.
     """
 
     model: Path | None = None
     python: str | None = None
     patience: float = 600.0
+    adapter: Path | None = None
 
 
 def decode_with_llama_cpp(
@@ -68,8 +70,9 @@ def decode_with_llama_cpp(
     """
     model = _present(how.model)
     with tempfile.TemporaryDirectory() as scratch:
-        adapter = Path(scratch, "adapter.gguf")
-        write_gguf(folder, base, adapter, folder.resolve().name)
+        adapter = how.adapter or Path(scratch, "adapter.gguf")
+        if how.adapter is None:
+            write_gguf(folder, base, adapter, folder.resolve().name)
         job = _job(adapter, model, addresses, targets)
         python = how.python or sys.executable
         with started([python, str(_SCRIPT)], _told(job), NAME, how.patience) as process:
@@ -94,7 +97,7 @@ def _job(
 ) -> DecodeJob:
     return DecodeJob(
         base=str(model.resolve()),
-        adapter=str(adapter),
+        adapter=str(adapter.resolve()),
         device="cpu",
         dtype=_file_type(model),
         prompts=tuple(one.prompt_ids for one in addresses),

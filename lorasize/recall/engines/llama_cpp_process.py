@@ -42,6 +42,8 @@ def _served(xllamacpp: Any, job: dict[str, Any]) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path = job["model"]
     params.n_ctx, params.warmup = job["n_context"], False
+    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():  # as torch has it; more than there are idle wait
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(job["adapter"], 1.0)]
     return xllamacpp.Server(params)
 

@@ -25,7 +25,8 @@ __version__ = "1.2.3"
 
 def CommonParams() -> SimpleNamespace:
     """Settings, which a Server looks at."""
-    return SimpleNamespace(model=SimpleNamespace(path=""), lora_adapters=[])
+    threads = {name: SimpleNamespace(n_threads=-1) for name in ("cpuparams", "cpuparams_batch")}
+    return SimpleNamespace(model=SimpleNamespace(path=""), lora_adapters=[], **threads)
 
 
 def CommonAdapterLoraInfo(path: str, scale: float) -> tuple[str, float]:
