@@ -61,7 +61,7 @@ def chosen_engine(chosen: dict[str, Any]) -> LlamaCpp | Server | None:
     """
     name, served = chosen["engine"], chosen["served_model"]
     kind = name if name in (TRANSFORMERS, LLAMA_CPP) else "a server"
-    _refuse_others(kind, name)
+    _refuse_others(kind)
     if kind == TRANSFORMERS:
         return None
     if kind == LLAMA_CPP:
@@ -81,7 +81,7 @@ def chosen_llama_cpp(chosen: dict[str, Any], adapter: Path | None = None) -> Lla
     return LlamaCpp(chosen["engine_model"], chosen["engine_python"], chosen["engine_timeout"], adapter)
 
 
-def _refuse_others(kind: str, name: str) -> None:
+def _refuse_others(kind: str) -> None:
     """Refuse what was asked of another engine than the one that decodes."""
     context = click.get_current_context()
     typed = click.core.ParameterSource.COMMANDLINE
@@ -89,4 +89,4 @@ def _refuse_others(kind: str, name: str) -> None:
         asked = context.get_parameter_source(parameter.name or "") is typed
         needs = TRANSFORMERS if parameter.name in _BY_TRANSFORMERS else _OF_ENGINE.get(parameter.name or "")
         if asked and needs is not None and needs != kind:
-            raise click.UsageError(f"{parameter.opts[0]} is for the engine {needs}, not for {name}", context)
+            raise click.UsageError(f"{parameter.opts[0]} is for {needs}, not for {kind}", context)

@@ -1,7 +1,8 @@
 """A LoRA adapter as a GGUF file, the form in which llama.cpp loads it.
 
 The names are those of the package `gguf`, by its own map; the metadata and the order of rows are those that llama.cpp's
-`convert_lora_to_gguf.py` writes. Matrices are float32: half of a rank that was measured to be just enough is no saving.
+`convert_lora_to_gguf.py` writes. Matrices stay float32: an adapter that is just large enough
+has no precision to spare.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def serving(adapter: AdapterSpec, serve: Serve) -> Serving:
     notes = {
         "peft": "PEFT loads the folder as it is.",
         "vllm": f"Start vLLM with max_lora_rank {bucket} (its default is {VLLM_DEFAULT_RANK}).",
-        "llama.cpp": "Convert with llama.cpp's convert_lora_to_gguf.py, then verify recall on the converted file.",
+        "llama.cpp": "Export the adapter as GGUF, then let llama.cpp verify recall with the base file that it serves.",
         "merged": "Merging rounds the weights to the base's dtype: apply decodes the merged model.",
     }
     if serve == "vllm" and bucket is None:

@@ -206,11 +206,11 @@ def test_the_command_has_the_same_exit_codes(
     ("options", "said"),
     [
         (["--engine", "vllm"], "'vllm' is no engine; known are transformers, llama.cpp or the address of a server"),
-        (["--engine", "llama.cpp", "--merged"], "--merged is for the engine transformers, not for llama.cpp"),
-        (["--engine", "llama.cpp", "--dtype", "bfloat16"], "--dtype is for the engine transformers, not for llama.cpp"),
-        (["--engine-python", "python3"], "--engine-python is for the engine llama.cpp, not for transformers"),
+        (["--engine", "llama.cpp", "--merged"], "--merged is for transformers, not for llama.cpp"),
+        (["--engine", "llama.cpp", "--dtype", "bfloat16"], "--dtype is for transformers, not for llama.cpp"),
+        (["--engine-python", "python3"], "--engine-python is for llama.cpp, not for transformers"),
         (["--engine", "http://a/v1"], "--served-model must say what the server calls the adapter"),
-        (["--engine", "http://a/v1", "--served-model", "a", "--engine-model", "b"], "--engine-model is for the engine"),
+        (["--engine", "http://a/v1", "--served-model", "a", "--engine-model", "b"], "for llama.cpp, not for a server"),
     ],
 )
 def test_options_of_another_engine_are_refused(

@@ -155,6 +155,9 @@ def test_the_command_takes_the_token_from_the_environment(
         assert "HTTP 401" in said.err
         assert "LORASIZE_ENGINE_TOKEN or OPENAI_API_KEY in the environment holds the token" in said.err
         assert "another-secret" not in said.out + said.err
+        assert cli.main([*command[:3], url.replace("//", "//me:hunter2@"), "--served-model", "facts"]) == 2
+        said = capsys.readouterr()
+        assert "hunter2" not in said.out + said.err
         monkeypatch.setenv("LORASIZE_ENGINE_TOKEN", TOKEN)
         assert cli.main([*command, "facts"]) == 0
         assert cli.main([*command, "base"]) == 4

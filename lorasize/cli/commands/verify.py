@@ -53,7 +53,7 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
         encoded, same = _corpus_of(adapter, record, corpus, invocation.model, revision)
         if encoded is None:
             progress.note("the corpus is not at hand: texts are compared by their digests")
-        progress.doing("decoding in a fresh process" if asked is None else f"decoding by {chosen['engine']}")
+        progress.doing("decoding in a fresh process" if asked is None else "decoding by the engine")
         report = verb.verify(
             adapter, encoded, ref=invocation.model, revision=revision, device=chosen["device"],
             dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"],
