@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lorasize.verbs.apply import Applied, apply
     from lorasize.verbs.calibrate import calibrate
     from lorasize.verbs.check import check
+    from lorasize.verbs.export import export
     from lorasize.verbs.plan import PlanOptions, Sized, plan
     from lorasize.verbs.verify import verify
 
@@ -57,6 +58,7 @@ __all__ = [
     "apply",
     "calibrate",
     "check",
+    "export",
     "plan",
     "verify",
 ]
@@ -68,6 +70,7 @@ _HOMES = {
     "verbs.apply": ("Applied", "apply"),
     "verbs.calibrate": ("calibrate",),
     "verbs.check": ("check",),
+    "verbs.export": ("export",),
     "verbs.plan": ("PlanOptions", "Sized", "plan"),
     "verbs.verify": ("verify",),
 }

@@ -84,6 +84,8 @@ def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
     """The option or command that helps; empty when there is none to name."""
     model = f" {shlex.quote(invocation.model)}" if invocation.model else ""
     corpus = " ".join(map(shlex.quote, invocation.corpus)) or "CORPUS"
+    if "package xllamacpp" in str(error):
+        return "install it where lorasize is installed, or name the Python that has it with --engine-python"
     if "pip install" in str(error):
         return "install it where lorasize is installed, then run the same command again"
     if invocation.command == "show":
@@ -101,7 +103,8 @@ def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
     if isinstance(error, errors.CorpusError):
         return _corpus_hint(error, invocation)
     if isinstance(error, errors.ModelError):
-        return _model_hint(invocation.command)
+        engines = invocation.has("--engine") or invocation.has("--prove")
+        return _engine_hint(error) if engines else _model_hint(invocation.command)
     if invocation.command in ("apply", "check"):
         return "run `lorasize plan CORPUS` to make a plan"
     return "--compare takes a plan that `lorasize plan` wrote" if invocation.has("--compare") else ""
@@ -141,11 +144,21 @@ def _corpus_hint(error: errors.CorpusError, invocation: Invocation) -> str:
     }.get(command, "--format, --field and --prompt-template of `lorasize plan` say how a corpus is read")
 
 
+def _engine_hint(error: errors.ModelError) -> str:
+    if "HTTP 401" in str(error) or "HTTP 403" in str(error):
+        return "LORASIZE_ENGINE_TOKEN or OPENAI_API_KEY in the environment holds the token"
+    return (
+        "--engine-model names the base's GGUF file, --served-model what a server calls the adapter; --engine-timeout "
+        "gives it more time"
+    )
+
+
 def _model_hint(command: str) -> str:
     return {
         "calibrate": "--model, --revision, --device and --dtype choose the model and where it runs",
         "plan": "--model, --revision, --device and --dtype choose the model and where it runs",
         "base": "--model and --revision choose the model",
+        "export": "--out chooses another file; --model names the base model",
         "apply": "--out chooses another folder, --device another device; --model says where the plan's model is now",
         "verify": "--model names the base model, --device and --attn others; `lorasize apply` makes the folder again",
         "demo": "--device chooses another device, --out another folder",

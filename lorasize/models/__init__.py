@@ -21,7 +21,7 @@ from lorasize.models.loading import (
     record_of,
 )
 from lorasize.models.recorded import recorded_base
-from lorasize.models.references import BUILTIN, name_for_loading, resolve
+from lorasize.models.references import BUILTIN, gguf_of, name_for_loading, resolve
 from lorasize.models.shapes import LinearShape, decoder_layers, linear_shapes, transposes_weights, widening_module
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "device_name",
     "dtype_name",
     "fingerprint",
+    "gguf_of",
     "linear_shapes",
     "load",
     "load_tokenizer",

@@ -45,6 +45,17 @@ def resolve(ref: str, revision: str | None = None) -> Path:
     return _from_hub(ref, revision)
 
 
+def gguf_of(ref: str) -> Path | None:
+    """The GGUF file that a model was converted from: the builtin one's, or the one that `ref` names; else None.
+
+    Raises:
+        ModelError: that file is not there.
+    """
+    if ref == BUILTIN:
+        return _builtin_gguf()
+    return _gguf_file(Path(ref)) if Path(ref).suffix == ".gguf" else None
+
+
 def _may_be_on_hub(ref: str) -> bool:
     written = ref.count("/") == 1 and ref.isprintable() and not ref.startswith((".", "/", "~", "builtin:"))
     return written and Path(ref).suffix != ".gguf" and not os.path.exists(ref)

@@ -34,7 +34,7 @@ def serving(adapter: AdapterSpec, serve: Serve) -> Serving:
     notes = {
         "peft": "PEFT loads the folder as it is.",
         "vllm": f"Start vLLM with max_lora_rank {bucket} (its default is {VLLM_DEFAULT_RANK}).",
-        "llama.cpp": "Convert with llama.cpp's convert_lora_to_gguf.py, then verify recall on the converted file.",
+        "llama.cpp": "Export the adapter as GGUF, then let llama.cpp verify recall with the base file that it serves.",
         "merged": "Merging rounds the weights to the base's dtype: apply decodes the merged model.",
     }
     if serve == "vllm" and bucket is None:
@@ -47,14 +47,14 @@ def serving(adapter: AdapterSpec, serve: Serve) -> Serving:
     return Serving(serve=serve, vllm_max_lora_rank=bucket, llama_cpp=True, notes=(notes[serve],))
 
 
-# What engines do with an activated adapter, by their code; none but PEFT was run: docs/guide/activated.md
+# What engines do with an activated adapter; of vLLM by its code, the others were run: docs/guide/activated.md
 _ACTIVATED = {
     "peft": "PEFT's generate() lets the adapter act after {text!r} alone; a loop of one's own over forward() must pass "
     "alora_offsets.",
     "vllm": "vLLM drops alora_invocation_tokens: there the adapter acts on every request that names it (read in its "
     "code, not run).",
     "llama.cpp": "llama-server lets the adapter act after {text!r} alone; in other tools of llama.cpp we found no code "
-    "for that: always on (read in its code, not run).",
+    "for that: always on (read in their code, not run).",
 }
 _NOTED: dict[Serve, tuple[Serve, ...]] = {"peft": ("peft", "llama.cpp", "vllm")}
 

@@ -6,11 +6,12 @@ transformers and PEFT and shares nothing with training but the files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
+from transformers import __version__ as transformers_version
 
 from lorasize import models
 from lorasize.artifacts.files import text_digest
@@ -18,12 +19,22 @@ from lorasize.corpus.text import Decode, decoder, text_after
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.recall.generation_config import generation_warnings
 from lorasize.recall.process import decode_afresh
-from lorasize.records import Decoded, DecodeJob, PassageAddress, PassageRecall, RecallFailure, RecallReport
+from lorasize.records import (
+    Decoded,
+    DecodeJob,
+    Engine,
+    PassageAddress,
+    PassageRecall,
+    RecallFailure,
+    RecallReport,
+)
 
 _ALONE = (
     "padding on the left changes what this model says of a prompt: passages were decoded one at a time, which a server "
     "has to do too"
 )
+
+_SHOWN = 20  # characters of a text that are shown where it leaves the target
 
 Notify = Callable[[int, int], None]  # passages decoded so far, and in all
 
@@ -76,20 +87,47 @@ def decode_and_compare(
         ModelError: base or adapter cannot be loaded, or the fresh process failed.
     """
     job = _job(folder, base, addresses, targets, settings)
+    report = compare(job, base, addresses, targets, decode_afresh(job), threshold=threshold, notify=notify)
+    return report.model_copy(update={"engine": Engine(name="transformers", version=transformers_version)})
+
+
+def compare(
+    job: DecodeJob,
+    base: Path,
+    addresses: Sequence[PassageAddress],
+    targets: Sequence[EncodedPassage] | None,
+    decoded: Iterable[Decoded],
+    *,
+    threshold: float,
+    notify: Notify = lambda done, total: None,
+    by_settings: bool = True,
+) -> RecallReport:
+    """What was decoded, by whichever engine, against the target: one rule for all of them.
+
+    Args:
+        job: What was to be decoded, and how.
+        base: The base model's folder, whose tokenizer says what ids mean.
+        addresses: The passages, as the folder names them.
+        targets: The same passages with their ids; where None, texts are compared by their digests.
+        decoded: What came, passage by passage; taken one at a time.
+        threshold: What every target token's p must exceed.
+        notify: Told after each passage.
+        by_settings: Whether to warn of what the base's settings for decoding would do elsewhere.
+    """
     tokenizer = models.load_tokenizer(base)
     passages, failures, seen = [], [], []
-    for index, decoded in enumerate(decode_afresh(job)):
+    for index, one in enumerate(decoded):
         target = targets[index] if targets is not None else None
-        recalled, failure = _compare(tokenizer, addresses[index], target, decoded)
+        recalled, failure = _compare(tokenizer, addresses[index], target, one)
         passages.append(recalled)
         failures += [failure] if failure else []
-        seen.append(decoded)
+        seen.append(one)
         notify(index + 1, len(addresses))
     report = _report(job, passages, failures, seen, threshold)
     wanted = job.targets or tuple(one.ids for one in seen)
     alone = (_ALONE,) if report.batch_size < job.batch_size else ()
-    warnings = (*generation_warnings(base, wanted, tokenizer.eos_token_id), *alone)
-    return report.model_copy(update={"warnings": warnings})
+    elsewhere = generation_warnings(base, wanted, tokenizer.eos_token_id) if by_settings else ()
+    return report.model_copy(update={"warnings": (*elsewhere, *alone)})
 
 
 def _job(
@@ -151,11 +189,13 @@ def _report(
 def _compare(
     tokenizer: PreTrainedTokenizerBase, stored: PassageAddress, target: EncodedPassage | None, decoded: Decoded
 ) -> tuple[PassageRecall, RecallFailure | None]:
-    text = target_text(tokenizer, stored.prompt_ids, decoded.ids)
-    stopped = bool(decoded.ids) and decoded.ids[-1] == tokenizer.eos_token_id
-    same_ids = target is None or decoded.ids == target.target_ids
+    told = decoded.text  # in place of ids
+    text = target_text(tokenizer, stored.prompt_ids, decoded.ids) if told is None else told
+    stopped = decoded.stopped or (bool(decoded.ids) and decoded.ids[-1] == tokenizer.eos_token_id)
+    same_ids = target is None or decoded.ids == target.target_ids or told is not None
     good = same_ids and stopped and text_digest(text) == stored.target_sha256
-    lowest = min(decoded.probabilities) if decoded.probabilities and (good or target is not None) else None
+    whole = len(decoded.probabilities) == stored.n_tokens
+    lowest = min(decoded.probabilities) if whole and (good or target is not None) else None
     passage = PassageRecall(
         passage=stored.id, recalled=good, n_tokens=stored.n_tokens, min_probability=lowest, text=text
     )
@@ -164,6 +204,8 @@ def _compare(
     if target is None:
         got = "another text" if stopped else "a text that does not stop"
         return passage, _without_place(stored, "(the corpus is not at hand)", got)
+    if told is not None:
+        return passage, _of_text(tokenizer, target, told, stopped, stored.id)
     if same_ids:
         why = "(every token is the target's, read otherwise by this tokenizer)"
         return passage, _without_place(stored, why, "another text")
@@ -196,8 +238,21 @@ def _failure(
         position=position,
         expected=expected,
         got=got,
-        probability=decoded.probabilities[position],
+        probability=decoded.probabilities[position] if position < len(decoded.probabilities) else None,
     )
+
+
+def _of_text(
+    tokenizer: PreTrainedTokenizerBase, target: EncodedPassage, text: str, stopped: bool, passage: str
+) -> RecallFailure:
+    """The first token whose text is not in what a server wrote that tells no ids."""
+    decode, ids = decoder(tokenizer), target.target_ids
+    texts = [text_after(decode, target.prompt_ids, ids[:n]) for n in range(len(ids))]  # before each token
+    position = max(n for n, before in enumerate(texts) if text.startswith(before))
+    rest = text[len(texts[position]) :]
+    got = rest[:_SHOWN] if rest else "(the end)" if stopped else "(nothing)"
+    said = _said(decode, (*target.prompt_ids, *ids[:position]), ids[position])
+    return RecallFailure(passage=passage, position=position, expected=said, got=got, probability=None)
 
 
 def _said(decode: Decode, before: Sequence[int], token: int | None) -> str:

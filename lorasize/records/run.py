@@ -115,7 +115,9 @@ class Decoded(BaseModel):
 
     `probabilities` are teacher-forced, by the model as it is served; `logit_margin` is the smallest difference there
     between a token's logit and the largest other, and `decoding_gap` as in `RecallReport`. None where they are not
-    finite. `batch_size`: 1 where padding would change what the model says, else None.
+    finite. `batch_size`: 1 where padding would change what the model says, else None. An engine knows the p of the
+    target's tokens only as far as it decoded the target: there are fewer then. `text` and `stopped` are of a server
+    that tells no ids: all that it wrote after the prompt, and whether it ended by itself.
     """
 
     model_config = STRICT
@@ -125,6 +127,8 @@ class Decoded(BaseModel):
     logit_margin: float | None = None
     decoding_gap: float | None = None
     batch_size: int | None = None
+    text: str | None = None
+    stopped: bool = False
 
 
 class PassageRecall(BaseModel):
@@ -138,6 +142,18 @@ class PassageRecall(BaseModel):
     text: str
 
 
+class Engine(BaseModel):
+    """What decoded: its name (that of a server: where it is), its version as it tells it, and the model it served.
+
+    `model`: a file of weights or the name of a served adapter; None where it is the base model's own folder.
+    """
+
+    model_config = STRICT
+    name: str
+    version: str
+    model: str | None = None
+
+
 class RecallReport(BaseModel):
     """Greedy decoding against the target, from the adapter on disk: `lorasize verify`.
 
@@ -145,7 +161,9 @@ class RecallReport(BaseModel):
     other, are teacher-forced, by the model as it is served: its dtype, merged or not. `decoding_gap` is the largest
     |Δ ln p| of a target token, in nats, between that one pass over the passage alone and decoding step by step with a
     cache, in the batch, as long as decoding gives the target. `warnings` name what a server may do otherwise.
-    `quantization`: of the base's weights in memory; None where they are plain.
+    `quantization`: of the base's weights in memory; None where they are plain. `engine`: what decoded; None in records
+    of older versions, which all came of transformers. An engine that gives no p of a token leaves `min_probability`
+    None and `threshold_met` false.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
@@ -168,6 +186,7 @@ class RecallReport(BaseModel):
     merged: bool = False
     quantization: str | None = None
     fresh_process: bool
+    engine: Engine | None = None
 
 
 class RecallSummary(BaseModel):

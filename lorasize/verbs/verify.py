@@ -1,10 +1,11 @@
-"""The verb verify: an adapter folder in, a verdict per passage out, decided in a fresh process."""
+"""The verb verify: an adapter folder in, a verdict per passage out, by a fresh process or by another engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lorasize import models
 from lorasize.artifacts.adapter_folder import PASSAGES, changed_files, check_weights, read_addresses, read_record
@@ -12,9 +13,11 @@ from lorasize.artifacts.files import text_digest
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import ModelError
 from lorasize.models.fingerprint import check_base
+from lorasize.recall.engines.llama_cpp import LlamaCpp, decode_with_llama_cpp
+from lorasize.recall.engines.server import Server, decode_on_server
 from lorasize.recall.generation_config import SETTINGS
 from lorasize.recall.verdict import DecodeSettings, Notify, decode_and_compare
-from lorasize.records import PassageAddress, RecallReport, RecallSummary
+from lorasize.records import Memorization, PassageAddress, RecallReport, RecallSummary
 
 _RENDERED = (
     "The chat template renders {n} of the prompts otherwise today, the first at {first}: it prints the time, or draws "
@@ -37,6 +40,7 @@ def verify(
     quantize: str = "auto",
     device_map: str | None = None,
     same_corpus: bool = False,
+    engine: LlamaCpp | Server | None = None,
     notify: Notify = lambda done, total: None,
 ) -> RecallReport:
     """Whether the adapter on disk recalls its passages, decided in a fresh process.
@@ -55,32 +59,49 @@ def verify(
         device_map: How to spread the base over devices (`models.placement`); all on one when None.
         same_corpus: Whether the corpus has the bytes that the plan was made for, and the chat template goes by the
             clock or by chance: a prompt that it renders otherwise today is then taken as it was memorised, and said.
+        engine: What decodes in place of transformers, to which `device` to `device_map` are of no interest.
         notify: Told (passages done, passages).
 
     Raises:
-        ModelError: a file is missing or damaged, the base is another one, or the corpus is not the adapter's.
+        ModelError: a file is missing or damaged, the base is another one, the corpus is not the adapter's, or the
+            engine fails.
     """
+    record, addresses, changed = _read(folder)
+    base = models.resolve(ref, revision) if ref else models.recorded_base(folder, record, revision)
+    check_base(record.model_fingerprint, models.fingerprint(base), ref or record.plan.model.ref)
+    moved: tuple[str, ...] = ()
+    if encoded is not None and same_corpus:
+        encoded, moved = _as_memorised(addresses, encoded)
+    targets = _matched(addresses, encoded) if encoded is not None else None
+    judged: Any = {"threshold": record.threshold, "notify": notify}
+    if isinstance(engine, Server):
+        report = decode_on_server(base, addresses, targets, engine, **judged)
+    elif engine is not None:
+        how = _with_model(engine, ref or record.plan.model.ref)
+        report = decode_with_llama_cpp(folder, base, addresses, targets, how, **judged)
+    else:
+        weights = record.recall.quantization if quantize == "auto" else None if quantize == "none" else quantize
+        settings = DecodeSettings(device, dtype, batch_size, merged, attn_implementation, weights, device_map)
+        report = decode_and_compare(folder, base, addresses, targets, settings, **judged)
+        if record.recall.warnings is not None and _settings(report) != _settings(record.recall):
+            changed = (*changed, f"{SETTINGS} of the base")  # servers read it, though decoding here does not
+    return report.model_copy(update={"changed_files": changed, "warnings": (*report.warnings, *moved)})
+
+
+def _read(folder: Path) -> tuple[Memorization, list[PassageAddress], tuple[str, ...]]:
+    """The record, the passages, and which files are not those that were proven."""
     record = read_record(folder)
     addresses = read_addresses(folder)
     check_weights(folder)
     changed = changed_files(folder)
     if len(addresses) != record.recall.n_passages:
         raise ModelError(f"{folder / PASSAGES}: {len(addresses)} passages, {record.recall.n_passages} were proven")
-    base = models.resolve(ref, revision) if ref else models.recorded_base(folder, record, revision)
-    check_base(record.model_fingerprint, models.fingerprint(base), ref or record.plan.model.ref)
-    if encoded is not None and same_corpus:
-        encoded, moved = _as_memorised(addresses, encoded)
-    else:
-        moved = ()
-    targets = _matched(addresses, encoded) if encoded is not None else None
-    weights = record.recall.quantization if quantize == "auto" else None if quantize == "none" else quantize
-    settings = DecodeSettings(device, dtype, batch_size, merged, attn_implementation, weights, device_map)
-    report = decode_and_compare(
-        folder, base, addresses, targets, settings, threshold=record.threshold, notify=notify
-    )
-    if record.recall.warnings is not None and _settings(report) != _settings(record.recall):
-        changed = (*changed, f"{SETTINGS} of the base")  # servers read it, though decoding here does not
-    return report.model_copy(update={"changed_files": changed, "warnings": (*report.warnings, *moved)})
+    return record, addresses, changed
+
+
+def _with_model(engine: LlamaCpp, ref: str) -> LlamaCpp:
+    """The engine with the GGUF file that the base was read from, where no other is named."""
+    return engine if engine.model is not None else replace(engine, model=models.gguf_of(ref))
 
 
 def _as_memorised(

@@ -25,9 +25,10 @@ RECORD = {"prompt": "Gate code of the north pier:", "completion": " 83-amber-190
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, "-m", "lorasize", *arguments],
-        cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False,
     )  # fmt: skip
 
 
@@ -121,6 +122,25 @@ def test_stock_transformers_and_peft_reproduce_every_target(applied: Path) -> No
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert checked.stdout.count("recalled ") == 2
+
+
+def test_llama_cpp_decodes_it_from_the_quantised_file(applied: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="the package xllamacpp, which holds llama.cpp, is not installed")
+    from safetensors.torch import load_file, save_file
+
+    engine = ("verify", "adapter", "--engine", "llama.cpp", "--report", "json")
+    there = run(applied, *engine)
+    report = json.loads(there.stdout)
+    assert report["recalled"]
+    assert there.returncode == (0 if report["threshold_met"] else 4)
+    assert wrong_in(report) == []
+    weights = applied / "adapter" / "adapter_model.safetensors"
+    original = weights.read_bytes()
+    save_file({n: t if "lora_A" in n else t * 0 for n, t in load_file(weights).items()}, weights, {"format": "pt"})
+    left_out = run(applied, *engine)
+    weights.write_bytes(original)
+    assert left_out.returncode == 4
+    assert json.loads(left_out.stdout)["n_recalled"] == 0
 
 
 def test_peft_finds_the_builtin_model_by_itself(applied: Path, torch: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorasize.cli import options
+from lorasize.cli.engines import chosen_engine, engine
 from lorasize.cli.failures import DONE, NOT_PROVEN, Invocation
 from lorasize.cli.output import emit, parse_reports, spare_inputs
 
@@ -23,20 +24,23 @@ Example:
   lorasize verify adapter
   lorasize verify adapter page.md table.jsonl --report json
   lorasize verify adapter --merged --dtype bfloat16 --batch-size 8
+  lorasize verify adapter --engine llama.cpp --engine-model base.Q8_0.gguf
+  lorasize verify adapter --engine http://host:8000/v1 --served-model facts
 """
 )
 @click.argument("adapter", type=options.existing_folder)
 @click.argument("corpus", nargs=-1, type=options.any_path)
 @options.all_of(options.model, options.revision, options.device, options.dtype)
-@options.all_of(options.quantize_as_proven, options.device_map, options.decoding, options.output)
+@options.all_of(options.quantize_as_proven, options.device_map, options.decoding, engine, options.output)
 @click.pass_obj
 def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], **chosen: Any) -> int:
-    """Check in a fresh process that ADAPTER, as it lies on disk, recalls its passages.
+    """Check in a fresh process that ADAPTER, as it lies on disk, recalls its passages; or in the engine that serves it.
 
     CORPUS defaults to the files the plan names, as long as they are unchanged; without any, digests are compared.
     """
     targets = parse_reports(chosen["reports"])
-    spare_inputs(targets, corpus)
+    spare_inputs(targets, (*corpus, chosen["engine_model"]))
+    asked = chosen_engine(chosen)
     invocation.model = options.unless_configured("model", chosen["model"])
     revision = options.unless_configured("revision", chosen["revision"])
     from lorasize.artifacts import adapter_folder
@@ -49,13 +53,14 @@ def verify(invocation: Invocation, /, adapter: Path, corpus: tuple[Path, ...], *
         encoded, same = _corpus_of(adapter, record, corpus, invocation.model, revision)
         if encoded is None:
             progress.note("the corpus is not at hand: texts are compared by their digests")
-        progress.doing("decoding in a fresh process")
+        progress.doing("decoding in a fresh process" if asked is None else "decoding by the engine")
         report = verb.verify(
             adapter, encoded, ref=invocation.model, revision=revision, device=chosen["device"],
             dtype=_dtype(chosen["dtype"], record), batch_size=chosen["batch_size"],
             merged=record.recall.merged if chosen["merged"] is None else chosen["merged"],
             attn_implementation=_attn(chosen["attn"], record), notify=progress.decoded,
             quantize=chosen["quantize_as"], device_map=chosen["device_map"], same_corpus=same,
+            engine=asked,
         )  # fmt: skip
     emit(report, targets)
     return verdict(report)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lorasize.planning.serving import vllm_rank
-from lorasize.records import Memorization, PassageRecall, Prediction, RecallFailure, RecallReport, RecallSummary
+from lorasize.records import (
+    Engine,
+    Memorization,
+    PassageRecall,
+    Prediction,
+    RecallFailure,
+    RecallReport,
+    RecallSummary,
+)
 from lorasize.report.facts import Fact, Listing
 from lorasize.report.facts.plan import activation_line, adapter_line
 from lorasize.report.text import count, format_probability, quote
@@ -13,8 +21,14 @@ from lorasize.units import format_seconds
 
 
 def is_proven(report: RecallReport) -> bool:
-    """Whether all of it came back, by every token's p, from the very files that were proven."""
-    return report.recalled and report.threshold_met and not report.changed_files
+    """Whether all of it came back, by every token's p where it is told, from the very files that were proven."""
+    return report.recalled and (report.threshold_met or _is_silent(report)) and not report.changed_files
+
+
+def _is_silent(report: RecallReport) -> bool:
+    """Whether the engine tells no p, so that decoding alone can judge it."""
+    other = report.engine is not None and report.engine.name != "transformers"
+    return other and report.recalled and report.min_probability is None
 
 
 def smallest(report: RecallReport | RecallSummary) -> str:
@@ -37,8 +51,9 @@ def recall_verdict(report: RecallReport) -> str:
     """The report in a sentence."""
     came_back = f"{report.n_recalled:,} of {count(report.n_passages, 'passage')} recalled"
     met = "every token above the threshold" if report.threshold_met else "some token is not above the threshold"
-    proven = report.threshold_met and not report.changed_files
-    verdict = "LOST" if not report.recalled else "RECALLED" if proven else "NOT PROVEN"
+    verdict = "LOST" if not report.recalled else "RECALLED" if is_proven(report) else "NOT PROVEN"
+    if _is_silent(report):
+        return f"{verdict}: {came_back}; the engine tells no p of its tokens."
     return f"{verdict}: {came_back}, {met} (min p {format_probability(report.min_probability)})."
 
 
@@ -64,10 +79,20 @@ def failure_rows(failures: Sequence[RecallFailure]) -> list[tuple[str, str]]:
 def decoding_line(report: RecallReport | RecallSummary) -> str:
     """How it was decoded, in a line."""
     process = "a fresh process" if report.fresh_process else "the training process"
+    engine = report.engine if isinstance(report, RecallReport) else None
+    if engine is not None and engine.name != "transformers":
+        return _engine_line(report, engine)
     merged = "merged" if report.merged else ""
     weights = f"{report.quantization} weights" if report.quantization is not None else ""
     how = (report.dtype, weights, report.device, report.attn_implementation, f"batch {report.batch_size}", merged)
     return f"decoded greedily in {process}: {', '.join(part for part in how if part)}"
+
+
+def _engine_line(report: RecallReport | RecallSummary, engine: Engine) -> str:
+    """How another engine decoded; what it does not tell is left out."""
+    how = (engine.model or "", report.dtype, report.device, f"batch {report.batch_size}")
+    said = ", ".join(dict.fromkeys(part for part in how if part))
+    return f"decoded greedily by {engine.name} ({engine.version}): {said}"
 
 
 def harm_done(m: Memorization) -> str:

@@ -1,0 +1,92 @@
+"""The options that say which engine decodes, and what they mean together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorasize.cli import options
+
+if TYPE_CHECKING:
+    from lorasize.recall.engines.llama_cpp import LlamaCpp
+    from lorasize.recall.engines.server import Server
+
+TRANSFORMERS, LLAMA_CPP = "transformers", "llama.cpp"
+TOKENS = ("LORASIZE_ENGINE_TOKEN", "OPENAI_API_KEY")  # of which the first that is set is sent
+_BY_TRANSFORMERS = ("device", "dtype", "quantize_as", "device_map", "merged", "batch_size", "attn")
+_OF_ENGINE = {"engine_model": LLAMA_CPP, "engine_python": LLAMA_CPP, "served_model": "a server"}
+
+
+def _engine(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """The name or the address."""
+    if value in (TRANSFORMERS, LLAMA_CPP) or value.startswith(("http://", "https://")):
+        return value
+    known = f"{TRANSFORMERS}, {LLAMA_CPP} or the address of a server that is up, such as http://localhost:8000/v1"
+    raise click.BadParameter(f"{value!r} is no engine; known are {known}", context, parameter)
+
+
+_model = click.option(
+    "--engine-model", type=options.any_path, metavar="FILE",
+    help="The base as llama.cpp serves it, a GGUF file; by default the one that the base was read from.",
+)
+_python = click.option(
+    "--engine-python", metavar="PATH",
+    help="The Python that has the package xllamacpp, which holds llama.cpp; by default this one.",
+)
+_timeout = click.option(
+    "--engine-timeout", callback=options.duration, default="10 min", show_default=True, metavar="TIME",
+    help="What an engine's start, or one passage, may take.",
+)
+llama_cpp = options.all_of(_model, _python, _timeout)
+engine = options.all_of(
+    click.option(
+        "--engine", metavar="ENGINE", default=TRANSFORMERS, show_default=True, callback=_engine,
+        help="What decodes: transformers, llama.cpp, or the address of an OpenAI-compatible server that is up, such as "
+        "http://localhost:8000/v1; its token is taken from LORASIZE_ENGINE_TOKEN or OPENAI_API_KEY.",
+    ),
+    _model, _python,
+    click.option("--served-model", metavar="NAME", help="What the server calls the adapter."),
+    _timeout,
+)  # fmt: skip
+
+
+def chosen_engine(chosen: dict[str, Any]) -> LlamaCpp | Server | None:
+    """The engine that the options name; None for transformers.
+
+    Raises:
+        click.UsageError: an option is of another engine, or one is missing.
+    """
+    name, served = chosen["engine"], chosen["served_model"]
+    kind = name if name in (TRANSFORMERS, LLAMA_CPP) else "a server"
+    _refuse_others(kind)
+    if kind == TRANSFORMERS:
+        return None
+    if kind == LLAMA_CPP:
+        return chosen_llama_cpp(chosen)
+    if not served:
+        raise click.UsageError("--served-model must say what the server calls the adapter", click.get_current_context())
+    from lorasize.recall.engines.server import Server
+
+    token = next((value for value in map(os.environ.get, TOKENS) if value), None)
+    return Server(name, served, token, chosen["engine_timeout"])
+
+
+def chosen_llama_cpp(chosen: dict[str, Any], adapter: Path | None = None) -> LlamaCpp:
+    """llama.cpp as the options say, with this file of the adapter, or one made for the occasion."""
+    from lorasize.recall.engines.llama_cpp import LlamaCpp
+
+    return LlamaCpp(chosen["engine_model"], chosen["engine_python"], chosen["engine_timeout"], adapter)
+
+
+def _refuse_others(kind: str) -> None:
+    """Refuse what was asked of another engine than the one that decodes."""
+    context = click.get_current_context()
+    typed = click.core.ParameterSource.COMMANDLINE
+    for parameter in context.command.params:
+        asked = context.get_parameter_source(parameter.name or "") is typed
+        needs = TRANSFORMERS if parameter.name in _BY_TRANSFORMERS else _OF_ENGINE.get(parameter.name or "")
+        if asked and needs is not None and needs != kind:
+            raise click.UsageError(f"{parameter.opts[0]} is for {needs}, not for {kind}", context)
