@@ -315,7 +315,7 @@ def test_a_bounded_training_goes_on_as_if_it_had_not_stopped(
                 trainer.restore(start)
 
             def keep() -> None:
-                if start is None and not taken and trainer.state().state["step"] >= 12:
+                if start is None and not taken and trainer.state().state["step"] >= 5:
                     write_checkpoint(trainer.state(), tmp_path / "c.safetensors")
                     found = read_checkpoint(tmp_path / "c.safetensors")
                     assert found is not None
@@ -329,7 +329,7 @@ def test_a_bounded_training_goes_on_as_if_it_had_not_stopped(
     whole = train(None)
     assert taken[0].state["control"]["guard"]["strength"] != 0.0
     again = train(taken[0])
-    assert again[0] == whole[0] > 12
+    assert again[0] == whole[0] > 5
     assert all(torch.equal(a, b) for a, b in zip(whole[1], again[1], strict=True))
 
 
