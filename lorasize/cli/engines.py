@@ -81,12 +81,26 @@ def chosen_llama_cpp(chosen: dict[str, Any], adapter: Path | None = None) -> Lla
     return LlamaCpp(chosen["engine_model"], chosen["engine_python"], chosen["engine_timeout"], adapter)
 
 
+def refuse_without_proof() -> None:
+    """Refuse what was asked of an engine where none decodes.
+
+    Raises:
+        click.UsageError: such an option was typed.
+    """
+    _refuse_typed({name: "--prove" for name in ("engine_model", "engine_python", "engine_timeout")}, "")
+
+
 def _refuse_others(kind: str) -> None:
     """Refuse what was asked of another engine than the one that decodes."""
+    needs = dict.fromkeys(_BY_TRANSFORMERS, TRANSFORMERS) | _OF_ENGINE
+    _refuse_typed({name: of for name, of in needs.items() if of != kind}, f", not for {kind}")
+
+
+def _refuse_typed(needs: dict[str, str], but: str) -> None:
+    """Refuse the first of these options, by what each needs, that was typed."""
     context = click.get_current_context()
     typed = click.core.ParameterSource.COMMANDLINE
     for parameter in context.command.params:
-        asked = context.get_parameter_source(parameter.name or "") is typed
-        needs = TRANSFORMERS if parameter.name in _BY_TRANSFORMERS else _OF_ENGINE.get(parameter.name or "")
-        if asked and needs is not None and needs != kind:
-            raise click.UsageError(f"{parameter.opts[0]} is for {needs}, not for {kind}", context)
+        name = parameter.name or ""
+        if name in needs and context.get_parameter_source(name) is typed:
+            raise click.UsageError(f"{parameter.opts[0]} is for {needs[name]}{but}", context)

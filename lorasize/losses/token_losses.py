@@ -152,14 +152,41 @@ def _gradient(
 @torch.no_grad()
 def drawn_gradient(head: AnyHead, hidden: Tensor, draw: torch.Generator) -> Tensor:
     """Gradient on the hidden states of the loss of labels drawn from the predictions themselves, (token, width)."""
+
+    def less_drawn(share: Tensor, rows: Tensor) -> Tensor:
+        labels = torch.multinomial(share.t(), 1, generator=draw)[:, 0]
+        share[labels, torch.arange(len(rows), device=rows.device)] -= 1.0
+        return share
+
+    return _by_predictions(head, hidden, less_drawn)
+
+
+@torch.no_grad()
+def divergence_gradient(head: AnyHead, hidden: Tensor, base: Tensor) -> Tensor:
+    """Gradient of each token's KL(base ‖ now) on its hidden state now, nats, shape (token, width).
+
+    Args:
+        head: The LM head.
+        hidden: Final hidden states now, shape (token, width).
+        base: The same under the base model.
+    """
+    return _by_predictions(head, hidden, lambda now, rows: now.sub_(torch.softmax(head.logits(base[rows]), dim=0)))
+
+
+def _by_predictions(head: AnyHead, hidden: Tensor, excess: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What `excess` makes of the predictions, shape (row, token), pulled back through the head; some tokens at a time.
+
+    Args:
+        head: The LM head.
+        hidden: Final hidden states, shape (token, width).
+        excess: Of the predictions of some tokens and their numbers: the gradient on their logits.
+    """
     gradient = torch.zeros_like(hidden)
     for rows in torch.arange(len(hidden), device=hidden.device).split(max(8, head.chunk // 2)):
         logits = head.logits(hidden[rows])
         slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
-        share = torch.softmax(logits, dim=0)
-        labels = torch.multinomial(share.t(), 1, generator=draw)[:, 0]
-        share[labels, torch.arange(len(rows), device=rows.device)] -= 1.0
-        gradient[rows] = head.pull_back(share if slope is None else share.mul_(slope)).to(hidden.dtype)
+        wrong = excess(torch.softmax(logits, dim=0), rows)
+        gradient[rows] = head.pull_back(wrong if slope is None else wrong.mul_(slope)).to(hidden.dtype)
     return gradient
 
 
@@ -185,21 +212,3 @@ def compared(head: AnyHead, hidden: Tensor, base: Tensor, targets: Tensor) -> Te
         same = (before.argmax(dim=0) == after.argmax(dim=0)).float()
         parts.append(torch.stack([*losses, (before.exp() * (before - after)).sum(dim=0), same], dim=1).cpu())
     return torch.cat(parts)
-
-
-@torch.no_grad()
-def divergence_gradient(head: AnyHead, hidden: Tensor, base: Tensor) -> Tensor:
-    """Gradient of each token's KL(base ‖ now) on its hidden state now, nats, shape (token, width).
-
-    Args:
-        head: The LM head.
-        hidden: Final hidden states now, shape (token, width).
-        base: The same under the base model.
-    """
-    gradient = torch.zeros_like(hidden)
-    for rows in torch.arange(len(hidden), device=hidden.device).split(max(8, head.chunk // 2)):
-        logits = head.logits(hidden[rows])
-        slope = None if head.softcap is None else 1.0 - (logits / head.softcap) ** 2
-        excess = torch.softmax(logits, dim=0).sub_(torch.softmax(head.logits(base[rows]), dim=0))
-        gradient[rows] = head.pull_back(excess if slope is None else excess.mul_(slope)).to(hidden.dtype)
-    return gradient

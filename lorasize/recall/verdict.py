@@ -118,7 +118,7 @@ def compare(
     passages, failures, seen = [], [], []
     for index, one in enumerate(decoded):
         target = targets[index] if targets is not None else None
-        recalled, failure = _compare(tokenizer, addresses[index], target, one)
+        recalled, failure = _compare(tokenizer, addresses[index], target, one, threshold)
         passages.append(recalled)
         failures += [failure] if failure else []
         seen.append(one)
@@ -187,15 +187,22 @@ def _report(
 
 
 def _compare(
-    tokenizer: PreTrainedTokenizerBase, stored: PassageAddress, target: EncodedPassage | None, decoded: Decoded
+    tokenizer: PreTrainedTokenizerBase,
+    stored: PassageAddress,
+    target: EncodedPassage | None,
+    decoded: Decoded,
+    threshold: float,
 ) -> tuple[PassageRecall, RecallFailure | None]:
+    """The passage's verdict. Its smallest p is known where each token's is, or where one is not above the threshold."""
     told = decoded.text  # in place of ids
     text = target_text(tokenizer, stored.prompt_ids, decoded.ids) if told is None else told
     stopped = decoded.stopped or (bool(decoded.ids) and decoded.ids[-1] == tokenizer.eos_token_id)
     same_ids = target is None or decoded.ids == target.target_ids or told is not None
     good = same_ids and stopped and text_digest(text) == stored.target_sha256
-    whole = len(decoded.probabilities) == stored.n_tokens
-    lowest = min(decoded.probabilities) if whole and (good or target is not None) else None
+    lowest = min(decoded.probabilities, default=None)
+    whole = len(decoded.probabilities) == stored.n_tokens and (good or target is not None)
+    if lowest is not None and not whole and not (good and lowest <= threshold):
+        lowest = None
     passage = PassageRecall(
         passage=stored.id, recalled=good, n_tokens=stored.n_tokens, min_probability=lowest, text=text
     )

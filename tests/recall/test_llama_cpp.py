@@ -25,6 +25,7 @@ from lorasize.errors import ModelError
 from lorasize.recall.engines import llama_cpp
 from lorasize.recall.engines.llama_cpp import LlamaCpp
 from lorasize.records import Engine, Reading, RecallReport
+from lorasize.report.facts.recall import is_proven
 from lorasize.verbs.verify import verify
 
 FAKES = ROOT / "tests" / "support" / "fakes"
@@ -115,6 +116,23 @@ def test_a_token_below_the_threshold_is_not_proven(
     answer["choices"][0]["logprobs"]["content"][0]["logprob"] = -0.9
     report = verify(memorised, passages, engine=tell({0: answer}))
     assert (report.recalled, report.threshold_met) == (True, False)
+
+
+@pytest.mark.parametrize(("low", "untold", "proven"), [(0, "last", False), (1, "one", False), (None, "last", True)])
+def test_a_p_that_is_told_counts_where_others_are_not(
+    memorised: Path, passages: list[EncodedPassage], tell: Tell, low: int | None, untold: str, proven: bool
+) -> None:
+    """An engine that tells no p of the stop token, or of one passage, hides no token below the threshold."""
+    instead = {n: content(one.target_ids) for n, one in enumerate(passages)}
+    for n, answer in instead.items():
+        entries = answer["choices"][0]["logprobs"]["content"]
+        if untold == "last" or n == 0:
+            entries[-1]["logprob"] = None
+        if n == low:
+            entries[1]["logprob"] = -0.9
+    report = verify(memorised, passages, engine=tell(instead))
+    assert report.recalled
+    assert is_proven(report) is proven
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_server_that_refuses_fields_is_asked_for_less(memorised: Path, passage
     assert report.recalled
     assert [len(names) for names in fields] == [6, 1, 0, 0, 0]
     (warning,) = report.warnings
-    assert warning.startswith("the server tells no p of its tokens")
+    assert warning.startswith("the server does not tell the p of every token")
 
 
 def test_a_text_alone_is_compared_by_the_same_rule(memorised: Path, passages: list[EncodedPassage]) -> None:

@@ -214,17 +214,17 @@ def test_one_wrong_token_is_caught_where_it_stands(
 ) -> None:
     one = read(corpus, tokenizer)[0]
     wrong = (*one.target_ids[:cut], tokenizer("a").input_ids[0], *one.target_ids[cut + 1 :])
-    passage, failure = verdict._compare(tokenizer, one.address(), one, decoded(wrong))
+    passage, failure = verdict._compare(tokenizer, one.address(), one, decoded(wrong), 0.5)
     assert failure is not None
     assert (passage.recalled, failure.position, failure.got) == (False, position, got)
-    assert verdict._compare(tokenizer, one.address(), one, decoded(one.target_ids))[1] is None
+    assert verdict._compare(tokenizer, one.address(), one, decoded(one.target_ids), 0.5)[1] is None
 
 
 def test_a_target_that_does_not_stop_is_not_recalled(tokenizer: Any, corpus: Path) -> None:
     one = read(corpus, tokenizer)[0]
     goes_on = (*one.target_ids[:-1], tokenizer("a").input_ids[0])
     for target in (one, None):
-        passage, failure = verdict._compare(tokenizer, one.address(), target, decoded(goes_on))
+        passage, failure = verdict._compare(tokenizer, one.address(), target, decoded(goes_on), 0.5)
         assert not passage.recalled
         assert failure is not None
     assert failure.position == -1
@@ -237,21 +237,21 @@ def test_the_right_text_without_its_stop_is_not_recalled(tokenizer: Any, corpus:
     cuts = ([*tokenizer(text[:i]).input_ids, *tokenizer(text[i:]).input_ids] for i in range(1, len(text)))
     longer = next(tuple(ids) for ids in cuts if len(ids) == one.n_tokens)
     assert verdict.target_text(tokenizer, one.prompt_ids, longer) == text
-    assert not verdict._compare(tokenizer, one.address(), None, decoded(longer))[0].recalled
+    assert not verdict._compare(tokenizer, one.address(), None, decoded(longer), 0.5)[0].recalled
 
 
 def test_another_text_of_the_right_tokens_is_no_difference_of_tokens(tokenizer: Any, corpus: Path) -> None:
     one = read(corpus, tokenizer)[0]
     stored = one.address().model_copy(update={"target_sha256": "0" * 64})
-    passage, failure = verdict._compare(tokenizer, stored, one, decoded(one.target_ids))
+    passage, failure = verdict._compare(tokenizer, stored, one, decoded(one.target_ids), 0.5)
     assert failure is not None
     assert (passage.recalled, failure.position, failure.probability) == (False, -1, None)
     assert failure.expected == "(every token is the target's, read otherwise by this tokenizer)"
-    assert verdict._compare(tokenizer, stored, None, decoded(one.target_ids))[1] == failure.model_copy(
+    assert verdict._compare(tokenizer, stored, None, decoded(one.target_ids), 0.5)[1] == failure.model_copy(
         update={"expected": "(the corpus is not at hand)"}
     )
     goes_on = decoded((*one.target_ids[:-1], 5))
-    without = verdict._compare(tokenizer, one.address(), None, goes_on)[1]
+    without = verdict._compare(tokenizer, one.address(), None, goes_on, 0.5)[1]
     assert without is not None
     assert without.got == "a text that does not stop"
 
@@ -266,7 +266,7 @@ def test_tokens_that_read_alike_are_told_apart(encode_text: Any, tokenizer: Any)
         if tokenizer.decode([token]) == "\ufffd" and token != one.target_ids[position]
     )
     wrong = (*one.target_ids[:position], other, *one.target_ids[position + 1 :])
-    failure = verdict._compare(tokenizer, one.address(), one, decoded(wrong))[1]
+    failure = verdict._compare(tokenizer, one.address(), one, decoded(wrong), 0.5)[1]
     assert failure is not None
     assert failure.expected == tokenizer.convert_ids_to_tokens(one.target_ids[position])
     assert failure.got == tokenizer.convert_ids_to_tokens(other) != failure.expected

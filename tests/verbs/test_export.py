@@ -94,3 +94,11 @@ def test_the_command_refuses_in_one_line(folder: Path, capsys: pytest.CaptureFix
     error, hint = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ")
     assert hint == "hint: --out chooses another file; --model names the base model"
+
+
+def test_options_of_the_engine_without_a_proof_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["export", str(folder), "--engine-model", "base.gguf"]) == 2
+    assert "--engine-model is for --prove" in capsys.readouterr().err
+    assert beside(folder) == ["adapter"]

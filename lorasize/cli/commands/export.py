@@ -9,7 +9,7 @@ import click
 
 from lorasize.cli import options
 from lorasize.cli.commands.verify import verdict
-from lorasize.cli.engines import chosen_llama_cpp, llama_cpp
+from lorasize.cli.engines import chosen_llama_cpp, llama_cpp, refuse_without_proof
 from lorasize.cli.failures import DONE, Invocation
 from lorasize.cli.output import say
 
@@ -47,6 +47,8 @@ def export(
     Refused are weights that are not those that were proven, and architectures whose names are not known. Writing the
     file proves nothing: with --prove it is decoded with.
     """
+    if not prove:
+        refuse_without_proof()
     invocation.model = options.unless_configured("model", chosen["model"])
     from lorasize.verbs import export as verb
 

@@ -23,7 +23,7 @@ from lorasize.units import format_seconds
 _AS_SERVED = "as served"
 _LARGEST = 50_000_000  # bytes of an answer
 _REFUSALS = (400, 422)  # what servers say of a field that they do not know
-_SILENT = "the server tells no p of its tokens: how near one of them is to being lost is not known"
+_SILENT = "the server does not tell the p of every token: how near one of them is to being lost is not known"
 # What makes decoding plain, and ids told, where the server knows it: vLLM's names and llama.cpp's.
 _EXTRAS: dict[str, Any] = {
     "repetition_penalty": 1.0, "repeat_penalty": 1.0, "cache_prompt": False, "return_token_ids": True,

@@ -26,9 +26,9 @@ def is_proven(report: RecallReport) -> bool:
 
 
 def _is_silent(report: RecallReport) -> bool:
-    """Whether the engine tells no p, so that decoding alone can judge it."""
+    """Whether no passage has a smallest p, since the engine does not tell enough: decoding alone judges then."""
     other = report.engine is not None and report.engine.name != "transformers"
-    return other and report.recalled and report.min_probability is None
+    return other and report.recalled and all(one.min_probability is None for one in report.passages)
 
 
 def smallest(report: RecallReport | RecallSummary) -> str:
@@ -53,7 +53,7 @@ def recall_verdict(report: RecallReport) -> str:
     met = "every token above the threshold" if report.threshold_met else "some token is not above the threshold"
     verdict = "LOST" if not report.recalled else "RECALLED" if is_proven(report) else "NOT PROVEN"
     if _is_silent(report):
-        return f"{verdict}: {came_back}; the engine tells no p of its tokens."
+        return f"{verdict}: {came_back}; the engine does not tell the p of every token."
     return f"{verdict}: {came_back}, {met} (min p {format_probability(report.min_probability)})."
 
 
