@@ -76,7 +76,7 @@ def check(tokenizer: Any, one: EncodedPassage, recall_check: ModuleType) -> None
     assert streamed(tokenizer, one.prompt_ids, said) == target
     decoded = Decoded(ids=one.target_ids, probabilities=(0.9,) * one.n_tokens, attn_implementation="sdpa")
     for at_hand in (one, None):
-        passage, failure = verdict._compare(tokenizer, one.address(), at_hand, decoded)
+        passage, failure = verdict._compare(tokenizer, one.address(), at_hand, decoded, 0.5)
         assert (passage.recalled, passage.text, failure) == (True, target, None)
 
 
