@@ -1,11 +1,16 @@
-"""How far one model's calibration carries to another: a small GPT-2 and Qwen2, trained briefly, then calibrated.
+"""How far one model's calibration carries to another: the builtin model's to models that have one of their own.
 
+    python benchmarks/prior_carries.py --model MODEL [--model MODEL] [--folder FOLDER] [--json]
     python benchmarks/prior_carries.py [--steps 2000] [--folder FOLDER] [--json]
 
-So that nothing has to be downloaded, both are made here: 4 layers of width 128 and a byte-level BPE of 1,024
-tokens, trained on the sources of Python's own library, so that they are not random. Each is then calibrated (`quick`),
-and the bits a parameter of the reference site holds at an even chance of recall are compared: by the model's own
-calibration, and by the builtin model's moved over, as `plan` does before a model is calibrated.
+The bits that a parameter of the reference site holds at an even chance of recall are compared: by the model's own
+calibration, and by the builtin model's moved over, as `plan` does before a model is calibrated. Of a `--model` its own
+is the one in reach (`calibrations/`), and what was moved over is written to FOLDER, for the `--calibration` of
+harmless.py and plan_accuracy.py: what plans by it are worth.
+
+Without one, so that nothing has to be downloaded, a small GPT-2 and Qwen2 are made here: 4 layers of width 128 and a
+byte-level BPE of 1,024 tokens, trained on the sources of Python's own library, so that they are not random. Each is
+then calibrated (`quick`).
 """
 
 from __future__ import annotations
@@ -27,15 +32,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from lorasize.artifacts.calibrations import nearest_calibration
+from lorasize.artifacts.calibrations import calibration_path, find_calibration, read_calibration, write_calibration
 from lorasize.errors import FitError
 from lorasize.law.form import required_parameters
-from lorasize.models import linear_shapes, load, record_of, widening_module
-from lorasize.planning import prior_calibration
+from lorasize.models import BUILTIN, load
 from lorasize.records import RECIPE, Calibration
 from lorasize.units import bits
 from lorasize.verbs.calibrate import calibrate
+from lorasize.verbs.plan_basis import moved_over
 
+SHIPPED = Path(__file__).resolve().parents[1] / "calibrations"
 VOCABULARY, WIDTH, LAYERS, POSITIONS = 1024, 128, 4, 1024
 ROWS, LENGTH = 16, 128  # of a training batch
 _RATE = 3e-3
@@ -97,10 +103,14 @@ def bits_per_parameter(calibration: Calibration, n_tokens: float = 64.0) -> floa
     return bits(n_tokens * law.reference_loss) / required_parameters(law, reduction, n_tokens)
 
 
-def compare(
+def made_here(
     name: str, tokenizer: PreTrainedTokenizerFast, ids: torch.Tensor, steps: int, folder: Path
-) -> dict[str, Any]:
-    """Make, train, calibrate; both figures."""
+) -> tuple[str, Calibration]:
+    """Make, train, calibrate: a model's folder and calibration.
+
+    Raises:
+        FitError: it cannot be calibrated.
+    """
     where, started = folder / name, time.perf_counter()
     if not (where / "config.json").exists():
         model = make_model(name)
@@ -108,42 +118,51 @@ def compare(
         model.save_pretrained(where)
         tokenizer.save_pretrained(where)
         print(f"  {name}: loss {loss:.2f} after {steps} steps, {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    try:
-        own, _ = calibrate(str(where), device="cpu", dtype="float32", folder=folder / "calibrations")
-    except FitError as error:
-        return {"error": str(error)}
-    base = load(str(where), device="cpu", dtype="float32")
-    source = nearest_calibration(base.fingerprint, RECIPE)
-    assert source is not None
-    shapes = linear_shapes(base.model)
-    prior = prior_calibration(
-        source, record_of(base, name), {k: s.in_layers for k, s in shapes.items()}, widening_module(shapes),
-        device="cpu", dtype="float32", weight_bytes=sum(p.numel() * 4 for p in base.model.parameters()),
-    )  # fmt: skip
+    own, _ = calibrate(str(where), device="cpu", dtype="float32", folder=folder / "calibrations")
+    return str(where), own
+
+
+def own_of(ref: str) -> Calibration:
+    """The calibration in reach of a model."""
+    return find_calibration(load(ref, device="cpu", dtype="float32").fingerprint, ref, "cpu", "float32", RECIPE)[0]
+
+
+def compare(ref: str, own: Calibration, folder: Path) -> dict[str, Any]:
+    """Both figures; what was moved over is written down."""
+    source = read_calibration(calibration_path(BUILTIN, "cpu", "float32", SHIPPED))
+    prior = moved_over(source, load(ref, device="cpu", dtype="float32"), ref)
+    write_calibration(prior, folder / f"{Path(ref).name}.prior.json")
     found = {"own": bits_per_parameter(own), "prior": bits_per_parameter(prior)}
     return {**found, "own_over_prior": found["own"] / found["prior"], "reference_loss": own.law.reference_loss}
 
 
 def main() -> None:
-    """Print both architectures."""
+    """Print a line for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", default=[], help="one that has a calibration of its own")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--folder", type=Path, default=Path("prior-carries"))
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    text = library_text()
-    tokenizer = make_tokenizer(text)
-    ids = torch.tensor(tokenizer(text, verbose=False).input_ids)
-    found = {name: compare(name, tokenizer, ids, chosen.steps, chosen.folder) for name in ("gpt2", "qwen2")}
+    found: dict[str, Any] = {ref: compare(ref, own_of(ref), chosen.folder) for ref in chosen.model}
+    if not found:
+        text = library_text()
+        tokenizer = make_tokenizer(text)
+        ids = torch.tensor(tokenizer(text, verbose=False).input_ids)
+        for name in ("gpt2", "qwen2"):
+            try:
+                found[name] = compare(*made_here(name, tokenizer, ids, chosen.steps, chosen.folder), chosen.folder)
+            except FitError as error:
+                found[name] = {"error": str(error)}
     if chosen.json:
         print(json.dumps(found))
         return
     for name, row in found.items():
         if "error" in row:
-            print(f"{name:6} could not be calibrated: {row['error']}")
+            print(f"{name} could not be calibrated: {row['error']}")
             continue
         print(
-            f"{name:6} holds {row['own']:.2f} bits a parameter at its reference site; "
+            f"{name} holds {row['own']:.2f} bits a parameter at its reference site; "
             f"the prior says {row['prior']:.2f} (own ÷ prior {row['own_over_prior']:.2f})"
         )
 
