@@ -238,9 +238,9 @@ def test_apply_records_drift_and_ends_with_4_when_it_is_too_large(
 def test_training_goes_on_where_text_that_nobody_watched_moves_by_too_much(
     base: BaseModel, able_llama: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is shown is twice over the bound once, then within it."""
+    """What is shown is a quarter over the bound once, then within it."""
     monkeypatch.setattr(guard, "STRENGTH", 1.0)
-    shares, bounds = iter([2.0, 0.5]), []
+    shares, bounds = iter([1.25, 0.5]), []
 
     def shown(self: Session, path: Any) -> Drift:
         nats = next(shares) * 0.5
