@@ -228,7 +228,8 @@ class Drift(BaseModel):
 
     `before`, `after`, `nats`: loss without and with the adapter, and how far it grew. `divergence`: KL(base ‖ adapted);
     None in records of older versions, which took one text alone. `kinds`: how far each kind's loss grew. `texts`: all
-    that was measured of each kind.
+    that was measured of each kind. `neighbours`: what becomes of text like the corpus, which no bound is on: the base
+    model's own continuations of its first tokens; None where that was not measured.
     """
 
     model_config = STRICT
@@ -239,6 +240,7 @@ class Drift(BaseModel):
     divergence: float | None = None
     kinds: dict[str, float] = Field(default_factory=dict)
     texts: tuple[KindDrift, ...] = ()
+    neighbours: KindDrift | None = None
 
     @property
     def moved(self) -> float:
@@ -246,14 +248,17 @@ class Drift(BaseModel):
         return max(self.nats, self.divergence or 0.0)
 
     @property
-    def worst(self) -> KindDrift | None:
-        """The kind that moves most but one; None where there is none.
+    def own(self) -> KindDrift | None:
+        """The kind that moves most, taken to be that of the corpus, which no adapter leaves as it was.
 
-        The one is taken to be of the kind of the corpus, which no adapter leaves as it was. The user's own text is
-        never left out.
+        The user's own text is never that.
         """
-        own = max((one for one in self.texts if one.kind != RETAINED), key=lambda one: one.divergence, default=None)
-        return max((one for one in self.texts if one is not own), key=lambda one: one.divergence, default=None)
+        return max((one for one in self.texts if one.kind != RETAINED), key=lambda one: one.divergence, default=None)
+
+    @property
+    def worst(self) -> KindDrift | None:
+        """The kind that moves most but for the corpus's `own`; None where there is none."""
+        return max((one for one in self.texts if one is not self.own), key=lambda one: one.divergence, default=None)
 
     @property
     def share_of_bound(self) -> float:

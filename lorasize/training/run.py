@@ -39,6 +39,7 @@ from lorasize.training.evaluation import Evaluation
 from lorasize.training.fast_path import FastPath
 from lorasize.training.growth import at_rank, bounded_spec, larger
 from lorasize.training.interrupts import Deferred
+from lorasize.training.neighbours import with_neighbours
 from lorasize.training.run_state import Fallback, FirstRun, Progress, RunState
 from lorasize.training.stall import PATIENCE, Stall
 from lorasize.training.trainer import Trainer, TrainingOptions
@@ -223,7 +224,9 @@ class Session:
         if self.state.first is None:
             self.state = replace(self.state, first=self._first(ended, progress, trainer.steps_per_epoch))
         if ended is not Outcome.STALLED or self._larger() is None:
-            self.state = replace(self.state, outcome=ended, drift=drift or self._drift(trainer.path))
+            drift = drift or self._drift(trainer.path)
+            drift = with_neighbours(drift, self.base, self.adapted, self.encoded, trainer.path)
+            self.state = replace(self.state, outcome=ended, drift=drift)
             self._save(trainer, progress)
         return ended
 

@@ -146,3 +146,23 @@ def test_what_broke_the_bound_is_named() -> None:
         assert memorization_verdict(run) == f"NOT MEMORIZED: {said} nats per token, more than the bound allows."
         assert f"{said} nats per token, over the bound" in report.github(run)
         assert cases(run)["other text kept"] == f"{said} nats per token"
+
+
+def test_each_kind_of_text_is_a_case_and_text_like_the_corpus_is_told() -> None:
+    """All but the corpus's own kind may fail; what is near the corpus is shown, and judged by nothing."""
+
+    def kind(name: str, kl: float) -> r.KindDrift:
+        return r.KindDrift(kind=name, before=3.0, after=3.0, divergence=kl, unchanged=0.9)
+
+    texts = (kind("incident", 0.2), kind("licence", 0.06), kind("news", 0.051), kind("prose", 0.01))
+    drift = r.Drift(before=3.0, after=3.0, nats=0.0, bound=0.02, divergence=0.01, texts=texts)
+    run = made.memorization(drift=drift.model_copy(update={"neighbours": kind("text like the corpus", 0.4)}))
+    found = {name.removeprefix("other text kept: "): wrong for name, wrong in cases(run).items() if ": " in name}
+    assert found == {
+        "incident": None,
+        "licence": "KL 0.0600, at most 0.05 asked",
+        "news": "KL 0.0510, at most 0.05 asked",
+        "prose": None,
+    }
+    assert "KL 0.400, loss +0.000 nats per token" in report.to_text(report.memorization_table(run))
+    assert "text like the corpus" in report.html(run)

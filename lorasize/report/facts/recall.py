@@ -151,6 +151,11 @@ def memorization_facts(m: Memorization) -> Iterator[Fact]:
                 f"KL from the base model {m.drift.divergence:.3f} nats per token, most for {most.kind} "
                 f"{most.divergence:.3f}; likeliest token unchanged at {same:.0%} of positions"
             )
+        if (near := m.drift.neighbours) is not None:
+            yield near.kind, (
+                f"KL {near.divergence:.3f}, loss {near.after - near.before:+.3f} nats per token; likeliest token "
+                f"unchanged at {near.unchanged:.0%} of positions; under no bound"
+            )
     if m.plan.adapter is not None and m.adapter.rank != m.plan.adapter.rank:
         yield "serving", f"vLLM: max_lora_rank {vllm_rank(m.adapter.rank)}, as the rank is another than the plan's"
     yield "base model", m.plan.model.ref

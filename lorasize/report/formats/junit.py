@@ -8,7 +8,16 @@ from xml.etree import ElementTree
 
 from pydantic import BaseModel
 
-from lorasize.records import Budget, Check, FeasibilityIssue, Memorization, Plan, RecallFailure, RecallReport
+from lorasize.records import (
+    WORST_KIND,
+    Budget,
+    Check,
+    FeasibilityIssue,
+    Memorization,
+    Plan,
+    RecallFailure,
+    RecallReport,
+)
 from lorasize.report.facts.recall import harm_done, mismatch
 from lorasize.report.text import clean, exact
 
@@ -58,6 +67,12 @@ def _memorization_cases(run: Memorization) -> Iterator[Case]:
     yield "every token above the threshold", above
     yield "every passage recalled", "; ".join(map(_mismatch, run.recall.failures))
     yield "other text kept", harm_done(run)
+    drift = run.drift
+    if drift is not None and drift.bound is not None:
+        for one in drift.texts:
+            most = WORST_KIND * drift.bound
+            over = one.divergence > most and one is not drift.own
+            yield f"other text kept: {one.kind}", f"KL {one.divergence:.4f}, at most {most:g} asked" if over else ""
 
 
 _CALIBRATE: tuple[str, Callable[[Any], Iterable[Case]]] = "calibrate", lambda _: [("calibrated", "")]

@@ -87,7 +87,8 @@ def _probabilities(seen: Histogram, threshold: float) -> Figure:
 
 def _drift(drift: Drift) -> Figure:
     """How far each kind of other text moved, beside what it may."""
-    kinds = sorted(drift.texts, key=lambda one: one.divergence)
+    near = () if drift.neighbours is None else (drift.neighbours,)
+    kinds = sorted((*drift.texts, *near), key=lambda one: one.divergence)
 
     def paint(axes: Axes) -> None:
         at = range(len(kinds))
@@ -105,7 +106,8 @@ def _drift(drift: Drift) -> Figure:
     columns = [("text", False), ("loss before", True), ("after", True), ("KL", True), ("likeliest token stays", True)]
     return Figure(
         title="Other text",
-        caption="What the adapter does to text that it was not trained on, by kind.",
+        caption="What the adapter does to text that it was not trained on, by kind."
+        + " Text like the corpus is what the base model says after its first words: under no bound." * len(near),
         svg=draw("Drift of each kind of other text", paint, max(1.5, 0.3 * len(kinds) + 0.8)),
         data=Table(columns, rows),
     )
