@@ -7,13 +7,14 @@
 Corpora nobody tuned for are made from a seed: prose, code, records, random tokens (support/corpora.py); with
 `--tokens`, one of each kind at each of these sizes. Each is planned and applied by the command line with
 `--max-drift 0.02` (`bounded`) and `--max-drift off` (`bare`), without growing. What other text suffers and whether the
-corpus comes back is told by stock tools alone: examples/harm_check.py and examples/recall_check.py. Every finished run
-is kept in FOLDER, so the same command goes on where it was stopped; `--finished` runs nothing and judges what is there.
+corpus comes back is told by stock tools alone: examples/harm_check.py and examples/recall_check.py; so is what becomes
+of its sibling, a corpus of the same kind and size that it was not trained on. Every finished run is kept in FOLDER, so
+the same command goes on where it was stopped; `--finished` plans and trains nothing and judges what is there.
 
 Printed: one line for each run; then how many were recalled, drift and KL as mean and worst kind, of all texts and of
 those that are not of the corpus's own kind (code, of corpora of code), the share of positions whose likeliest token
-stays, seconds of training as a ratio of the two ways, and how often the plan's interval of drift held what was
-measured: the larger of growth and KL, as a mean over the texts.
+stays, the siblings' KL, seconds of training as a ratio of the two ways, and how often the plan's interval of drift held
+what was measured: the larger of growth and KL, as a mean over the texts.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ CORPORA = (  # kind, and target tokens, about
 )  # fmt: skip
 BOUND = 0.02  # nats per token: the default, by name
 TOKENS = 192  # of each text that harm is measured on
+SIBLING = 77  # seed of the corpora that nothing is trained on
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
@@ -103,7 +105,9 @@ def runs(asked: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]
                 found = one_run(corpus, way, str(folder.path), asked)
                 kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             if kept.is_file():
-                yield name, way, {**json.loads(kept.read_text(encoding="utf-8")), **of_others(place / way, kind)}
+                found = json.loads(kept.read_text(encoding="utf-8"))
+                beside = of_sibling(place / way, kind, folder.tokenizer, str(folder.path))
+                yield name, way, {**found, **of_others(place / way, kind), **beside}
 
 
 def of_others(place: Path, kind: str) -> dict[str, Any]:
@@ -118,6 +122,23 @@ def of_others(place: Path, kind: str) -> dict[str, Any]:
     return {"others": {"mean": mean, "worst": {"growth": max(growth), "kl": max(kl)}}}
 
 
+def of_sibling(place: Path, kind: str, tokenizer: Any, base: str) -> dict[str, Any]:
+    """What a run did to a corpus like its own, as plain text; nothing of a run that failed."""
+    adapter, told = place / "adapter", place / "sibling.json"
+    if not adapter.is_dir():
+        return {}
+    if not told.is_file():
+        text = place / "sibling.txt"
+        source = write_corpus(place, kind, TOKENS, SIBLING, tokenizer)
+        lines = source.read_text(encoding="utf-8").splitlines()
+        if kind == "records":
+            lines = ["".join(json.loads(one).values()).replace("box ", "box 9") for one in lines]
+        text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        run(EXAMPLES / "harm_check.py", base, adapter, text, "--tokens", TOKENS, "--json", told)
+    (seen,) = json.loads(told.read_text(encoding="utf-8"))["texts"].values()
+    return {"sibling": {name: seen[name] for name in ("growth", "kl", "kept")}}
+
+
 def line(name: str, way: str, found: dict[str, Any]) -> str:
     """A run in a line."""
     if "error" in found:
@@ -128,7 +149,7 @@ def line(name: str, way: str, found: dict[str, Any]) -> str:
         f"{'recalled' if found['recalled'] else 'LOST':8} exit {found['exit']}  {found['steps']:4} steps "
         f"({found['predicted']['steps']['point']:4.0f})  {found['seconds']:5.0f} s  growth {mean['growth']:+.4f} "
         f"(worst {worst['growth']['value']:+.4f})  KL {mean['kl']:.4f} (worst {worst['kl']['value']:.4f})  "
-        f"kept {mean['kept']:.1%} (least {worst['kept']['value']:.1%})"
+        f"kept {mean['kept']:.1%} (least {worst['kept']['value']:.1%})  sibling KL {found['sibling']['kl']:.3f}"
     )
 
 
@@ -153,6 +174,8 @@ def summary(found: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
                 for name, what in (("growth", "growth"), ("kl", "KL"))
                 for key, which in (("mean", "largest mean"), ("worst", "worst text"))
             },
+            "KL of the sibling, median": statistics.median(one["sibling"]["kl"] for one in of),
+            "KL of the sibling, largest": max(one["sibling"]["kl"] for one in of),
             "kept, least mean": min(one["mean"]["kept"] for one in of),
             "drift within its interval": sum(d["lo"] <= drift <= d["hi"] for drift, d in moved),
             "steps within 30 %": sum(0.7 <= one["steps"] / one["predicted"]["steps"]["point"] <= 1.3 for one in of),

@@ -2,9 +2,10 @@
 
     python benchmarks/plan_accuracy.py [--corpora 24] [--first-seed 100] [--journal FOLDER] [--out FILE]
                                        [--calibration FILE] [--truth | --recommended] [--finished] [--json]
-                                       [--model MODEL] [--seeds 2]
+                                       [--model MODEL] [--seeds 2] [--tokens 100,220]
 
-Corpora are made from a seed: prose, code, key/value records and random tokens, 60 to 800 target tokens. The truth is
+Corpora are made from a seed: prose, code, key/value records and random tokens, 60 to 800 target tokens, or with
+`--tokens` one of each kind at each of these sizes. The truth is
 found by training with the product's own loop, without growing: an adapter holds a corpus when two seeds of it end with
 every token above the threshold within STEPS steps, and the true minimum is the first of a ladder of sites and ranks
 that does (LADDER, scaled to the model's depth; from the estimate upwards to a success, then downwards to a failure). It
@@ -40,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from support.cores import Cores, pin
-from support.corpora import corpora, write_corpus
+from support.corpora import KINDS, corpora, write_corpus
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -272,6 +273,7 @@ def main() -> None:
     """Run what is missing and print the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpora", type=int, default=24)
+    parser.add_argument("--tokens", type=lambda listed: [int(n) for n in listed.split(",")], default=[])
     parser.add_argument("--journal", type=Path, default=Path("plan-accuracy"))
     parser.add_argument("--out", type=Path, help="write rows and summary here")
     parser.add_argument("--calibration", type=Path)
@@ -308,7 +310,10 @@ def main() -> None:
         found: dict[str, Any] | None = json.loads(cores.run(__file__, *extra, "--one", *map(str, corpus)))
         return found
 
-    found = cores.map(one, sorted(corpora(chosen.corpora, chosen.first_seed), key=lambda corpus: -corpus[1]))
+    every = [(kind, n) for n in chosen.tokens for kind in KINDS]
+    wanted = [(*one, chosen.first_seed + k) for k, one in enumerate(every)]
+    wanted = wanted or corpora(chosen.corpora, chosen.first_seed)
+    found = cores.map(one, sorted(wanted, key=lambda corpus: -corpus[1]))
     rows = [row for row in found if row is not None]
     outcomes = [success for row in rows for success in row.get("successes", ())]
     held = {"n_corpora": len(rows), "held": f"{sum(outcomes)} of {len(outcomes)} runs"}
