@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from statistics import NormalDist
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from lorasize.records import Observation, ProbeSpec
 
 EVERY = 5.0  # seconds between two plain lines
+_NINE_TENTHS = NormalDist().inv_cdf(0.95)  # standard deviations on either side that nine tenths lie within
+_UNHEARD_OF = 0.999  # of all runs are shorter
 
 
 class Progress:
@@ -158,12 +161,21 @@ def _step_text(step: StepReport) -> str:
 
 
 def _left(step: StepReport, first: StepReport, expected: Estimate | None) -> str:
-    """Time left by the plan's steps at the pace since the first report, with its interval.
+    """Time left at the pace since the first report: by the steps that the plan expects of a run that goes on so long.
 
-    Empty before there is a pace, and once the plan is surpassed.
+    Its point and interval are taken for the median and the middle nine tenths of a log-normal distribution. Empty
+    before there is a pace, and where so long a run was not to be expected at all.
     """
-    if expected is None or step.evaluated or not first.step < step.step < expected.hi:
+    if expected is None or step.evaluated or not first.step < step.step or not expected.lo < expected.hi:
+        return ""
+    spread = math.log(expected.hi / expected.lo) / (2 * _NINE_TENTHS)
+    steps = NormalDist(math.log(expected.point), spread)
+    passed = steps.cdf(math.log(step.step))
+    if passed > _UNHEARD_OF:
         return ""
     each = (step.seconds - first.seconds) / (step.step - first.step)
-    point, lo, hi = (format_seconds(each * max(0.0, n - step.step)) for n in (expected.point, expected.lo, expected.hi))
+    lo, point, hi = (
+        format_seconds(each * (math.exp(steps.inv_cdf(passed + share * (1.0 - passed))) - step.step))
+        for share in (0.05, 0.5, 0.95)
+    )
     return f", about {point} left ({lo} to {hi})"
