@@ -1,12 +1,13 @@
 """Whether plans under the bound on drift come true, and what they cost beside plans without one.
 
     python benchmarks/harmless.py [--model MODEL] [--corpora 12 | --tokens 100,150,220,300] [--first-seed 9000]
-                                  [--calibration FILE] [--ways bounded,bare] [--folder FOLDER] [--out FILE]
-                                  [--finished]
+                                  [--calibration FILE] [--ways bounded,bare,earlier] [--earlier CHECKOUT]
+                                  [--folder FOLDER] [--out FILE] [--finished]
 
 Corpora nobody tuned for are made from a seed: prose, code, records, random tokens (support/corpora.py); with
 `--tokens`, one of each kind at each of these sizes. Each is planned and applied by the command line with
-`--max-drift 0.02` (`bounded`) and `--max-drift off` (`bare`), without growing. What other text suffers and whether the
+`--max-drift 0.02` (`bounded`) and `--max-drift off` (`bare`), without growing; `earlier` is an older lorasize, as it
+comes, from a checkout of it. What other text suffers and whether the
 corpus comes back is told by stock tools alone: examples/harm_check.py and examples/recall_check.py; so is what becomes
 of its sibling, a corpus of the same kind and size that it was not trained on. Every finished run is kept in FOLDER, so
 the same command goes on where it was stopped; `--finished` plans and trains nothing and judges what is there.
@@ -35,7 +36,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
-WAYS = ("bounded", "bare")
+WAYS = ("bounded", "bare", "earlier")
 CORPORA = (  # kind, and target tokens, about
     ("prose", 150), ("code", 120), ("records", 100), ("random", 100),
     ("prose", 300), ("code", 250), ("records", 180), ("random", 160),
@@ -46,9 +47,9 @@ TOKENS = 192  # of each text that harm is measured on
 SIBLING = 77  # seed of the corpora that nothing is trained on
 
 
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    """A Python command in a process of its own; its output is kept."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+def run(*words: object, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """A Python command in a process of its own, with the lorasize of a checkout; its output is kept."""
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
 
@@ -59,12 +60,13 @@ def one_run(corpus: Path, way: str, base: str, asked: argparse.Namespace) -> dic
     place.mkdir(exist_ok=True)
     plan, adapter, harm = place / "plan.json", place / "adapter", place / "harm.json"
     how: list[object] = ["--model", asked.model, "-q", "--out", plan]
-    how += ["--max-drift", BOUND if way == "bounded" else "off"]
+    how += [] if way == "earlier" else ["--max-drift", BOUND if way == "bounded" else "off"]
+    root = asked.earlier if way == "earlier" else ROOT
     how += [] if asked.calibration is None else ["--calibration", asked.calibration]
-    made = run("-m", "lorasize", "plan", corpus, *how)
+    made = run("-m", "lorasize", "plan", corpus, *how, root=root)
     if made.returncode:
         return {"error": made.stderr.strip()[-300:]}
-    applied = run("-m", "lorasize", "apply", plan, "--no-escalate", "--no-learn", "-q", "--out", adapter)
+    applied = run("-m", "lorasize", "apply", plan, "--no-escalate", "--no-learn", "-q", "--out", adapter, root=root)
     if not (adapter / "lorasize.json").is_file():
         return {"error": applied.stderr.strip()[-300:]}
     told, planned = (json.loads(file.read_text(encoding="utf-8")) for file in (adapter / "lorasize.json", plan))
@@ -80,8 +82,8 @@ def one_run(corpus: Path, way: str, base: str, asked: argparse.Namespace) -> dic
         "recalled": recalled.returncode == 0,
         "steps": told["steps"],
         "seconds": told["seconds"],
-        "predicted": {name: planned["prediction"][name] for name in ("steps", "seconds", "drift")},
-        "own_drift": {name: told["drift"][name] for name in ("nats", "divergence")},
+        "predicted": {name: planned["prediction"].get(name) for name in ("steps", "seconds", "drift")},
+        "own_drift": {name: told["drift"].get(name) for name in ("nats", "divergence")},
         "mean": seen["mean"],
         "worst": seen["worst"],
     }
@@ -93,8 +95,8 @@ def runs(asked: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]
 
     folder = models.open(asked.model, None)
     wanted = [(kind, n) for n in asked.tokens for kind in KINDS] or CORPORA[: asked.corpora]
-    for way in asked.ways.split(","):
-        for k, (kind, n_tokens) in enumerate(wanted):
+    for k, (kind, n_tokens) in enumerate(wanted):
+        for way in asked.ways.split(","):
             seed = asked.first_seed + k
             name = f"{kind}-{n_tokens}-{seed}"
             place = asked.folder / name
@@ -177,17 +179,18 @@ def summary(found: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
             "KL of the sibling, median": statistics.median(one["sibling"]["kl"] for one in of),
             "KL of the sibling, largest": max(one["sibling"]["kl"] for one in of),
             "kept, least mean": min(one["mean"]["kept"] for one in of),
-            "drift within its interval": sum(d["lo"] <= drift <= d["hi"] for drift, d in moved),
+            "drift within its interval": sum(d is not None and d["lo"] <= drift <= d["hi"] for drift, d in moved),
             "steps within 30 %": sum(0.7 <= one["steps"] / one["predicted"]["steps"]["point"] <= 1.3 for one in of),
             "steps within their interval": sum(
                 one["predicted"]["steps"]["lo"] <= one["steps"] <= one["predicted"]["steps"]["hi"] for one in of
             ),
             "median seconds": statistics.median(one["seconds"] for one in of),
         }
-    both = [name for name, way in found if way == "bare" and "seconds" in found.get((name, "bounded"), {})]
-    ratios = [found[name, "bounded"]["seconds"] / found[name, "bare"]["seconds"] for name in both]
-    if ratios:
-        told["seconds, bounded ÷ bare"] = {"corpora": len(ratios), "median": statistics.median(ratios)}
+    for other in WAYS[1:]:
+        both = [name for name, way in found if way == other and "seconds" in found.get((name, "bounded"), {})]
+        ratios = [found[name, "bounded"]["seconds"] / found[name, other]["seconds"] for name in both]
+        if ratios:
+            told[f"seconds, bounded ÷ {other}"] = {"corpora": len(ratios), "median": statistics.median(ratios)}
     return told
 
 
@@ -199,7 +202,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=lambda listed: [int(n) for n in listed.split(",")], default=[])
     parser.add_argument("--first-seed", type=int, default=9000)
     parser.add_argument("--calibration", type=Path)
-    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--ways", default=",".join(WAYS[:2]))
+    parser.add_argument("--earlier", type=Path, metavar="CHECKOUT")
     parser.add_argument("--folder", type=Path, default=Path("harmless"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--finished", action="store_true")
