@@ -4,7 +4,7 @@ A parameter at the same relative depth of the same kind of layer is taken to hol
 transition are the other model's; its reference site becomes this model's reference module, at what that module is worth
 in the other model where it is known there. Its other modules count where this model has layers of that name, in the
 nearest layers that have them all. How far that carries is unknown until measured, so an even chance of recall moves by
-half an e-fold either way, and every plan made from it is `extrapolated`.
+0.8 of an e-fold either way (half of one under a bound on drift), and every plan made from it is `extrapolated`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from lorasize.planning.depths import nearest_layers
 from lorasize.records import BoundedLaw, Calibration, CalibrationModel, CostModel, Site, SiteEfficiency
 
-LOCATION_SD = 0.5  # of ln slack: what bits per parameter of another model are worth here
+LOCATION_SD = 0.8  # of ln slack: bits per parameter of another model: docs/log/plans.md#priors-on-two-real-models
+BOUNDED_LOCATION_SD = 0.5  # the same of parameters per nat under a bound on drift; not tuned
 STEPS_SD, DRIFT_SD = 0.4, 0.5  # of ln steps and of ln drift under a bound, on another model; not tuned
 EFFICIENCY_SD = 0.3  # of ln efficiency, as for a site that no open probe measures
 TIME_SPREAD = 2.0  # seconds may be three times more or less
@@ -63,7 +64,7 @@ def moved_law(source: Calibration, n_parameters_per_rank: int, site: Site) -> Bo
     law = source.bounded
     if law is None:
         return None
-    spread = math.hypot(law.transition.location_stderr, LOCATION_SD)
+    spread = math.hypot(law.transition.location_stderr, BOUNDED_LOCATION_SD)
     transition = law.transition.model_copy(
         update={"location_stderr": spread, "steps_spread": math.hypot(law.transition.steps_spread, STEPS_SD)}
     )

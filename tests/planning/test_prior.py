@@ -25,7 +25,7 @@ def moved(n_layers: int = 30, shapes: dict[str, int] | None = None, reference: s
 def test_a_prior_keeps_bits_per_parameter_and_says_less() -> None:
     prior = moved()
     assert prior.law == CALIBRATION.law
-    assert prior.transition.location_stderr == pytest.approx(math.hypot(0.05, 0.5))
+    assert prior.transition.location_stderr == pytest.approx(math.hypot(0.05, 0.8))
     assert [(s.target_modules, s.parameters_per_rank) for s in prior.sites] == [(ONE[0], 2112), (SIX[0], 12_672)]
     assert prior.sites[0].stderr == pytest.approx(math.hypot(0.05, 0.3))
     assert source_of(prior) == "tiny on cpu in float32"
