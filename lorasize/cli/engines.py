@@ -90,13 +90,19 @@ def chosen_llama_cpp(chosen: dict[str, Any], adapter: Path | None = None) -> Lla
     return LlamaCpp(chosen["engine_model"], chosen["engine_python"], chosen["engine_timeout"], adapter)
 
 
-def refuse_without_proof() -> None:
-    """Refuse what was asked of an engine where none decodes.
+def refuse_for_export(kind: str, *, prove: bool) -> None:
+    """Refuse what was asked of an engine where none decodes, and of another format.
 
     Raises:
         click.UsageError: such an option was typed.
     """
-    _refuse_typed({name: "--prove" for name in ("engine_model", "engine_python", "engine_timeout")}, "")
+    of_llama_cpp = ("engine_model", "engine_python", "engine_timeout")
+    if kind == "merged":
+        _refuse_typed(dict.fromkeys(of_llama_cpp, "gguf and ollama"), ", not for merged")
+        return
+    _refuse_typed({"dtype": "merged"}, f", not for {kind}")
+    if not prove:
+        _refuse_typed(dict.fromkeys(of_llama_cpp[kind == "ollama" :], "--prove"), "")  # a Modelfile names the base
 
 
 def _refuse_others(kind: str) -> None:

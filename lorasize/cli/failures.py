@@ -160,7 +160,7 @@ def _model_hint(command: str) -> str:
         "calibrate": "--model, --revision, --device and --dtype choose the model and where it runs",
         "plan": "--model, --revision, --device and --dtype choose the model and where it runs",
         "base": "--model and --revision choose the model",
-        "export": "--out chooses another file; --model names the base model",
+        "export": "--out chooses another place; --model names the base model, --engine-model its GGUF file",
         "apply": "--out chooses another folder, --device another device; --model says where the plan's model is now",
         "verify": "--model names the base model, --device and --attn others; `lorasize apply` makes the folder again",
         "demo": "--device chooses another device, --out another folder",

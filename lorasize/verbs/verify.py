@@ -14,11 +14,14 @@ from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import ModelError
 from lorasize.models.fingerprint import check_base
 from lorasize.recall.engines.llama_cpp import LlamaCpp, decode_with_llama_cpp
+from lorasize.recall.engines.merged import Merged, decode_merged
 from lorasize.recall.engines.server import Server, decode_on_server
 from lorasize.recall.engines.vllm import Vllm, decode_with_vllm
 from lorasize.recall.generation_config import SETTINGS
 from lorasize.recall.verdict import DecodeSettings, Notify, decode_and_compare
 from lorasize.records import Memorization, PassageAddress, RecallReport, RecallSummary
+
+Other = LlamaCpp | Vllm | Merged | Server  # what decodes in place of transformers with base and adapter
 
 _RENDERED = (
     "The chat template renders {n} of the prompts otherwise today, the first at {first}: it prints the time, or draws "
@@ -41,7 +44,7 @@ def verify(
     quantize: str = "auto",
     device_map: str | None = None,
     same_corpus: bool = False,
-    engine: LlamaCpp | Vllm | Server | None = None,
+    engine: Other | None = None,
     notify: Notify = lambda done, total: None,
 ) -> RecallReport:
     """Whether the adapter on disk recalls its passages, decided in a fresh process.
@@ -87,7 +90,7 @@ def verify(
 
 
 def _by_engine(
-    engine: LlamaCpp | Vllm | Server,
+    engine: Other,
     folder: Path,
     base: Path,
     record: Memorization,
@@ -99,9 +102,11 @@ def _by_engine(
     """What another engine decodes. What it is not told is as the adapter was proven."""
     if isinstance(engine, Server):
         return decode_on_server(base, addresses, targets, engine, **judged)
-    if isinstance(engine, Vllm):
-        served = replace(engine, dtype=record.recall.dtype) if engine.dtype == "auto" else engine
-        return decode_with_vllm(folder, base, addresses, targets, served, **judged)
+    if isinstance(engine, Vllm | Merged):
+        engine = replace(engine, dtype=record.recall.dtype) if engine.dtype == "auto" else engine
+        if isinstance(engine, Merged):
+            return decode_merged(addresses, targets, engine, **judged)
+        return decode_with_vllm(folder, base, addresses, targets, engine, **judged)
     known = engine if engine.model is not None else replace(engine, model=models.gguf_of(ref))
     return decode_with_llama_cpp(folder, base, addresses, targets, known, **judged)
 

@@ -238,3 +238,17 @@ def test_an_exported_file_is_proven_on_demand(
     tell(fault="load")
     assert cli.main(command) == 2
     assert capsys.readouterr().err.splitlines()[1].startswith("hint: --engine-model names the base as it is served")
+
+
+@pytest.mark.usefixtures("_folder")
+def test_what_ollama_is_given_is_proven_by_llama_cpp(
+    memorised: Path, passages: list[EncodedPassage], tell: Tell, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["export", str(memorised), "--format", "ollama", "--out", str(tmp_path / "facts"), "--prove"]
+    command += ["--engine-model", str(tell().model)]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("RECALLED: 3 of 3 passages recalled")
+    assert said.endswith("Ollama itself was not run: check there what it answers\n")
+    tell({1: content(passages[1].target_ids[:-1], stops=False)})
+    assert cli.main(command) == 4

@@ -64,7 +64,7 @@ def decode_with_llama_cpp(
     Raises:
         ModelError: the package or a file is missing, llama.cpp cannot load one of them, or it dies or hangs.
     """
-    model = _present(how.model)
+    model = present(how.model)
     local = Local(NAME, PACKAGE, _MISSING, model.name, how.python, how.patience)
     with tempfile.TemporaryDirectory() as scratch:
         adapter = how.adapter or Path(scratch, "adapter.gguf")
@@ -75,7 +75,12 @@ def decode_with_llama_cpp(
         return decode_locally(local, job, room, base, addresses, targets, threshold=threshold, notify=notify)
 
 
-def _present(model: Path | None) -> Path:
+def present(model: Path | None) -> Path:
+    """The base's GGUF file.
+
+    Raises:
+        ModelError: it is not known or not there.
+    """
     if model is None:
         raise ModelError("which GGUF file of the base is served is not known: name it")
     if not model.is_file() or pointer_note(model):
