@@ -40,7 +40,7 @@ def serving(adapter: AdapterSpec, serve: Serve) -> Serving:
     notes = {
         "peft": "PEFT loads the folder as it is.",
         "vllm": f"Start vLLM with max_lora_rank {bucket} (its default is {VLLM_DEFAULT_RANK}), then let it verify "
-        "recall: it rounds the adapter, too, to the dtype that it serves in.",
+        "recall in the dtype that it serves in.",
         "llama.cpp": "Export the adapter as GGUF, then let llama.cpp verify recall with the base file that it serves.",
         "merged": "Merging rounds the weights to the base's dtype: apply decodes the merged model.",
     }
