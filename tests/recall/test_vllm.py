@@ -175,3 +175,12 @@ def test_the_command_has_the_same_exit_codes(
     assert "hint: --engine-python names the Python that has it" in capsys.readouterr().err
     assert cli.main([*command, "--merged"]) == 2
     assert "--merged is for transformers, not for vllm" in capsys.readouterr().err
+
+
+def test_what_a_server_would_read_of_the_base_is_told(
+    memorised: Path, able_llama: Path, passages: list[EncodedPassage], tell: Tell, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(able_llama, tmp_path / "base"))
+    (base / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.3}), "utf-8")
+    (warning,) = verify(memorised, passages, ref=str(base), engine=tell()).warnings
+    assert "repetition_penalty 1.3" in warning
