@@ -55,6 +55,9 @@ def write_merged(folder: Path, base: Path, out: Path, dtype: str) -> None:
             whole.save_pretrained(str(out), max_shard_size=_LARGEST_FILE)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             raise ModelError(f"{base}: the merged model cannot be saved ({reason(error)})") from error
+    shared = (out / "config.json").stat().st_mode
+    for path in out.glob("*.safetensors"):
+        path.chmod(shared)  # safetensors lets its owner alone read it
     for path in sorted(base.iterdir()):
         weights = path.name.endswith(".index.json")  # which parts there are: others than here
         if path.is_file() and path.name.endswith(_TOKENIZER) and not weights and not (out / path.name).exists():

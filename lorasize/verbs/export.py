@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,9 +86,9 @@ def _write_ollama(folder: Path, base: Path, out: Path, served: Path) -> None:
 def _whole(out: Path) -> Iterator[Path]:
     """An empty folder that is `out` after the block, and nothing if that fails."""
     place = Path(os.path.realpath(out))
-    part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
+    part.mkdir()
     try:
-        part.chmod(place.parent.stat().st_mode & 0o777)
         yield part
         if place.exists():
             shutil.rmtree(place)

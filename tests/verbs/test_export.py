@@ -121,6 +121,8 @@ def test_a_merged_model_is_one_that_stock_transformers_loads(folder: Path, torch
     assert not torch.allclose(loaded(ids).logits, plain)
     assert AutoTokenizer.from_pretrained(written)("a few words").input_ids
     assert not {path.name for path in written.iterdir()} & {CONFIG, WEIGHTS, RECORD}
+    assert (written / "model.safetensors").stat().st_mode == (written / "config.json").stat().st_mode
+    assert written.stat().st_mode == folder.parent.stat().st_mode
     assert beside(folder) == ["adapter", "adapter-merged"]
 
 
