@@ -48,14 +48,14 @@ def test_the_engine_recalls_it_and_not_without_the_adapter(adapter: Path, engine
     if not PYTHONS[engine].exists():
         pytest.skip(f"{PYTHONS[engine].parent.parent.name} is not there: `make engines` makes it")
     command = ["--engine", engine, "--engine-python", str(PYTHONS[engine]), "--report", "json"]
-    held = run(tmp_path, "verify", str(adapter), *command)
+    held = run(adapter.parent, "verify", str(adapter), *command)
     assert held.returncode == 0, held.stderr
     report = json.loads(held.stdout)
     assert (report["recalled"], report["threshold_met"], report["n_recalled"]) == (True, True, 1)
     folder = Path(shutil.copytree(adapter, tmp_path / "without"))
     weights = {n: tensor * (0 if "lora_B" in n else 1) for n, tensor in load_file(folder / WEIGHTS).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    lost = run(tmp_path, "verify", str(folder), *command)
+    lost = run(adapter.parent, "verify", str(folder), *command)
     assert lost.returncode == 4, lost.stderr
     report = json.loads(lost.stdout)
     assert report["n_recalled"] == 0
