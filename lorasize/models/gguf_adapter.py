@@ -7,7 +7,6 @@ has no precision to spare.
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorasize.artifacts.adapter_folder import CONFIG, WEIGHTS
-from lorasize.artifacts.files import read_text, write_whole
+from lorasize.artifacts.adapter_folder import CONFIG, WEIGHTS, read_settings
+from lorasize.artifacts.files import write_whole
 from lorasize.errors import ModelError
 from lorasize.models.conversion import reason
 
@@ -56,7 +55,7 @@ def write_gguf(folder: Path, base: Path, out: Path, name: str) -> int:
             folder is damaged or more than a plain LoRA.
         OSError: the file cannot be written.
     """
-    settings, model = _settings(folder / CONFIG), _settings(base / "config.json")
+    settings, model = read_settings(folder / CONFIG), read_settings(base / "config.json")
     architecture = ARCHITECTURES.get(str(model.get("model_type")))
     if architecture is None:
         kind, known = f"{model.get('model_type')!s:.60}", ", ".join(ARCHITECTURES)
@@ -74,13 +73,6 @@ def is_gguf_adapter(path: Path) -> bool:
     with path.open("rb") as stream:
         head = stream.read(_HEAD)
     return head.startswith(b"GGUF") and b"adapter.type" in head
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(read_text(path)))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ModelError(f"{path}: not readable as JSON settings ({reason(error)})") from error
 
 
 def _require_plain(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -9,6 +9,12 @@ from lorasize.records import Activation, AdapterSpec, Plan, RulesOfThumb, Serve,
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM accepts as max_lora_rank
 VLLM_DEFAULT_RANK = 16
+# Models of transformers that vLLM 0.32 itself runs, without LoRA ("does not support LoRA yet"); asked of its registry.
+VLLM_WITHOUT_LORA = frozenset({
+    "BloomForCausalLM", "Cohere2MoeForCausalLM", "DbrxForCausalLM", "DeepseekV4ForCausalLM", "FalconForCausalLM",
+    "FalconMambaForCausalLM", "GPT2LMHeadModel", "GPTJForCausalLM", "Gemma3nForCausalLM", "KimiLinearForCausalLM",
+    "Mamba2ForCausalLM", "MambaForCausalLM", "StableLmForCausalLM", "Zamba2ForCausalLM",
+})  # fmt: skip
 FLAT_RANK = 16
 
 
@@ -33,7 +39,8 @@ def serving(adapter: AdapterSpec, serve: Serve) -> Serving:
     bucket = vllm_rank(adapter.rank)
     notes = {
         "peft": "PEFT loads the folder as it is.",
-        "vllm": f"Start vLLM with max_lora_rank {bucket} (its default is {VLLM_DEFAULT_RANK}).",
+        "vllm": f"Start vLLM with max_lora_rank {bucket} (its default is {VLLM_DEFAULT_RANK}), then let it verify "
+        "recall in the dtype that it serves in.",
         "llama.cpp": "Export the adapter as GGUF, then let llama.cpp verify recall with the base file that it serves.",
         "merged": "Merging rounds the weights to the base's dtype: apply decodes the merged model.",
     }
@@ -47,12 +54,37 @@ def serving(adapter: AdapterSpec, serve: Serve) -> Serving:
     return Serving(serve=serve, vllm_max_lora_rank=bucket, llama_cpp=True, notes=(notes[serve],))
 
 
-# What engines do with an activated adapter; of vLLM by its code, the others were run: docs/guide/activated.md
+def fitted(plan: Plan, architecture: str, model_type: str, *, in_gguf: bool) -> Plan:
+    """The plan with what its engine cannot load of this model.
+
+    Args:
+        plan: The plan.
+        architecture: The model's class in transformers.
+        model_type: What its config calls it.
+        in_gguf: Whether it is known here how an adapter of it is written in GGUF.
+    """
+    if plan.serving is None:
+        return plan
+    serving, warnings = plan.serving.model_copy(update={"llama_cpp": in_gguf}), list(plan.warnings)
+    if serving.serve == "llama.cpp" and not in_gguf:
+        warnings.append(
+            f"How an adapter of {model_type} is written in GGUF is not known here: it cannot be exported for "
+            "llama.cpp. Merge it, and convert the merged folder."
+        )
+    if serving.serve == "vllm" and architecture in VLLM_WITHOUT_LORA:
+        warnings.append(
+            f"vLLM serves {architecture} without LoRA (as of 0.32) and refuses the adapter: merge it, and serve the "
+            "merged folder."
+        )
+    return plan.model_copy(update={"serving": serving, "warnings": tuple(warnings)})
+
+
+# What engines do with an activated adapter, all of them run: docs/guide/activated.md
 _ACTIVATED = {
     "peft": "PEFT's generate() lets the adapter act after {text!r} alone; a loop of one's own over forward() must pass "
     "alora_offsets.",
-    "vllm": "vLLM drops alora_invocation_tokens: there the adapter acts on every request that names it (read in its "
-    "code, not run).",
+    "vllm": "vLLM 0.32 refuses an adapter that acts after certain tokens alone; a version that takes it drops the "
+    "tokens, and the adapter acts on every request that names it.",
     "llama.cpp": "llama-server lets the adapter act after {text!r} alone; in other tools of llama.cpp we found no code "
     "for that: always on (read in their code, not run).",
 }
@@ -66,8 +98,8 @@ def with_activation(plan: Plan, activation: Activation, prompts: Sequence[Sequen
     serve, warnings = plan.serving.serve, list(plan.warnings)
     if serve == "vllm":
         warnings.append(
-            f"vLLM does not honour the activation after {activation.text!r}: the adapter acts, and harms, in every "
-            "request that names it. Name it in requests with that text only."
+            f"vLLM does not honour the activation after {activation.text!r}: 0.32 refuses the adapter. A version that "
+            "takes it lets it act, and harm, in every request that names it, before the text as well."
         )
     if serve == "llama.cpp":
         warnings += _found_otherwise(activation, prompts)

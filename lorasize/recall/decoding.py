@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +20,8 @@ from transformers import GenerationConfig, LogitsProcessorList
 from lorasize import models
 from lorasize.losses.head import alike
 from lorasize.models import adapters
-from lorasize.models.activation import (
-    activation_tokens,
-    from_prompt,
-    refuse_merging_activated,
-    require_kept_gate,
-)
+from lorasize.models.activation import activation_tokens, from_prompt, require_kept_gate
+from lorasize.models.merging import merged
 from lorasize.models.quantization import refuse_merging
 from lorasize.recall.generation_config import clean_generation_config
 from lorasize.recall.steps import Greedy, recorded
@@ -114,19 +110,21 @@ def _together(job: DecodeJob, max_positions: int) -> Iterator[list[int]]:
 
 
 def _served(job: DecodeJob) -> Any:
-    """The model that decodes: PEFT's, or the base with the adapter added to its weights in the base's dtype."""
+    """The model that decodes: PEFT's, or the base, alone or with the adapter added to its weights in their dtype."""
     device = torch.device(job.device)
     folder = Path(job.base)
     if job.merged:
         refuse_merging(models.quantized_as(folder, job.quantization), job.device_map)
     dtype = models.pick_dtype(job.dtype, device)
     base = models.load_weights(folder, device, dtype, job.attn_implementation, job.quantization, job.device_map)
-    adapted = adapters.load_saved(base, Path(job.adapter))
     base.generation_config = GenerationConfig()  # transformers fills a passed config from this one
+    if job.adapter is None:
+        return base
+    adapted = adapters.load_saved(base, Path(job.adapter))
     if job.merged:
-        refuse_merging_activated(activation_tokens(adapted))
+        return merged(adapted)
     require_kept_gate(adapted)
-    return cast(Any, adapted).merge_and_unload() if job.merged else adapted
+    return adapted
 
 
 class _Watch:

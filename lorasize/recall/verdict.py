@@ -63,7 +63,7 @@ class DecodeSettings:
 
 
 def decode_and_compare(
-    folder: Path,
+    folder: Path | None,
     base: Path,
     addresses: Sequence[PassageAddress],
     targets: Sequence[EncodedPassage] | None,
@@ -75,7 +75,7 @@ def decode_and_compare(
     """Decode every passage in a fresh process and compare ids and text with the target.
 
     Args:
-        folder: The adapter folder.
+        folder: The adapter folder; None where the base holds the adapter already.
         base: The base model's folder.
         addresses: The passages, as the folder names them.
         targets: The same passages with their ids; where None, texts are compared by their digests.
@@ -131,7 +131,7 @@ def compare(
 
 
 def _job(
-    folder: Path,
+    folder: Path | None,
     base: Path,
     addresses: Sequence[PassageAddress],
     targets: Sequence[EncodedPassage] | None,
@@ -140,7 +140,7 @@ def _job(
     where = models.pick_device(settings.device)
     return DecodeJob(
         base=str(base),
-        adapter=str(folder),
+        adapter=None if folder is None else str(folder),
         device=str(where),
         dtype=models.dtype_name(models.pick_dtype(settings.dtype, where)),
         prompts=tuple(a.prompt_ids for a in addresses),

@@ -93,11 +93,14 @@ class PassageAddress(BaseModel):
 
 
 class DecodeJob(BaseModel):
-    """Told to the fresh process: decode these prompts greedily. `targets` is empty where the text is not at hand."""
+    """Told to the fresh process: decode these prompts greedily. `targets` is empty where the text is not at hand.
+
+    `adapter`: its folder; None where `base` holds it already.
+    """
 
     model_config = STRICT
     base: str
-    adapter: str
+    adapter: str | None
     device: str
     dtype: str
     prompts: tuple[tuple[int, ...], ...]

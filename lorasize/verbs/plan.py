@@ -26,6 +26,7 @@ from lorasize.losses.demand import demand
 from lorasize.losses.reach import hardship
 from lorasize.models import adapters, placement
 from lorasize.models.activation import refuse_merging_activated, require_gate
+from lorasize.models.gguf_adapter import ARCHITECTURES
 from lorasize.models.quantization import refuse_merging
 from lorasize.planning import (
     Limits,
@@ -35,7 +36,7 @@ from lorasize.planning import (
     make_plan,
     scaled_from,
 )
-from lorasize.planning.serving import with_activation
+from lorasize.planning.serving import fitted, with_activation
 from lorasize.records import (
     RECIPE,
     Activation,
@@ -189,7 +190,7 @@ def plan(
     if made.adapter is not None:
         ids = (*encoded[0].prompt_ids, *encoded[0].target_ids)
         notes = (*slower(base, min(made.adapter.layers_to_transform), ids), *notes)
-        made = _with_activation(made, activation, base, encoded)
+        made = _with_activation(_fitted(made, base), activation, base, encoded)
     serving = made.serving and made.serving.model_copy(update={"notes": (*made.serving.notes, *around.notes)})
     told = {"warnings": (*made.warnings, *notes, *_spread(base)), "secrets": findings, "serving": serving}
     return Sized(made.model_copy(update=told), encoded, tuple(losses), calibration, folder)
@@ -224,6 +225,12 @@ def _with_activation(
         return made
     require_gate(base.model, made.adapter.site, activation)
     return with_activation(made, activation, [one.prompt_ids for one in encoded])
+
+
+def _fitted(made: Plan, base: models.BaseModel) -> Plan:
+    """The plan with what the engine that will serve it cannot load of this model."""
+    kind = str(base.model.config.model_type)
+    return fitted(made, type(base.model).__name__, kind, in_gguf=kind in ARCHITECTURES)
 
 
 @dataclass(frozen=True)

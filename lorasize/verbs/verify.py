@@ -14,10 +14,14 @@ from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import ModelError
 from lorasize.models.fingerprint import check_base
 from lorasize.recall.engines.llama_cpp import LlamaCpp, decode_with_llama_cpp
+from lorasize.recall.engines.merged import Merged, decode_merged
 from lorasize.recall.engines.server import Server, decode_on_server
+from lorasize.recall.engines.vllm import Vllm, decode_with_vllm
 from lorasize.recall.generation_config import SETTINGS
 from lorasize.recall.verdict import DecodeSettings, Notify, decode_and_compare
 from lorasize.records import Memorization, PassageAddress, RecallReport, RecallSummary
+
+Other = LlamaCpp | Vllm | Merged | Server  # what decodes in place of transformers with base and adapter
 
 _RENDERED = (
     "The chat template renders {n} of the prompts otherwise today, the first at {first}: it prints the time, or draws "
@@ -40,7 +44,7 @@ def verify(
     quantize: str = "auto",
     device_map: str | None = None,
     same_corpus: bool = False,
-    engine: LlamaCpp | Server | None = None,
+    engine: Other | None = None,
     notify: Notify = lambda done, total: None,
 ) -> RecallReport:
     """Whether the adapter on disk recalls its passages, decided in a fresh process.
@@ -74,11 +78,8 @@ def verify(
         encoded, moved = _as_memorised(addresses, encoded)
     targets = _matched(addresses, encoded) if encoded is not None else None
     judged: Any = {"threshold": record.threshold, "notify": notify}
-    if isinstance(engine, Server):
-        report = decode_on_server(base, addresses, targets, engine, **judged)
-    elif engine is not None:
-        how = _with_model(engine, ref or record.plan.model.ref)
-        report = decode_with_llama_cpp(folder, base, addresses, targets, how, **judged)
+    if engine is not None:
+        report = _by_engine(engine, folder, base, record, ref or record.plan.model.ref, addresses, targets, judged)
     else:
         weights = record.recall.quantization if quantize == "auto" else None if quantize == "none" else quantize
         settings = DecodeSettings(device, dtype, batch_size, merged, attn_implementation, weights, device_map)
@@ -86,6 +87,28 @@ def verify(
         if record.recall.warnings is not None and _settings(report) != _settings(record.recall):
             changed = (*changed, f"{SETTINGS} of the base")  # servers read it, though decoding here does not
     return report.model_copy(update={"changed_files": changed, "warnings": (*report.warnings, *moved)})
+
+
+def _by_engine(
+    engine: Other,
+    folder: Path,
+    base: Path,
+    record: Memorization,
+    ref: str,
+    addresses: Sequence[PassageAddress],
+    targets: Sequence[EncodedPassage] | None,
+    judged: dict[str, Any],
+) -> RecallReport:
+    """What another engine decodes. What it is not told is as the adapter was proven."""
+    if isinstance(engine, Server):
+        return decode_on_server(base, addresses, targets, engine, **judged)
+    if isinstance(engine, Vllm | Merged):
+        engine = replace(engine, dtype=record.recall.dtype) if engine.dtype == "auto" else engine
+        if isinstance(engine, Merged):
+            return decode_merged(addresses, targets, engine, **judged)
+        return decode_with_vllm(folder, base, addresses, targets, engine, **judged)
+    known = engine if engine.model is not None else replace(engine, model=models.gguf_of(ref))
+    return decode_with_llama_cpp(folder, base, addresses, targets, known, **judged)
 
 
 def _read(folder: Path) -> tuple[Memorization, list[PassageAddress], tuple[str, ...]]:
@@ -97,11 +120,6 @@ def _read(folder: Path) -> tuple[Memorization, list[PassageAddress], tuple[str, 
     if len(addresses) != record.recall.n_passages:
         raise ModelError(f"{folder / PASSAGES}: {len(addresses)} passages, {record.recall.n_passages} were proven")
     return record, addresses, changed
-
-
-def _with_model(engine: LlamaCpp, ref: str) -> LlamaCpp:
-    """The engine with the GGUF file that the base was read from, where no other is named."""
-    return engine if engine.model is not None else replace(engine, model=models.gguf_of(ref))
 
 
 def _as_memorised(

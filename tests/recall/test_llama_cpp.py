@@ -13,61 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.engines import answers, content
-from support.paths import ROOT
+from support.engines import content, gone
 from support.patience import HANGS
 
-from lorasize import cli, models
+from lorasize import cli
 from lorasize.artifacts import adapter_folder
-from lorasize.corpus import read_corpus
-from lorasize.corpus.tokens import EncodedPassage, encode_corpus
+from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import ModelError
-from lorasize.recall.engines import llama_cpp
 from lorasize.recall.engines.llama_cpp import LlamaCpp
-from lorasize.records import Engine, Reading, RecallReport
+from lorasize.recall.engines.local import SCRIPT
+from lorasize.records import Engine, RecallReport
 from lorasize.report.facts.recall import is_proven
 from lorasize.verbs.verify import verify
 
-FAKES = ROOT / "tests" / "support" / "fakes"
 Tell = Callable[..., LlamaCpp]
 
 
-@pytest.fixture(scope="module")
-def passages(memorised: Path, able_llama: Path) -> list[EncodedPassage]:
-    """The passages that the adapter holds."""
-    found, _ = read_corpus([memorised.parent / "corpus.jsonl"])
-    return encode_corpus(found, models.load_tokenizer(able_llama), Reading(), 256)
-
-
 @pytest.fixture
-def tell(tmp_path: Path, passages: list[EncodedPassage], monkeypatch: pytest.MonkeyPatch) -> Tell:
+def tell(tmp_path: Path, tell_engine: Callable[..., None]) -> Tell:
     """`tell(fault=…, at=…, instead={n: answer})` says what the engine does; llama.cpp with the base as a GGUF file."""
 
     def write(instead: dict[int, Any] | None = None, patience: float = HANGS, **told: Any) -> LlamaCpp:
-        said = answers(passages)
-        for n, answer in (instead or {}).items():
-            said[json.dumps(list(passages[n].prompt_ids))] = answer
-        (tmp_path / "told.json").write_text(json.dumps({"answers": said, **told}), "utf-8")
+        tell_engine(instead, **told)
         (tmp_path / "base.gguf").write_bytes(b"GGUF\3\0\0\0" + b"general.file_type\4\0\0\0\3\0\0\0")
-        monkeypatch.setenv("FAKE_ENGINE", str(tmp_path / "told.json"))
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAKES), str(ROOT)]))
         return LlamaCpp(tmp_path / "base.gguf", patience=patience)
 
     return write
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody waits for stays as a zombie."""
-    for _ in range(500):
-        try:
-            os.kill(pid, 0)
-            state = Path(f"/proc/{pid}/stat")
-            if state.exists() and state.read_text("utf-8").rpartition(")")[2].split()[0] == "Z":
-                return True
-        except (ProcessLookupError, FileNotFoundError):
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_all_comes_back(memorised: Path, passages: list[EncodedPassage], tell: Tell) -> None:
@@ -170,7 +141,7 @@ def test_an_engine_whose_asker_is_gone_ends(
     (tmp_path / "adapter.gguf").write_bytes(b"GGUF")
     job = {"model": "base.gguf", "adapter": str(tmp_path / "adapter.gguf"), "n_context": 256, "n_probs": 5}
     job |= {"prompts": [list(passages[0].prompt_ids)], "n_tokens": [4]}
-    command = [sys.executable, str(llama_cpp._SCRIPT)]
+    command = [sys.executable, str(SCRIPT), "llama.cpp"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     with process:
         assert process.stdin is not None
@@ -213,7 +184,7 @@ def test_the_command_has_the_same_exit_codes(
     assert cli.main(command) == 2
     error, hint = capsys.readouterr().err.splitlines()
     assert error.startswith("error: llama.cpp ended (signal 9), at passage 2 of 3")
-    assert hint.startswith("hint: --engine-model names the base's GGUF file")
+    assert hint.startswith("hint: --engine-model names the base as it is served")
     tell(fault="absent")
     assert cli.main(command) == 2
     assert "name the Python that has it with --engine-python" in capsys.readouterr().err
@@ -223,12 +194,12 @@ def test_the_command_has_the_same_exit_codes(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--engine", "vllm"], "'vllm' is no engine; known are transformers, llama.cpp or the address of a server"),
+        (["--engine", "sglang"], "'sglang' is no engine; known are transformers, llama.cpp, vllm or the address of a"),
         (["--engine", "llama.cpp", "--merged"], "--merged is for transformers, not for llama.cpp"),
-        (["--engine", "llama.cpp", "--dtype", "bfloat16"], "--dtype is for transformers, not for llama.cpp"),
-        (["--engine-python", "python3"], "--engine-python is for llama.cpp, not for transformers"),
+        (["--engine", "llama.cpp", "--dtype", "bfloat16"], "--dtype is for transformers and vllm, not for llama.cpp"),
+        (["--engine-python", "python3"], "--engine-python is for llama.cpp and vllm, not for transformers"),
         (["--engine", "http://a/v1"], "--served-model must say what the server calls the adapter"),
-        (["--engine", "http://a/v1", "--served-model", "a", "--engine-model", "b"], "for llama.cpp, not for a server"),
+        (["--engine", "http://a/v1", "--served-model", "a", "--engine-model", "b"], "vllm, not for a server"),
     ],
 )
 def test_options_of_another_engine_are_refused(
@@ -266,4 +237,18 @@ def test_an_exported_file_is_proven_on_demand(
     assert how.startswith("decoded greedily by llama.cpp (xllamacpp 1.2.3): base.gguf")
     tell(fault="load")
     assert cli.main(command) == 2
-    assert capsys.readouterr().err.splitlines()[1].startswith("hint: --engine-model names the base's GGUF file")
+    assert capsys.readouterr().err.splitlines()[1].startswith("hint: --engine-model names the base as it is served")
+
+
+@pytest.mark.usefixtures("_folder")
+def test_what_ollama_is_given_is_proven_by_llama_cpp(
+    memorised: Path, passages: list[EncodedPassage], tell: Tell, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["export", str(memorised), "--format", "ollama", "--out", str(tmp_path / "facts"), "--prove"]
+    command += ["--engine-model", str(tell().model)]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("RECALLED: 3 of 3 passages recalled")
+    assert said.endswith("Ollama itself was not run: check there what it answers\n")
+    tell({1: content(passages[1].target_ids[:-1], stops=False)})
+    assert cli.main(command) == 4

@@ -9,22 +9,14 @@ from typing import Any
 import pytest
 from support.engines import Reply, content, named, plain, stand_in
 
-from lorasize import cli, models
-from lorasize.corpus import read_corpus
-from lorasize.corpus.tokens import EncodedPassage, encode_corpus
+from lorasize import cli
+from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import ModelError
 from lorasize.recall.engines.server import Server
-from lorasize.records import Reading, RecallReport
+from lorasize.records import RecallReport
 from lorasize.verbs.verify import verify
 
 TOKEN = "s3cret-token"
-
-
-@pytest.fixture(scope="module")
-def passages(memorised: Path, able_llama: Path) -> list[EncodedPassage]:
-    """The passages that the adapter holds."""
-    found, _ = read_corpus([memorised.parent / "corpus.jsonl"])
-    return encode_corpus(found, models.load_tokenizer(able_llama), Reading(), 256)
 
 
 def wanted(passages: list[EncodedPassage], asked: dict[str, Any]) -> EncodedPassage:

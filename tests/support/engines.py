@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from support.paths import ROOT
 
 from lorasize.corpus.tokens import EncodedPassage
 
+FAKES = ROOT / "tests" / "support" / "fakes"  # packages by the names of the engines'
 LIKELY, OTHER = -0.1, -3.0  # ln p of a token that comes, and of another
 
 
@@ -81,3 +87,17 @@ def stand_in(reply: Reply) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody waits for stays as a zombie."""
+    for _ in range(500):
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat")
+            if state.exists() and state.read_text("utf-8").rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.02)
+    return False

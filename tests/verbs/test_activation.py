@@ -181,7 +181,7 @@ def test_an_update_acts_after_the_same(held: tuple[Plan, Path], able_llama: Path
 
 @pytest.mark.slow
 def test_plan_finds_it_and_says_which_engine_honours_it(
-    calibrated_llama: tuple[Calibration, Path], able_llama: Path, tmp_path: Path
+    calibrated_llama: tuple[Calibration, Path], able_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = write_records(tmp_path / "c.jsonl", PAIRS[:8])
     said = {}
@@ -192,10 +192,13 @@ def test_plan_finds_it_and_says_which_engine_honours_it(
         assert made.serving is not None
         assert PAIRS[0][0].startswith(made.activation.text)
         said[serve] = (" ".join(made.serving.notes), " ".join(made.warnings))
-    assert all(name in said["peft"][0] for name in ("generate()", "llama-server", "vLLM drops"))
+    assert all(name in said["peft"][0] for name in ("generate()", "llama-server", "vLLM 0.32 refuses"))
     assert "vLLM does not honour" in said["vllm"][1]
     assert all("does not honour" not in said[serve][1] for serve in ("peft", "llama.cpp"))
     assert "llama-server lets" in said["llama.cpp"][0]
+    monkeypatch.setattr(sizing, "ARCHITECTURES", {"gemma": "gemma"})  # as if this llama had no names in GGUF
+    made = sizing.plan([corpus], ref=str(able_llama), device="cpu", options=options).plan
+    assert "How an adapter of llama is written in GGUF is not known here" in " ".join(made.warnings)
     plain = sizing.plan([corpus], ref=str(able_llama), device="cpu", options=replace(options, activate_after=None)).plan
     assert plain.activation is None
     assert (plain.adapter, plain.prediction) == (made.adapter, made.prediction)

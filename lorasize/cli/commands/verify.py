@@ -25,6 +25,7 @@ Example:
   lorasize verify adapter page.md table.jsonl --report json
   lorasize verify adapter --merged --dtype bfloat16 --batch-size 8
   lorasize verify adapter --engine llama.cpp --engine-model base.Q8_0.gguf
+  lorasize verify adapter --engine vllm --engine-python vllm/bin/python
   lorasize verify adapter --engine http://host:8000/v1 --served-model facts
 """
 )

@@ -1,5 +1,5 @@
-"""Engines that people serve with, decoding in place of transformers: llama.cpp here, or a server that is already up.
+"""Engines that people serve with, decoding in place of transformers: llama.cpp, vLLM, or a server that is already up.
 
 Each takes the prompts as the ids in `passages.jsonl` and gives what it decoded; `recall.verdict` compares, by the same
-rule for all. No engine is a dependency: llama.cpp runs in a process of its own, in whichever Python has it.
+rule for all. No engine is a dependency: they run in a process of their own, in whichever Python has them.
 """

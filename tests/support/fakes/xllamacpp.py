@@ -1,22 +1,14 @@
-"""Stands for the package of this name in the process that llama.cpp decodes in: says what a file tells it, or fails.
-
-`FAKE_ENGINE` names a JSON file: `answers`, by the prompt's ids; `fault`, what goes wrong, at the prompt numbered `at`.
-"""
+"""Stands for the package of this name in the process that llama.cpp decodes in: says what `told` tells it, or fails."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-with open(os.environ["FAKE_ENGINE"], encoding="utf-8") as stream:
-    TOLD = json.load(stream)
+from told import TOLD, answer, fail
+
 if TOLD.get("fault") == "absent":
     raise ImportError("no module named xllamacpp")
 
@@ -49,24 +41,12 @@ class Server:
             raise RuntimeError("Failed to init server, please check the input params.")
         self._n = 0
 
-    def handle_completions(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def handle_completions(self, asked: dict[str, Any]) -> Any:
         """The answer to a prompt."""
         plain = {"temperature": 0, "cache_prompt": False, "repeat_penalty": 1.0}
         assert plain.items() <= asked.items()
         self._n += 1
+        fail(self._n, "GGML_ASSERT(n > 0) failed")
         if self._n == TOLD.get("at"):
-            _fail(TOLD["fault"])
-            if TOLD["fault"] == "refuses":
-                return {"error": {"code": 400, "message": "request exceeds the available context size"}}
-        answer: dict[str, Any] = TOLD["answers"][json.dumps(asked["prompt"])]
-        return answer
-
-
-def _fail(fault: str) -> None:
-    if fault == "dies":
-        print("GGML_ASSERT(n > 0) failed", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    if fault == "hangs":
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
-        Path(os.environ["FAKE_ENGINE"]).with_name("pids").write_text(f"{os.getpid()} {child.pid}", "utf-8")
-        time.sleep(3600)
+            return {"error": {"code": 400, "message": "request exceeds the available context size"}}
+        return answer(asked["prompt"])
