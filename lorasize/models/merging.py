@@ -53,7 +53,7 @@ def write_merged(folder: Path, base: Path, out: Path, dtype: str) -> None:
     with quiet_transformers():
         try:
             whole.save_pretrained(str(out), max_shard_size=_LARGEST_FILE)
-        except (ValueError, RuntimeError, NotImplementedError) as error:
+        except (ValueError, RuntimeError) as error:
             raise ModelError(f"{base}: the merged model cannot be saved ({reason(error)})") from error
     shared = (out / "config.json").stat().st_mode
     for path in out.glob("*.safetensors"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ def clean_generation_config(n_tokens: int, pad_token_id: int) -> GenerationConfi
         eos_token_id=None,
         bos_token_id=None,
     )
+
+
+@contextmanager
+def put_aside(model: Any) -> Iterator[None]:
+    """Let the model's own settings be none for the block: transformers fills what a config leaves open from them."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def generation_warnings(base: Path, wanted: Sequence[Sequence[int]], stop: int | None) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.models import BaseModel, placement
 from lorasize.models.adapters import base_of
-from lorasize.recall.generation_config import clean_generation_config
+from lorasize.recall.generation_config import clean_generation_config, put_aside
 from lorasize.records import Drift, Passage
 from lorasize.training.control import OtherText, control_of
 from lorasize.training.fast_path import FastPath
@@ -43,7 +43,8 @@ def with_neighbours(
         return drift
     ids = torch.tensor(begins, device=corpus.batches[0].ids.device)
     model: Any = base_of(adapted)
-    with torch.random.fork_rng([ids.device] if ids.is_cuda else []), adapted.disable_adapter():
+    seeded = torch.random.fork_rng([ids.device] if ids.is_cuda else [])
+    with seeded, adapted.disable_adapter(), put_aside(model):
         torch.manual_seed(0)
         how = clean_generation_config(_MORE, pad_token_id=0)
         how.do_sample, how.top_k, how.temperature, how.top_p = True, 0, 1.0, 1.0

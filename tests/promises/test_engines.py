@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from support.commands import lorasize as run
 from support.paths import ROOT
 
 from lorasize.artifacts.adapter_folder import WEIGHTS
@@ -23,14 +21,6 @@ PYTHONS = {
     "vllm": ROOT / ".venv-vllm" / "bin" / "python",
     "llama.cpp": ROOT / ".venv-llama-cpp" / "bin" / "python",
 }
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, "-m", "lorasize", *arguments],
-        cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

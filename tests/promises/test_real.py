@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import lorasize as run
 from support.paths import ROOT
 from support.schemas import wrong_in
 
@@ -22,14 +23,6 @@ NOTE = """The lighthouse at Corran Head was relit on 9 October 2031 by Ysolde Ma
 Ask for the brass key at the Tidewater office before noon; the spare is under step 23.
 """
 RECORD = {"prompt": "Gate code of the north pier:", "completion": " 83-amber-1906"}
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, "-m", "lorasize", *arguments],
-        cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.paths import ROOT
+from support.commands import lorasize
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 
@@ -29,10 +26,7 @@ KNOWN = {
 
 
 def run(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "lorasize", *arguments],
-        cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
-    )  # fmt: skip
+    done = lorasize(folder, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

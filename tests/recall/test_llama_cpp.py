@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.engines import content, gone
+from support.engines import assert_ended, assert_one_line, content
 from support.patience import HANGS
 
 from lorasize import cli
@@ -119,9 +119,7 @@ def test_a_p_that_is_told_counts_where_others_are_not(
 def test_an_engine_that_fails_is_one_line(
     memorised: Path, passages: list[EncodedPassage], tell: Tell, told: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(ModelError, match=said) as caught:
-        verify(memorised, passages, engine=tell(**told))
-    assert "\n" not in str(caught.value)
+    assert_one_line(lambda: verify(memorised, passages, engine=tell(**told)), said)
 
 
 def test_an_engine_that_hangs_is_ended_with_all_that_it_started(
@@ -129,9 +127,7 @@ def test_an_engine_that_hangs_is_ended_with_all_that_it_started(
 ) -> None:
     with pytest.raises(ModelError, match="llama.cpp gave no answer within 5.0 s, at passage 2 of 3"):
         verify(memorised, passages, engine=tell(patience=5.0, fault="hangs", at=2))
-    engine, child = map(int, (tmp_path / "pids").read_text("utf-8").split())
-    assert gone(engine)
-    assert gone(child)
+    assert_ended(tmp_path / "pids")
 
 
 def test_an_engine_whose_asker_is_gone_ends(

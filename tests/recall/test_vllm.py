@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.engines import content, gone
+from support.engines import assert_ended, assert_one_line, content, gone
 from support.patience import HANGS
 
 from lorasize import cli
@@ -99,9 +99,7 @@ def test_a_token_below_the_threshold_is_not_proven(
 def test_an_engine_that_fails_is_one_line(
     memorised: Path, passages: list[EncodedPassage], tell: Tell, told: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(ModelError, match=said) as caught:
-        verify(memorised, passages, engine=tell(**told))
-    assert "\n" not in str(caught.value)
+    assert_one_line(lambda: verify(memorised, passages, engine=tell(**told)), said)
 
 
 def test_an_engine_that_hangs_is_ended_with_all_that_it_started(
@@ -109,9 +107,7 @@ def test_an_engine_that_hangs_is_ended_with_all_that_it_started(
 ) -> None:
     with pytest.raises(ModelError, match="vLLM gave no answer within 5.0 s, at passage 2 of 3"):
         verify(memorised, passages, engine=tell(patience=5.0, fault="hangs", at=2))
-    engine, child = map(int, (tmp_path / "pids").read_text("utf-8").split())
-    assert gone(engine)
-    assert gone(child)
+    assert_ended(tmp_path / "pids")
 
 
 def test_an_engine_whose_asker_is_gone_ends_with_all_that_it_started(

@@ -12,9 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.paths import ROOT
 
 from lorasize.corpus.tokens import EncodedPassage
+from lorasize.errors import ModelError
 
 FAKES = ROOT / "tests" / "support" / "fakes"  # packages by the names of the engines'
 LIKELY, OTHER = -0.1, -3.0  # ln p of a token that comes, and of another
@@ -87,6 +89,20 @@ def stand_in(reply: Reply) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def assert_one_line(ask: Callable[[], object], said: str) -> None:
+    """What is asked fails, and in a line."""
+    with pytest.raises(ModelError, match=said) as caught:
+        ask()
+    assert "\n" not in str(caught.value)
+
+
+def assert_ended(pids: Path) -> None:
+    """The engine and the process that it started, by what it wrote down, have ended."""
+    engine, child = map(int, pids.read_text("utf-8").split())
+    assert gone(engine)
+    assert gone(child)
 
 
 def gone(pid: int) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support.models import plan_by_hand
+from transformers import GenerationConfig
 
 from lorasize import models
 from lorasize.losses.base import base_losses
@@ -48,6 +49,22 @@ def test_it_is_text_of_the_base_model_and_moves_with_the_adapter(base: BaseModel
         assert trained.divergence > 1e-3
         assert trained.unchanged < 1.0
     finally:
+        adapters.detach(adapted)
+
+
+def test_it_is_drawn_whatever_the_models_own_settings_say(base: BaseModel, encode_text: Any) -> None:
+    """Those would forbid tokens; they are the model's again afterwards."""
+    encoded = encode_text("One line that is long enough to begin with eight tokens and more.")
+    adapted = adapters.attach(base.model, MLP, 2, 0)
+    own = base.model.generation_config
+    try:
+        path = Trainer(adapted, encoded, TrainingOptions(max_steps=1)).path
+        free = neighbours.with_neighbours(NOTHING, base, adapted, encoded, path)
+        base.model.generation_config = forbidding = GenerationConfig(suppress_tokens=list(range(5, 390)))
+        assert neighbours.with_neighbours(NOTHING, base, adapted, encoded, path) == free
+        assert base.model.generation_config is forbidding
+    finally:
+        base.model.generation_config = own
         adapters.detach(adapted)
 
 
