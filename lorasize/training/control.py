@@ -249,15 +249,18 @@ def _seen_by_the_base(
 
 
 def _beginnings(encoded: Sequence[EncodedPassage]) -> list[EncodedPassage]:
-    """Each prompt whose beginning no other one has, as a text that is predicted from its first token on."""
-    found: dict[tuple[int, ...], EncodedPassage] = {}
+    """Prompts of which no other one shares most, as texts that are predicted from their first token on."""
+    found: list[EncodedPassage] = []
+    known: set[tuple[int, ...]] = set()
     room = _PROMPT_POSITIONS
     for one in encoded:
         ids = one.prompt_ids[: _PROMPT_TOKENS + 1]
-        if len(ids) > 1 and ids not in found and len(ids) - 1 <= room:
-            found[ids] = EncodedPassage(one.passage, ids[:1], ids[1:])
-            room -= len(ids) - 1
-    return list(found.values())
+        begun = [ids[:n] for n in range(1, len(ids))]
+        if sum(start in known for start in begun) <= len(begun) / 2 and len(begun) <= room and begun:
+            found.append(EncodedPassage(one.passage, ids[:1], ids[1:]))
+            known.update(begun)
+            room -= len(begun)
+    return found
 
 
 def other_text(

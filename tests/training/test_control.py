@@ -340,12 +340,12 @@ def a_passage(*prompt: int) -> EncodedPassage:
     return EncodedPassage(Passage(id="one", file="file", line=1, prompt="", target="text"), prompt, (1, 2))
 
 
-def test_prompts_are_held_from_their_first_token_on_each_beginning_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_that_begin_as_no_other_are_held_from_their_first_token_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "_PROMPT_TOKENS", 3)
     monkeypatch.setattr(control, "_PROMPT_POSITIONS", 7)
     longer, same, one, other = a_passage(1, 2, 3, 4, 5), a_passage(1, 2, 3, 4, 9), a_passage(7), a_passage(1, 5, 6, 7)
-    too_many = a_passage(8, 5, 6)
-    found = control._beginnings([longer, same, one, other, too_many])
+    alike, too_many = a_passage(1, 2, 9, 9), a_passage(8, 5, 6)
+    found = control._beginnings([longer, same, alike, one, other, too_many])
     assert [(begin.prompt_ids, begin.target_ids) for begin in found] == [((1,), (2, 3, 4)), ((1,), (5, 6, 7))]
 
 
