@@ -171,7 +171,8 @@ decoding = all_of(
         help="Add the adapter to the base's weights first, in their dtype; by default as it was proven.",
     ),
     click.option(
-        "--batch-size", type=AT_LEAST_ONE, default=1, show_default=True, help="Prompts decoded together, padded."
+        "--batch-size", type=AT_LEAST_ONE,
+        help="Prompts decoded together, padded; by default up to 16 of equal length, unpadded, and on a card one.",
     ),
     attention("as it was proven"),
 )

@@ -29,6 +29,7 @@ from lorasize.records import Decoded, DecodeJob
 
 _PAD = 0  # any id: padding is masked
 _TRIED = 3  # tokens decoded to see whether padding changes them; not tuned
+_ROWS, _POSITIONS = 16, 4096  # that prompts of equal length have together, at most; not tuned
 
 
 def decode(job: DecodeJob) -> Iterator[Decoded]:
@@ -38,12 +39,48 @@ def decode(job: DecodeJob) -> Iterator[Decoded]:
         ModelError: base or adapter cannot be loaded, or this machine lacks the attention asked for.
     """
     model = _served(job)
-    alone = job.batch_size > 1 and not _pads(model, job)
-    together = job.model_copy(update={"batch_size": 1}) if alone else job
+    if job.batch_size is None and _in_batches(job):
+        yield from _decode_alike(model, job)
+        return
+    asked = job.batch_size or 1
+    alone = asked > 1 and not _pads(model, job)
+    together = job.model_copy(update={"batch_size": 1 if alone else asked})
     greedy = _one_by_one(model, together)
     for rows in _together(together, models.max_positions(Path(job.base))):
         for one in _decode_batch(model, job, rows, greedy):
             yield one.model_copy(update={"batch_size": 1}) if alone else one
+
+
+def _in_batches(job: DecodeJob) -> bool:
+    """Whether batches are the faster way: on a card one prompt at a time is, by recorded steps."""
+    return torch.device(job.device).type == "cpu" or job.device_map is not None
+
+
+def _decode_alike(model: Any, job: DecodeJob) -> Iterator[Decoded]:
+    """Prompts of equal length together, which takes no padding; the results in the order of the prompts."""
+    greedy = _one_by_one(model, job.model_copy(update={"batch_size": 1}))
+    ready: dict[int, Decoded] = {}
+    due = 0
+    for rows in _alike(job):
+        for row, one in zip(rows, _decode_batch(model, job, rows, greedy), strict=True):
+            ready[row] = one.model_copy(update={"batch_size": len(rows)})
+        while due in ready:
+            yield ready.pop(due)
+            due += 1
+
+
+def _alike(job: DecodeJob) -> list[list[int]]:
+    """Rows whose prompts are of equal length and whose targets differ by less than twice, the first row's first."""
+    groups: list[list[int]] = []
+    latest: dict[tuple[int, int], list[int]] = {}
+    for row, (prompt, n_tokens) in enumerate(zip(job.prompts, job.n_tokens, strict=True)):
+        kind = len(prompt), n_tokens.bit_length()
+        longest = len(prompt) + 2 ** n_tokens.bit_length()
+        if kind not in latest or len(latest[kind]) == max(1, min(_ROWS, _POSITIONS // longest)):
+            latest[kind] = []
+            groups.append(latest[kind])
+        latest[kind].append(row)
+    return groups
 
 
 def _one_by_one(model: Any, job: DecodeJob) -> Greedy:
@@ -53,7 +90,7 @@ def _one_by_one(model: Any, job: DecodeJob) -> Greedy:
         (ids,), log_p = _generated(model, torch.device(job.device), [prompt], [wanted] if wanted else [], n_tokens)
         return ids, log_p[0]
 
-    if job.batch_size > 1 or len(job.prompts) < 2 or job.device_map is not None:
+    if (job.batch_size or 1) > 1 or len(job.prompts) < 2 or job.device_map is not None:
         return plainly
     if activation_tokens(model):  # PEFT asks the host for the places where it acts, which cannot be recorded
         return plainly
@@ -101,7 +138,7 @@ def _together(job: DecodeJob, max_positions: int) -> Iterator[list[int]]:
     for row in range(len(job.prompts)):
         more = [*rows, row]
         longest = max(len(job.prompts[r]) for r in more) + max(job.n_tokens[r] for r in more)
-        if rows and (len(rows) == job.batch_size or longest > max_positions):
+        if rows and (len(rows) == (job.batch_size or 1) or longest > max_positions):
             yield rows
             more = [row]
         rows = more

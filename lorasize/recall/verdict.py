@@ -46,7 +46,8 @@ class DecodeSettings:
     Attributes:
         device: Where.
         dtype: Of the base model.
-        batch_size: Prompts decoded together, padded on the left.
+        batch_size: Prompts decoded together, padded on the left; None: those of equal length, up to 16, unpadded, and
+            on a card one at a time, which is faster there.
         merged: Whether the adapter is added to the base's weights first, in their dtype.
         attn_implementation: Attention kernel, such as eager or sdpa; auto is the best that the model has here.
         quantization: What plain weights of the base are quantised to, "nf4" or "int8"; None: as they are.
@@ -55,7 +56,7 @@ class DecodeSettings:
 
     device: str = "auto"
     dtype: str = "auto"
-    batch_size: int = 1
+    batch_size: int | None = None
     merged: bool = False
     attn_implementation: str = "auto"
     quantization: str | None = None
@@ -125,7 +126,7 @@ def compare(
         notify(index + 1, len(addresses))
     report = _report(job, passages, failures, seen, threshold)
     wanted = job.targets or tuple(one.ids for one in seen)
-    alone = (_ALONE,) if report.batch_size < job.batch_size else ()
+    alone = (_ALONE,) if report.batch_size < (job.batch_size or 1) else ()
     elsewhere = generation_warnings(base, wanted, tokenizer.eos_token_id) if by_settings else ()
     return report.model_copy(update={"warnings": (*elsewhere, *alone)})
 
@@ -179,7 +180,7 @@ def _report(
         dtype=job.dtype,
         device=job.device,
         attn_implementation=seen[-1].attn_implementation,
-        batch_size=seen[-1].batch_size or job.batch_size,
+        batch_size=max((one.batch_size for one in seen if one.batch_size), default=job.batch_size or 1),
         merged=job.merged,
         quantization=job.quantization,
         fresh_process=True,

@@ -95,7 +95,7 @@ class PassageAddress(BaseModel):
 class DecodeJob(BaseModel):
     """Told to the fresh process: decode these prompts greedily. `targets` is empty where the text is not at hand.
 
-    `adapter`: its folder; None where `base` holds it already.
+    `adapter`: its folder; None where `base` holds it already. `batch_size`: None for prompts of equal length together.
     """
 
     model_config = STRICT
@@ -107,7 +107,7 @@ class DecodeJob(BaseModel):
     targets: tuple[tuple[int, ...], ...]
     n_tokens: tuple[int, ...]
     attn_implementation: str = "auto"
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int | None = Field(default=1, ge=1)
     merged: bool = False
     quantization: str | None = None
     device_map: str | None = None
@@ -118,7 +118,7 @@ class Decoded(BaseModel):
 
     `probabilities` are teacher-forced, by the model as it is served; `logit_margin` is the smallest difference there
     between a token's logit and the largest other, and `decoding_gap` as in `RecallReport`. None where they are not
-    finite. `batch_size`: 1 where padding would change what the model says, else None. An engine knows the p of the
+    finite. `batch_size`: prompts decoded together, where that is not as it was asked for. An engine knows the p of the
     target's tokens only as far as it decoded the target: there are fewer then. `text` and `stopped` are of a server
     that tells no ids: all that it wrote after the prompt, and whether it ended by itself.
     """

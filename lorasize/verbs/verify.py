@@ -38,7 +38,7 @@ def verify(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    batch_size: int = 1,
+    batch_size: int | None = None,
     merged: bool = False,
     attn_implementation: str = "auto",
     quantize: str = "auto",
@@ -56,7 +56,7 @@ def verify(
         revision: Of that model on the hub; the recorded one when neither is given.
         device: Where to decode.
         dtype: Of the base model.
-        batch_size: Prompts decoded together, padded on the left.
+        batch_size: Prompts decoded together, padded on the left; None: as in `DecodeSettings`.
         merged: Whether the adapter is added to the base's weights, in their dtype, before.
         attn_implementation: Attention kernel, such as eager or sdpa; auto is the best that the model has here.
         quantize: What plain weights of the base are quantised to: nf4, int8 or none; `auto` as it was proven.

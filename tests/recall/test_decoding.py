@@ -98,6 +98,31 @@ def test_a_batch_gives_what_each_prompt_gives_alone(
         assert one.decoding_gap < 1e-3
 
 
+def test_prompts_of_equal_length_are_decoded_together_unless_asked_otherwise(
+    torch: Any, served: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is padded, results keep their order, and one whose target is far longer stands alone."""
+    three, two, more = (5, 9, 40), (7, 8), (6, 10, 41)
+    how = {"prompts": (three, two, more, (4, 5, 6)), "n_tokens": (4, 3, 6, 30), "targets": ()}
+    monkeypatch.setattr(decoding, "_pads", lambda *_: pytest.fail("nothing is padded"))
+    found = list(decoding.decode(job(served, batch_size=None, **how)))
+    alone = list(decoding.decode(job(served, batch_size=1, **how)))
+    assert [one.ids for one in found] == [one.ids for one in alone]
+    assert [one.batch_size for one in found] == [2, 1, 2, 1]  # 4 and 6 are of one kind, 30 is not
+    assert [len(one.ids) for one in found] == [4, 3, 6, 30]
+    assert all(one.decoding_gap is not None and one.decoding_gap < 1e-3 for one in found)
+
+
+def test_as_many_are_decoded_together_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    how: dict[str, Any] = {"prompts": ((1, 2),) * 5, "n_tokens": (4,) * 5}
+    one = job((Path("base"), Path("adapter")), **how)
+    assert decoding._alike(one) == [[0, 1, 2, 3, 4]]
+    monkeypatch.setattr(decoding, "_POSITIONS", 20)  # room for two of 2 + 8
+    assert decoding._alike(one) == [[0, 1], [2, 3], [4]]
+    monkeypatch.setattr(decoding, "_ROWS", 1)
+    assert decoding._alike(one) == [[0], [1], [2], [3], [4]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_merged_weights_in_bfloat16_are_rounded_sums(
