@@ -14,10 +14,18 @@ from collections.abc import Sequence
 
 from lorasize.errors import FitError
 from lorasize.law.transition import NORMAL_95, TransitionPoint, fit_transition
-from lorasize.records import BoundedLaw, Estimate, Observation
+from lorasize.records import BoundedLaw, Estimate, Observation, Transition
 
 PARAMETERS_PER_NAT = 6.0  # of slack 1; the fit finds where recall begins: docs/log/harm.md#plans-under-the-bound
-KIND_STEPS_SD = 0.35  # of ln steps, between corpora of other kinds: docs/log/harm.md#plans-under-the-bound
+# Steps, as they follow slack, a corpus beside a probe, and its passages: docs/log/plans.md#steps-under-the-bound
+STEPS_EXPONENT = 0.35
+CORPUS_STEPS = 0.64
+PASSAGES_EXPONENT = 0.22
+KIND_STEPS_SD = 0.36  # of ln steps, that is left
+# A bound tighter than the probes', by which factor: docs/log/harm.md#tighter-bounds
+TIGHTER_EXPONENT = 0.6  # of steps
+TIGHTER_PARAMETERS = 1.0  # of parameters per nat
+TIGHTER_KEPT = 0.5  # share of bounds at a quarter of the probes' that are kept
 KIND_SD = 0.5  # of ln drift, between corpora of other kinds than the probes'; not tuned
 _LEAST = 1e-3  # nats per token: a drift below is as good as none; not tuned
 
@@ -25,6 +33,27 @@ _LEAST = 1e-3  # nats per token: a drift below is as good as none; not tuned
 def bounded_slack(n_parameters: float, nats: float, parameters_per_nat: float = PARAMETERS_PER_NAT) -> float:
     """Parameters of an adapter ÷ those that so many nats ask for."""
     return n_parameters / (parameters_per_nat * max(nats, 1.0))
+
+
+def corpus_steps(n_passages: int | None) -> float:
+    """Steps of a corpus of so many passages ÷ those of a probe of the same slack; 1 for a probe (None)."""
+    return 1.0 if n_passages is None else CORPUS_STEPS * n_passages**PASSAGES_EXPONENT
+
+
+def bounded_transition(law: BoundedLaw, n_passages: int, bound: float) -> Transition:
+    """The law's transition with the steps of a corpus of so many passages under this bound.
+
+    A tighter bound than the probes' takes more parameters and more steps; a looser one no fewer.
+    """
+    tighter, known = max(1.0, law.max_drift / bound), law.transition
+    steps = known.steps_coefficient * corpus_steps(n_passages) * tighter**TIGHTER_EXPONENT
+    location = known.location + TIGHTER_PARAMETERS * math.log(tighter)
+    return known.model_copy(update={"location": location, "steps_coefficient": steps})
+
+
+def chance_to_keep(law: BoundedLaw, bound: float) -> float:
+    """P(an adapter that would hold a corpus under the probes' bound also keeps this one): 1 where it is no tighter."""
+    return float(TIGHTER_KEPT ** (math.log(max(1.0, law.max_drift / bound)) / math.log(4.0)))
 
 
 def fit_bounded(observations: Sequence[Observation], slowdown: float) -> BoundedLaw:
@@ -38,8 +67,18 @@ def fit_bounded(observations: Sequence[Observation], slowdown: float) -> Bounded
         FitError: none of them held every token and kept the bound.
     """
     points = [TransitionPoint(bounded_slack(o.n_parameters, o.nats), o.threshold_met, o.steps) for o in observations]
+    known = [
+        math.log(max(o.steps, 1) / corpus_steps(o.n_passages)) + STEPS_EXPONENT * math.log(point.slack)
+        for o, point in zip(observations, points, strict=True)
+        if o.threshold_met
+    ]
     found = fit_transition(points)
-    transition = found.model_copy(update={"steps_spread": math.hypot(KIND_STEPS_SD, found.steps_spread)})
+    steps = {
+        "steps_coefficient": math.exp(statistics.fmean(known)),
+        "steps_exponent": STEPS_EXPONENT,
+        "steps_spread": math.hypot(KIND_STEPS_SD, statistics.pstdev(known) / math.sqrt(len(known))),
+    }
+    transition = found.model_copy(update=steps)
     logs = [math.log(max(_LEAST, o.drift)) for o in observations if o.threshold_met and o.drift is not None]
     if not logs:
         raise FitError("no probe under a bound tells how far other text moved", unidentified=("drift",))

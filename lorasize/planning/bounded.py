@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lorasize.errors import CalibrationError
-from lorasize.law.bounded import bounded_slack
+from lorasize.law.bounded import bounded_slack, bounded_transition, chance_to_keep
 from lorasize.law.form import RANGE_TOLERANCE
 from lorasize.planning.choice import DISTANCE_SD, RANKS, Assessment, Candidate, assess_at, chance
 from lorasize.planning.prior import SOURCE
@@ -62,37 +62,47 @@ def bounded_candidates(law: BoundedLaw, rank: int | None = None) -> list[Candida
     return [Candidate(site, r) for r in ((r for r in RANKS if r >= LEAST_RANK) if rank is None else (rank,))]
 
 
-def cautious_bounded(law: BoundedLaw, demand: Demand) -> Transition:
-    """The law's transition, its location less certain the more nats are asked beyond those of its probes."""
+def cautious_bounded(law: BoundedLaw, demand: Demand, n_passages: int, bound: float) -> Transition:
+    """The law's transition for this corpus, its location less certain the further its nats or its bound are beyond."""
     distance = max(0.0, math.log(max(demand.nats, 1.0) / (law.nats_range[1] * RANGE_TOLERANCE)))
+    distance += max(0.0, math.log(law.max_drift / bound))
     stderr = law.transition.location_stderr * (1.0 + distance) + DISTANCE_SD * distance
-    return law.transition.model_copy(update={"location_stderr": stderr})
+    return bounded_transition(law, n_passages, bound).model_copy(update={"location_stderr": stderr})
 
 
 def assess_bounded(
-    calibration: Calibration, demand: Demand, n_positions: int, *, rank: int | None = None
+    calibration: Calibration,
+    demand: Demand,
+    n_positions: int,
+    *,
+    n_passages: int,
+    bound: float,
+    rank: int | None = None,
 ) -> list[Assessment]:
-    """Every rank assessed; an explicit rank leaves only itself.
+    """Every rank assessed for a corpus of so many passages under this bound; an explicit rank leaves only itself.
 
     Raises:
         CalibrationError: the calibration has no law under a bound.
     """
     law = law_of(calibration)
-    transition = cautious_bounded(law, demand)
+    transition = cautious_bounded(law, demand, n_passages, bound)
     seen = []
     for candidate in bounded_candidates(law, rank):
         slack = bounded_slack(candidate.n_parameters, demand.nats, law.parameters_per_nat)
         seen.append(assess_at(candidate, slack, calibration, transition, n_positions, BOUNDED_STEP_TOKENS))
-    return [replace(one, seconds=_slower(one.seconds, law.slowdown)) for one in seen]
+    kept = chance_to_keep(law, bound)
+    return [
+        replace(one, seconds=_slower(one.seconds, law.slowdown), success_probability=kept * one.success_probability)
+        for one in seen
+    ]
 
 
 def _slower(seconds: Estimate, factor: float) -> Estimate:
     return Estimate(point=seconds.point * factor, lo=seconds.lo * factor, hi=seconds.hi * factor)
 
 
-def bounded_chance(law: BoundedLaw, demand: Demand, rank: int) -> float:
-    """P(an adapter of this rank holds every token and keeps the bound)."""
-    transition = cautious_bounded(law, demand)
+def bounded_chance(law: BoundedLaw, transition: Transition, demand: Demand, rank: int) -> float:
+    """P(an adapter of this rank holds every token, if it keeps the bound), by the transition of `cautious_bounded`."""
     return chance(transition, bounded_slack(rank * law.parameters_per_rank, demand.nats, law.parameters_per_nat))
 
 
@@ -108,7 +118,7 @@ def bounded_warnings(calibration: Calibration, demand: Demand, bound: float) -> 
     if bound != law.max_drift:
         warnings.append(
             f"Extrapolated: the probes were under a bound on drift of {law.max_drift:g} nats per token, this plan is "
-            f"under {bound:g}; a tighter one takes more steps, or cannot be kept."
+            f"under {bound:g}; a tighter one takes more steps, and half of the runs did not keep one of a quarter."
         )
     most = law.nats_range[1]
     if demand.nats > most * RANGE_TOLERANCE:

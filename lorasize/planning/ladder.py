@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from lorasize.planning.bounded import assess_bounded
 from lorasize.planning.choice import RANKS, Assessment, assess_all
 from lorasize.records import Calibration, Plan
@@ -14,7 +17,9 @@ def ranks_at_site(plan: Plan, calibration: Calibration) -> list[Assessment]:
     n_positions = plan.corpus.n_positions or plan.corpus.n_tokens
     if plan.max_drift is not None and calibration.bounded is None:
         return []
-    assess = assess_all if plan.max_drift is None else assess_bounded
+    assess: Callable[..., list[Assessment]] = assess_all
+    if plan.max_drift is not None:
+        assess = partial(assess_bounded, n_passages=plan.corpus.n_passages, bound=plan.max_drift)
     ladder = assess(calibration, plan.demand, n_positions)
     if plan.adapter.rank not in {a.candidate.rank for a in ladder}:
         ladder += assess(calibration, plan.demand, n_positions, rank=plan.adapter.rank)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from lorasize.errors import CalibrationError
-from lorasize.law.bounded import bounded_drift
+from lorasize.law.bounded import bounded_drift, chance_to_keep
 from lorasize.law.capacity import capacity_slack
 from lorasize.law.drift import predicted_drift
 from lorasize.law.form import soft_capped
@@ -15,6 +15,7 @@ from lorasize.planning.bounded import (
     assess_bounded,
     bounded_chance,
     bounded_warnings,
+    cautious_bounded,
     law_of,
     require_bounded_modules,
 )
@@ -65,12 +66,16 @@ def make_plan(
         ValueError: a confidence outside (0, 1).
     """
     confidence, here = wishes.confidence, inputs.same_device
-    options = _options(calibration, demand, work, wishes, at, bound)
+    options = _options(calibration, demand, work.n_positions, wishes, at, bound, corpus.n_passages)
     memory = _peak_memory(calibration.cost, work)
-    predictions = {a.candidate: predict(calibration, demand, a, memory, confidence, bound) for a in options}
+    predictions = {
+        a.candidate: predict(calibration, demand, a, memory, confidence, corpus.n_passages, bound) for a in options
+    }
     verdicts = {c: budgets(wishes.limits, c.spec(demand), p, same_device=here) for c, p in predictions.items()}
-    enough = [a for a in options if all_kept(verdicts[a.candidate]) and a.success_probability >= confidence]
-    chosen = cheapest(enough or options, confidence, wishes.minimize, math.inf if bound is None else PATIENCE)
+    # The chance that a tight bound is kept is the same for all, so it does not decide between them.
+    wanted = confidence if bound is None else confidence * chance_to_keep(law_of(calibration), bound)
+    enough = [a for a in options if all_kept(verdicts[a.candidate]) and a.success_probability >= wanted]
+    chosen = cheapest(enough or options, wanted, wishes.minimize, math.inf if bound is None else PATIENCE)
     adapter, prediction = chosen.candidate.spec(demand), predictions[chosen.candidate]
     if chosen.success_probability < confidence and wishes.rank is None and wishes.target_modules is None:
         prediction = prediction.model_copy(update={"extrapolated": True})
@@ -87,7 +92,7 @@ def make_plan(
         budgets=verdicts[chosen.candidate],
         serving=serving(adapter, wishes.serve),
         inputs=inputs,
-        warnings=plan_warnings(calibration, demand, chosen, confidence, same_device=here, bound=bound),
+        warnings=plan_warnings(calibration, demand, chosen, wanted, same_device=here, bound=bound),
         max_drift=bound,
         minimum=None if bound is None else minimum(calibration, demand, work, confidence),
     )
@@ -124,7 +129,8 @@ def predict(
     chosen: Assessment,
     memory: int,
     confidence: float,
-    bound: float | None = None,
+    n_passages: int,
+    bound: float | None,
 ) -> Prediction:
     """What the law says of this candidate. Losses in nats per target token, the reduction clipped to the base loss."""
     if bound is None:
@@ -132,7 +138,8 @@ def predict(
         doubts, drift = range_warnings(calibration, demand, chosen), predicted_drift(calibration.observations)
     else:
         law = law_of(calibration)
-        interval = _interval(lambda rank: bounded_chance(law, demand, rank))
+        transition = cautious_bounded(law, demand, n_passages, bound)
+        interval = _interval(lambda rank: bounded_chance(law, transition, demand, rank))
         doubts, drift = bounded_warnings(calibration, demand, bound), bounded_drift(law, bound)
     reduction = demand.base_loss * max(0.0, soft_capped(chosen.slack))
     return Prediction(
@@ -198,10 +205,11 @@ def _beats(one: Assessment, other: Assessment) -> bool:
 def _options(
     calibration: Calibration,
     demand: Demand,
-    work: Workload,
+    n_positions: int,
     wishes: Wishes,
     at: AdapterSpec | None,
     bound: float | None,
+    n_passages: int,
 ) -> list[Assessment]:
     """Every candidate that the wishes leave; at the site of an adapter to start from, with ranks no smaller than its.
 
@@ -209,12 +217,10 @@ def _options(
         CalibrationError: the module set, or the site to start at, was not calibrated.
     """
     if bound is None:
-        options = assess_all(
-            calibration, demand, work.n_positions, rank=wishes.rank, target_modules=wishes.target_modules
-        )
+        options = assess_all(calibration, demand, n_positions, rank=wishes.rank, target_modules=wishes.target_modules)
     else:
         require_bounded_modules(calibration, wishes.target_modules)
-        options = assess_bounded(calibration, demand, work.n_positions, rank=wishes.rank)
+        options = assess_bounded(calibration, demand, n_positions, n_passages=n_passages, bound=bound, rank=wishes.rank)
     if at is None:
         return options
     containing = [a for a in options if a.candidate.site == at.site and a.candidate.rank >= at.rank]

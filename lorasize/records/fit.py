@@ -55,6 +55,7 @@ class Observation(BaseModel):
     `stubborn`: ids of the tokens it left at p ≤ ½, where those are few; empty where all were held, or many left.
     `drift`: nats per token that other text moved by: loss added on the neutral text; under a bound the larger of the
     growth and of KL(base ‖ adapted) on the texts of the report. `threshold_met`: every token held, and the bound kept.
+    `n_passages`: of the corpus of a run that was learned from; None for a probe.
     """
 
     model_config = STRICT
@@ -72,6 +73,7 @@ class Observation(BaseModel):
     early_loss: float | None = None  # after LAW_STEPS steps, of a run that went on
     drift: float | None = None
     stubborn: tuple[int, ...] = ()
+    n_passages: int | None = None
 
     @property
     def early_reduction(self) -> float:

@@ -108,6 +108,7 @@ def observation_of(session: Session) -> Observation | None:
         seconds_per_step=state.seconds / max(1, state.steps),
         peak_memory_bytes=peak_memory(session.base.device),
         early_loss=first.early_loss if first.epochs > LAW_STEPS else None,
+        n_passages=session.plan.corpus.n_passages,
         drift=None if drift is None or options.retain is not None else drift.nats if bound is None else drift.moved,
     )
 

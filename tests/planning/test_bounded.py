@@ -8,6 +8,7 @@ import pytest
 from support.calibration import CALIBRATION, ONE, SIX, plan_of, with_bound
 
 from lorasize.errors import CalibrationError
+from lorasize.law.bounded import PASSAGES_EXPONENT, TIGHTER_EXPONENT, TIGHTER_KEPT, corpus_steps, fit_bounded
 from lorasize.planning import Limits, Workload, moved_law, ranks_at_site
 from lorasize.planning.bounded import LEAST_RANK, PATIENCE
 from lorasize.planning.plan import minimum
@@ -44,6 +45,11 @@ def test_another_bound_than_that_of_the_probes_is_told() -> None:
     assert plan.prediction is not None
     assert plan.prediction.extrapolated
     assert "the probes were under a bound on drift of 0.02" in plan.warnings[0]
+    assert plan.prediction.success_probability <= TIGHTER_KEPT
+    assert not any("confidence" in warning for warning in plan.warnings)  # no other rank would do better
+    kept = plan_of(1000.0, with_bound(), bound=2 * BOUND).prediction
+    assert kept is not None
+    assert kept.success_probability >= 0.9
 
 
 def test_beside_it_stands_the_bare_minimum() -> None:
@@ -80,6 +86,27 @@ def test_a_corpus_beyond_the_probes_is_extrapolated() -> None:
     assert plan.prediction is not None
     assert plan.prediction.extrapolated
     assert any("no probe under a bound asked for more than 3,600 nats" in warning for warning in plan.warnings)
+
+
+def test_more_passages_and_a_tighter_bound_take_more_steps() -> None:
+    def steps(*, n_passages: int = 3, bound: float = BOUND) -> float:
+        prediction = plan_of(1000.0, with_bound(), n_passages=n_passages, bound=bound, rank=12).prediction
+        assert prediction is not None
+        return float(prediction.steps.point)
+
+    assert steps(n_passages=32) == pytest.approx(steps(n_passages=1) * 32**PASSAGES_EXPONENT)
+    assert steps(bound=0.005) == pytest.approx(steps() * 4**TIGHTER_EXPONENT)
+    assert steps(bound=0.08) == steps()
+
+
+def test_steps_of_a_corpus_are_told_from_those_of_probes() -> None:
+    law = with_bound().bounded
+    assert law is not None
+    probe = law.observations[0]
+    told = [probe.model_copy(update={"steps": round(1000 * corpus_steps(n)), "n_passages": n}) for n in (None, 1, 40)]
+    fits = [fit_bounded([one], law.slowdown).transition.steps_coefficient for one in told]
+    assert fits == pytest.approx([fits[0]] * 3, rel=1e-2)
+    assert corpus_steps(None) == 1.0
 
 
 def test_other_modules_are_refused() -> None:

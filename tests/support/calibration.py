@@ -99,6 +99,7 @@ def plan_of(
     longest_sequence: int = 0,
     state_bytes: int = 0,
     bound: float | None = None,
+    n_passages: int = 3,
     **wishes: Any,
 ) -> Plan:
     """The plan for a corpus of this demand, 3.3 nats a token; `same_device` is that of its inputs."""
@@ -107,7 +108,7 @@ def plan_of(
     return make_plan(
         calibration=calibrated,
         model=r.PlanModel(ref="tiny", fingerprint="b", dtype="float32", n_layers=30),
-        corpus=r.CorpusSummary(n_passages=3, n_tokens=n_tokens, sha256="a", files=()),
+        corpus=r.CorpusSummary(n_passages=n_passages, n_tokens=n_tokens, sha256="a", files=()),
         demand=demand_of(nats),
         inputs=r.PlanInputs(**digests, recipe=RECIPE, same_device=same_device),
         work=Workload(n_tokens + 30, 305_280, longest_sequence, state_bytes),
