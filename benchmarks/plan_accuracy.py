@@ -116,7 +116,7 @@ def _stated(plan: Any, calibration: Path | None) -> float:
     read = read_calibration(calibration) if calibration else find_by_digest(plan.inputs.calibration_sha256)[0]
     options = [
         (a.candidate.rank, a.success_probability)
-        for a in assess_all(read, plan.demand, plan.corpus.n_tokens)
+        for a in assess_all(read, plan.demand, plan.corpus.n_tokens, n_passages=plan.corpus.n_passages)
         if a.candidate.site == plan.adapter.site
     ]
     lo, hi = plan.prediction.rank_interval

@@ -13,14 +13,11 @@ import statistics
 from collections.abc import Sequence
 
 from lorasize.errors import FitError
-from lorasize.law.transition import NORMAL_95, TransitionPoint, fit_transition
+from lorasize.law.transition import NORMAL_95, TransitionPoint, corpus_steps, fit_transition
 from lorasize.records import BoundedLaw, Estimate, Observation, Transition
 
 PARAMETERS_PER_NAT = 6.0  # of slack 1; the fit finds where recall begins: docs/log/harm.md#plans-under-the-bound
-# Steps, as they follow slack, a corpus beside a probe, and its passages: docs/log/plans.md#steps-under-the-bound
-STEPS_EXPONENT = 0.35
-CORPUS_STEPS = 0.64
-PASSAGES_EXPONENT = 0.22
+STEPS_EXPONENT = 0.35  # as steps follow slack: docs/log/plans.md#steps-under-the-bound
 KIND_STEPS_SD = 0.36  # of ln steps, that is left
 # A bound tighter than the probes', by which factor: docs/log/harm.md#tighter-bounds
 TIGHTER_EXPONENT = 0.6  # of steps
@@ -35,18 +32,10 @@ def bounded_slack(n_parameters: float, nats: float, parameters_per_nat: float = 
     return n_parameters / (parameters_per_nat * max(nats, 1.0))
 
 
-def corpus_steps(n_passages: int | None) -> float:
-    """Steps of a corpus of so many passages ÷ those of a probe of the same slack; 1 for a probe (None)."""
-    return 1.0 if n_passages is None else CORPUS_STEPS * n_passages**PASSAGES_EXPONENT
-
-
-def bounded_transition(law: BoundedLaw, n_passages: int, bound: float) -> Transition:
-    """The law's transition with the steps of a corpus of so many passages under this bound.
-
-    A tighter bound than the probes' takes more parameters and more steps; a looser one no fewer.
-    """
+def bounded_transition(law: BoundedLaw, bound: float) -> Transition:
+    """The law's transition under this bound: a tighter one than the probes' takes more parameters and more steps."""
     tighter, known = max(1.0, law.max_drift / bound), law.transition
-    steps = known.steps_coefficient * corpus_steps(n_passages) * tighter**TIGHTER_EXPONENT
+    steps = known.steps_coefficient * tighter**TIGHTER_EXPONENT
     location = known.location + TIGHTER_PARAMETERS * math.log(tighter)
     return known.model_copy(update={"location": location, "steps_coefficient": steps})
 

@@ -13,7 +13,7 @@ from lorasize.errors import FitError
 from lorasize.law.bounded import fit_bounded
 from lorasize.law.capacity import capacity_slack
 from lorasize.law.fit import LawPoint, fit_law
-from lorasize.law.transition import TransitionPoint, fit_transition
+from lorasize.law.transition import TransitionPoint, corpus_steps, fit_transition
 from lorasize.records import BoundedLaw, Calibration, Demand, Law, Observation, Site, SiteEfficiency, Transition
 from lorasize.units import bits
 
@@ -118,5 +118,6 @@ def transition_points(
     for o in observations:
         effective = o.n_parameters * efficiency[o.probe.site]
         demand = Demand(base_loss=o.base_loss, nats=o.nats, bits=bits(o.nats))
-        points.append(TransitionPoint(capacity_slack(law, effective, demand), o.threshold_met, o.steps))
+        steps = round(o.steps / corpus_steps(o.n_passages))
+        points.append(TransitionPoint(capacity_slack(law, effective, demand), o.threshold_met, steps))
     return points

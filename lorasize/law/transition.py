@@ -38,6 +38,9 @@ from lorasize.records import Estimate, Transition
 
 LOCATION_PRIOR = (0.0, 1.0)  # mean and sd of the location: recall begins where predicted meets required reduction
 LN_SCALE_PRIOR = (math.log(0.15), 0.7)
+# Steps of a corpus beside those of a probe, and as they follow its passages: docs/log/plans.md#steps-under-the-bound
+CORPUS_STEPS = 0.64
+PASSAGES_EXPONENT = 0.22
 STEPS_EXPONENT_LIMITS = (0.0, 4.0)
 STEPS_EXPONENT_DEFAULT = 1.0  # where the successes share one slack
 STEPS_SPREAD_FLOOR = 0.15
@@ -125,6 +128,11 @@ def finishes_within(transition: Transition, slack: float, limit: float) -> float
     """P(a successful run takes at most `limit` steps), steps being lognormal. Increases with slack."""
     late = math.log(expected_steps(transition, slack).point / limit) / transition.steps_spread
     return 0.5 * math.erfc(late / math.sqrt(2.0))
+
+
+def corpus_steps(n_passages: int | None) -> float:
+    """Steps of a corpus of so many passages ÷ those of a probe of the same slack; 1 for a probe (None)."""
+    return 1.0 if n_passages is None else CORPUS_STEPS * n_passages**PASSAGES_EXPONENT
 
 
 def expected_steps(transition: Transition, slack: float) -> Estimate:

@@ -62,12 +62,12 @@ def bounded_candidates(law: BoundedLaw, rank: int | None = None) -> list[Candida
     return [Candidate(site, r) for r in ((r for r in RANKS if r >= LEAST_RANK) if rank is None else (rank,))]
 
 
-def cautious_bounded(law: BoundedLaw, demand: Demand, n_passages: int, bound: float) -> Transition:
+def cautious_bounded(law: BoundedLaw, demand: Demand, bound: float) -> Transition:
     """The law's transition for this corpus, its location less certain the further its nats or its bound are beyond."""
     distance = max(0.0, math.log(max(demand.nats, 1.0) / (law.nats_range[1] * RANGE_TOLERANCE)))
     distance += max(0.0, math.log(law.max_drift / bound))
     stderr = law.transition.location_stderr * (1.0 + distance) + DISTANCE_SD * distance
-    return bounded_transition(law, n_passages, bound).model_copy(update={"location_stderr": stderr})
+    return bounded_transition(law, bound).model_copy(update={"location_stderr": stderr})
 
 
 def assess_bounded(
@@ -85,11 +85,11 @@ def assess_bounded(
         CalibrationError: the calibration has no law under a bound.
     """
     law = law_of(calibration)
-    transition = cautious_bounded(law, demand, n_passages, bound)
+    transition = cautious_bounded(law, demand, bound)
     seen = []
     for candidate in bounded_candidates(law, rank):
         slack = bounded_slack(candidate.n_parameters, demand.nats, law.parameters_per_nat)
-        seen.append(assess_at(candidate, slack, calibration, transition, n_positions, BOUNDED_STEP_TOKENS))
+        seen.append(assess_at(candidate, slack, calibration, transition, n_positions, n_passages, BOUNDED_STEP_TOKENS))
     kept = chance_to_keep(law, bound)
     return [
         replace(one, seconds=_slower(one.seconds, law.slowdown), success_probability=kept * one.success_probability)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from lorasize.errors import CalibrationError
 from lorasize.law.capacity import capacity_slack, equivalent_tokens
 from lorasize.law.form import RANGE_TOLERANCE, required_parameters
-from lorasize.law.transition import expected_steps, finishes_within, success_probability
+from lorasize.law.transition import corpus_steps, expected_steps, finishes_within, success_probability
 from lorasize.records import (
     BATCH_TOKENS,
     BYTES_PER_PARAMETER,
@@ -142,16 +142,22 @@ def chance(transition: Transition, slack: float) -> float:
     return success_probability(transition, slack) * finishes_within(transition, slack, PROBE_STEPS)
 
 
-def _scaled(steps: Estimate, factor: int) -> Estimate:
-    return Estimate(point=steps.point * factor, lo=steps.lo * factor, hi=steps.hi * factor)
+def _scaled(steps: Estimate, factor: float) -> Estimate:
+    point, lo, hi = (max(1.0, n * factor) for n in (steps.point, steps.lo, steps.hi))
+    return Estimate(point=point, lo=lo, hi=hi)
 
 
 def assess(
-    candidate: Candidate, calibration: Calibration, transition: Transition, demand: Demand, n_positions: int
+    candidate: Candidate,
+    calibration: Calibration,
+    transition: Transition,
+    demand: Demand,
+    n_positions: int,
+    n_passages: int,
 ) -> Assessment:
     """Slack, chance and cost of one candidate; the interval of seconds joins that of steps and of the step time."""
     slack = capacity_slack(calibration.law, candidate.effective_parameters, demand)
-    return assess_at(candidate, slack, calibration, transition, n_positions)
+    return assess_at(candidate, slack, calibration, transition, n_positions, n_passages)
 
 
 def assess_at(
@@ -160,11 +166,12 @@ def assess_at(
     calibration: Calibration,
     transition: Transition,
     n_positions: int,
+    n_passages: int,
     step_tokens: int = BATCH_TOKENS,
 ) -> Assessment:
     """Chance and cost of a candidate with this slack, where an optimiser step takes so many positions."""
-    epoch = max(1, math.ceil(n_positions / step_tokens))  # the transition knows steps on one full batch
-    steps = _scaled(expected_steps(transition, slack), epoch)
+    epoch = max(1, math.ceil(n_positions / step_tokens))  # the transition knows steps on one full batch of a probe
+    steps = _scaled(expected_steps(transition, slack), epoch * corpus_steps(n_passages))
     each = step_seconds(calibration, candidate.calibrated.layers_to_transform, n_positions / epoch)
     spread = 1.0 + calibration.cost.relative_spread
     setup = calibration.cost.seconds_setup
@@ -179,6 +186,7 @@ def assess_all(
     demand: Demand,
     n_positions: int,
     *,
+    n_passages: int,
     rank: int | None = None,
     target_modules: Sequence[str] | None = None,
 ) -> list[Assessment]:
@@ -191,7 +199,7 @@ def assess_all(
     """
     transition = cautious_transition(calibration, demand)
     options = candidates(calibration, rank=rank, target_modules=target_modules)
-    return [assess(c, calibration, transition, demand, n_positions) for c in options]
+    return [assess(c, calibration, transition, demand, n_positions, n_passages) for c in options]
 
 
 def cheapest(

@@ -17,9 +17,10 @@ def ranks_at_site(plan: Plan, calibration: Calibration) -> list[Assessment]:
     n_positions = plan.corpus.n_positions or plan.corpus.n_tokens
     if plan.max_drift is not None and calibration.bounded is None:
         return []
-    assess: Callable[..., list[Assessment]] = assess_all
+    n_passages = plan.corpus.n_passages
+    assess: Callable[..., list[Assessment]] = partial(assess_all, n_passages=n_passages)
     if plan.max_drift is not None:
-        assess = partial(assess_bounded, n_passages=plan.corpus.n_passages, bound=plan.max_drift)
+        assess = partial(assess_bounded, n_passages=n_passages, bound=plan.max_drift)
     ladder = assess(calibration, plan.demand, n_positions)
     if plan.adapter.rank not in {a.candidate.rank for a in ladder}:
         ladder += assess(calibration, plan.demand, n_positions, rank=plan.adapter.rank)

@@ -68,9 +68,7 @@ def make_plan(
     confidence, here = wishes.confidence, inputs.same_device
     options = _options(calibration, demand, work.n_positions, wishes, at, bound, corpus.n_passages)
     memory = _peak_memory(calibration.cost, work)
-    predictions = {
-        a.candidate: predict(calibration, demand, a, memory, confidence, corpus.n_passages, bound) for a in options
-    }
+    predictions = {a.candidate: predict(calibration, demand, a, memory, confidence, bound) for a in options}
     verdicts = {c: budgets(wishes.limits, c.spec(demand), p, same_device=here) for c, p in predictions.items()}
     # The chance that a tight bound is kept is the same for all, so it does not decide between them.
     wanted = confidence if bound is None else confidence * chance_to_keep(law_of(calibration), bound)
@@ -94,13 +92,16 @@ def make_plan(
         inputs=inputs,
         warnings=plan_warnings(calibration, demand, chosen, wanted, same_device=here, bound=bound),
         max_drift=bound,
-        minimum=None if bound is None else minimum(calibration, demand, work, confidence),
+        minimum=None if bound is None else minimum(calibration, demand, work, corpus.n_passages, confidence),
     )
 
 
-def minimum(calibration: Calibration, demand: Demand, work: Workload, confidence: float) -> Alternative:
+def minimum(
+    calibration: Calibration, demand: Demand, work: Workload, n_passages: int, confidence: float
+) -> Alternative:
     """The fewest parameters that reach the confidence where nothing bounds drift, and what they do to other text."""
-    chosen = cheapest(assess_all(calibration, demand, work.n_positions), confidence, "parameters")
+    options = assess_all(calibration, demand, work.n_positions, n_passages=n_passages)
+    chosen = cheapest(options, confidence, "parameters")
     return Alternative(
         **chosen.candidate.spec(demand).model_dump(),
         success_probability=chosen.success_probability,
@@ -129,7 +130,6 @@ def predict(
     chosen: Assessment,
     memory: int,
     confidence: float,
-    n_passages: int,
     bound: float | None,
 ) -> Prediction:
     """What the law says of this candidate. Losses in nats per target token, the reduction clipped to the base loss."""
@@ -138,7 +138,7 @@ def predict(
         doubts, drift = range_warnings(calibration, demand, chosen), predicted_drift(calibration.observations)
     else:
         law = law_of(calibration)
-        transition = cautious_bounded(law, demand, n_passages, bound)
+        transition = cautious_bounded(law, demand, bound)
         interval = _interval(lambda rank: bounded_chance(law, transition, demand, rank))
         doubts, drift = bounded_warnings(calibration, demand, bound), bounded_drift(law, bound)
     reduction = demand.base_loss * max(0.0, soft_capped(chosen.slack))
@@ -217,7 +217,14 @@ def _options(
         CalibrationError: the module set, or the site to start at, was not calibrated.
     """
     if bound is None:
-        options = assess_all(calibration, demand, n_positions, rank=wishes.rank, target_modules=wishes.target_modules)
+        options = assess_all(
+            calibration,
+            demand,
+            n_positions,
+            n_passages=n_passages,
+            rank=wishes.rank,
+            target_modules=wishes.target_modules,
+        )
     else:
         require_bounded_modules(calibration, wishes.target_modules)
         options = assess_bounded(calibration, demand, n_positions, n_passages=n_passages, bound=bound, rank=wishes.rank)

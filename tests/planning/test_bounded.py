@@ -8,7 +8,8 @@ import pytest
 from support.calibration import CALIBRATION, ONE, SIX, plan_of, with_bound
 
 from lorasize.errors import CalibrationError
-from lorasize.law.bounded import PASSAGES_EXPONENT, TIGHTER_EXPONENT, TIGHTER_KEPT, corpus_steps, fit_bounded
+from lorasize.law.bounded import TIGHTER_EXPONENT, TIGHTER_KEPT, fit_bounded
+from lorasize.law.transition import PASSAGES_EXPONENT, corpus_steps
 from lorasize.planning import Limits, Workload, moved_law, ranks_at_site
 from lorasize.planning.bounded import LEAST_RANK, PATIENCE
 from lorasize.planning.plan import minimum
@@ -59,7 +60,8 @@ def test_beside_it_stands_the_bare_minimum() -> None:
     assert bare.minimum is None
     assert plan.minimum.n_parameters == bare.adapter.n_parameters
     assert dict(plan_facts(plan))["bare minimum"].startswith(f"rank {bare.adapter.rank}, {bare.adapter.n_parameters:,}")
-    assert minimum(CALIBRATION, plan.demand, Workload(333, 305_280), 0.9).rank == bare.adapter.rank  # type: ignore[arg-type]
+    assert plan.demand is not None
+    assert minimum(CALIBRATION, plan.demand, Workload(333, 305_280), 3, 0.9).rank == bare.adapter.rank
 
 
 def test_a_smaller_adapter_may_take_a_fifth_longer_than_the_fastest() -> None:
@@ -95,6 +97,9 @@ def test_more_passages_and_a_tighter_bound_take_more_steps() -> None:
         return float(prediction.steps.point)
 
     assert steps(n_passages=32) == pytest.approx(steps(n_passages=1) * 32**PASSAGES_EXPONENT)
+    free = [plan_of(1000.0, n_passages=n, rank=12, target_modules=ONE[0]).prediction for n in (1, 32)]
+    one, many = (prediction.steps.point for prediction in free if prediction is not None)
+    assert many == pytest.approx(one * 32**PASSAGES_EXPONENT)
     assert steps(bound=0.005) == pytest.approx(steps() * 4**TIGHTER_EXPONENT)
     assert steps(bound=0.08) == steps()
 

@@ -38,7 +38,7 @@ def choose(
     held: r.Calibration, demand: r.Demand, n: int, confidence: float = 0.9, minimize: r.Minimize = "parameters"
 ) -> Assessment:
     """The cheapest of all candidates."""
-    return cheapest(assess_all(held, demand, n), confidence, minimize)
+    return cheapest(assess_all(held, demand, n, n_passages=3), confidence, minimize)
 
 
 def test_slack_is_predicted_over_required() -> None:
@@ -121,7 +121,9 @@ def test_the_choice_meets_the_confidence_and_nothing_smaller_does(demanded: floa
     chosen = choose(CALIBRATION, demand, 500, confidence=confidence)
     assert chosen.success_probability >= confidence
     smaller = [
-        a for a in assess_all(CALIBRATION, demand, 500) if a.candidate.n_parameters < chosen.candidate.n_parameters
+        a
+        for a in assess_all(CALIBRATION, demand, 500, n_passages=3)
+        if a.candidate.n_parameters < chosen.candidate.n_parameters
     ]
     assert all(a.success_probability < confidence for a in smaller)
 
@@ -240,7 +242,7 @@ def test_the_rank_interval_brackets_the_transition() -> None:
     lo, hi = rank_interval(CALIBRATION, reference, demand)
     chances = {
         a.candidate.rank: a.success_probability
-        for a in assess_all(CALIBRATION, demand, 500)
+        for a in assess_all(CALIBRATION, demand, 500, n_passages=3)
         if a.candidate.calibrated == reference
     }
     assert chances[lo] >= 0.05
@@ -252,7 +254,7 @@ def test_the_rank_interval_brackets_the_transition() -> None:
 
 def test_alternatives_are_a_sorted_front_of_at_most_eight() -> None:
     demand = demand_of(3000.0)
-    options, chosen = assess_all(CALIBRATION, demand, 500), choose(CALIBRATION, demand, 500)
+    options, chosen = assess_all(CALIBRATION, demand, 500, n_passages=3), choose(CALIBRATION, demand, 500)
     found = alternatives(options, chosen, demand, 0.9)
     assert 2 <= len(found) <= 8
     assert [a.n_parameters for a in found] == sorted(a.n_parameters for a in found)
