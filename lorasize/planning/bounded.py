@@ -13,7 +13,7 @@ from lorasize.planning.choice import DISTANCE_SD, RANKS, Assessment, Candidate, 
 from lorasize.planning.prior import SOURCE
 from lorasize.records import BOUNDED_STEP_TOKENS, BoundedLaw, Calibration, Demand, Estimate, SiteEfficiency, Transition
 
-PATIENCE = 1.2  # times the fastest's seconds that a smaller one may take: docs/decisions/0012-a-bound-on-harm.md
+PATIENCE = 1.125  # times the fastest's seconds that a smaller one may take: docs/decisions/0012-a-bound-on-harm.md
 LEAST_RANK = 4  # below it some kinds of text move by more than the bound: docs/log/harm.md#a-bound-on-drift
 
 

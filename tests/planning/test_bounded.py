@@ -64,7 +64,7 @@ def test_beside_it_stands_the_bare_minimum() -> None:
     assert minimum(CALIBRATION, plan.demand, Workload(333, 305_280), 3, 0.9).rank == bare.adapter.rank
 
 
-def test_a_smaller_adapter_may_take_a_fifth_longer_than_the_fastest() -> None:
+def test_a_smaller_adapter_may_take_an_eighth_longer_than_the_fastest() -> None:
     plan = plan_of(1000.0, with_bound(), bound=BOUND)
     fast = plan_of(1000.0, with_bound(), bound=BOUND, minimize="seconds")
     assert plan.prediction is not None

@@ -80,7 +80,7 @@ def test_stock_peft_recalls_after_the_text_in_batches_and_with_a_cache(
     for how in ({}, {"batch_size": 8}, {"batch_size": 3, "attn_implementation": "eager"}):
         report = verify(folder, device="cpu", **how)
         assert report.recalled
-        assert report.batch_size == how.get("batch_size", 1)
+        assert report.batch_size == how["batch_size"] if how else report.batch_size > 1
         assert report.decoding_gap is not None
         assert report.decoding_gap < 1e-4  # one pass and step by step say the same, so both knew where it acts
 
