@@ -12,7 +12,8 @@ the paper's; each form is fitted on points of at most 3,000 tokens and predicts 
 `--bootstrap`: the standard error of ln N, the effective parameters of an even chance at 60, 200 and 600 tokens of
 random text, by the covariances and by N refits on observations drawn with replacement within each site.
 
-`--refit` writes each calibration again: law, efficiencies, transition and memory fitted on the observations in it.
+`--refit` writes each calibration again: law, efficiencies, transition, memory and the law under a bound on drift,
+fitted on the observations in it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from lorasize.artifacts.calibrations import read_calibration, write_calibration
 from lorasize.errors import FitError
+from lorasize.law.bounded import fit_bounded
 from lorasize.law.fit import Fit, LawPoint, fit_law
 from lorasize.law.form import predict, required_parameters, soft_capped
 from lorasize.law.next_probes import DEMANDS, size_gradients
@@ -49,13 +51,19 @@ def root_mean_square(errors: Sequence[float]) -> float:
 
 
 def held_out_error(points: Sequence[LawPoint], ceiling: float, *, soft: bool) -> float:
-    """Error on each uncensored point by the law of the others, as a share of the ceiling; sites keep one point."""
+    """Error on each uncensored point by the law of the others, as a share of the ceiling; sites keep one point.
+
+    NaN where the others do not identify the law.
+    """
     errors = []
     for k, point in enumerate(points):
         rest = [*points[:k], *points[k + 1 :]]
         if point.censored or all(p.site_index != point.site_index for p in rest):
             continue
-        fit = fit_law(rest, reference_loss=ceiling, soft_ceiling=soft)
+        try:
+            fit = fit_law(rest, reference_loss=ceiling, soft_ceiling=soft)
+        except FitError:
+            return math.nan  # a quick calibration has no point to spare
         errors.append((predicted(fit, point, ceiling, soft=soft) - point.loss_reduction) / ceiling)
     return root_mean_square(errors)
 
@@ -133,11 +141,15 @@ def main() -> None:
         print(f"{path.name}: {len(calibration.observations)} observations")
         if chosen.refit:
             fitted = fit_observations(calibration.observations)
-            overhead, per_token = memory_terms(calibration.observations, calibration.cost.memory_base_bytes)
+            cost, bounded = calibration.cost, calibration.bounded
+            on_cpu = calibration.device.startswith("cpu")
+            overhead, per_token = memory_terms(calibration.observations, cost.memory_base_bytes, of_process=on_cpu)
             memory = {"memory_overhead_bytes": overhead, "memory_bytes_per_token": per_token}
-            parts = {"law": fitted.law, "sites": fitted.sites, "transition": fitted.transition}
-            cost = calibration.cost.model_copy(update=memory)
-            write_calibration(calibration.model_copy(update={**parts, "cost": cost}), path)
+            parts: dict[str, object] = {"law": fitted.law, "sites": fitted.sites, "transition": fitted.transition}
+            if bounded is not None:
+                parts["bounded"] = fit_bounded(bounded.observations, bounded.slowdown)
+            parts["cost"] = cost.model_copy(update=memory)
+            write_calibration(calibration.model_copy(update=parts), path)
         for name, soft in FORMS.items():
             print(f"  {name}  {describe(calibration, soft=soft)}")
         if chosen.bootstrap:
