@@ -118,7 +118,7 @@ def bounded_warnings(calibration: Calibration, demand: Demand, bound: float) -> 
     if bound != law.max_drift:
         warnings.append(
             f"Extrapolated: the probes were under a bound on drift of {law.max_drift:g} nats per token, this plan is "
-            f"under {bound:g}; a tighter one takes more steps, and half of the runs did not keep one of a quarter."
+            f"under {bound:g}; a tighter one takes more steps, and about half of those tried could not be kept."
         )
     most = law.nats_range[1]
     if demand.nats > most * RANGE_TOLERANCE:

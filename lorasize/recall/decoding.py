@@ -52,7 +52,7 @@ def decode(job: DecodeJob) -> Iterator[Decoded]:
 
 
 def _in_batches(job: DecodeJob) -> bool:
-    """Whether batches are the faster way: on a card one prompt at a time is, by recorded steps."""
+    """Whether to: a card decodes one prompt at a time by recorded steps, and batches were not tried there."""
     return torch.device(job.device).type == "cpu" or job.device_map is not None
 
 

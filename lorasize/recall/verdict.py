@@ -47,7 +47,7 @@ class DecodeSettings:
         device: Where.
         dtype: Of the base model.
         batch_size: Prompts decoded together, padded on the left; None: those of equal length, up to 16, unpadded, and
-            on a card one at a time, which is faster there.
+            on a card one at a time, by recorded steps.
         merged: Whether the adapter is added to the base's weights first, in their dtype.
         attn_implementation: Attention kernel, such as eager or sdpa; auto is the best that the model has here.
         quantization: What plain weights of the base are quantised to, "nf4" or "int8"; None: as they are.
