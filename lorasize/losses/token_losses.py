@@ -168,9 +168,9 @@ def divergence_gradient(head: AnyHead, hidden: Tensor, base: Tensor) -> Tensor:
     Args:
         head: The LM head.
         hidden: Final hidden states now, shape (token, width).
-        base: The same under the base model.
+        base: Predictions of the base model, probabilities of shape (vocabulary, token).
     """
-    return _by_predictions(head, hidden, lambda now, rows: now.sub_(torch.softmax(head.logits(base[rows]), dim=0)))
+    return _by_predictions(head, hidden, lambda now, rows: now.sub_(base[:, rows]))
 
 
 def _by_predictions(head: AnyHead, hidden: Tensor, excess: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

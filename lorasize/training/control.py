@@ -15,14 +15,14 @@ from torch import Tensor
 
 from lorasize.artifacts.events import Noted
 from lorasize.corpus.tokens import EncodedPassage
-from lorasize.losses.batches import Batch, make_batches
 from lorasize.losses.neutral import neutral_text, windows
 from lorasize.losses.statistics import Statistics, statistics_of
-from lorasize.losses.texts import POSITIONS, texts, windows_of
+from lorasize.losses.texts import texts, windows_of
 from lorasize.losses.token_losses import compared, divergence_gradient
 from lorasize.models import BaseModel
-from lorasize.models.adapters import adapted_pairs, base_of
+from lorasize.models.adapters import adapted_pairs
 from lorasize.records import RETAINED, Drift, KindDrift
+from lorasize.training.base_states import seen_by_the_base
 from lorasize.training.fast_path import FastPath
 from lorasize.training.guard import Guard, GuardState
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 # Tokens of each kind of text that is watched, of each that is shown, and of the user's own; not tuned.
 TOKENS_WATCHED, TOKENS_SHOWN, TOKENS_RETAINED = 48, 160, 2048
 WATCHED_SHARE = 0.75  # of the bound, that what is watched must keep: what is shown is other text; not tuned
-_AT_ONCE = 4096  # positions on a card, which waits for the host in each pass: docs/log/speed.md#the-bound-on-a-card
 _PROMPTS_PULL = 1.0  # of the pull on prompts, beside the loss to be learned: docs/log/harm.md#what-a-prompt-begins-with
 _PROMPT_TOKENS, _PROMPT_POSITIONS = 16, 128  # of a prompt, and of all; not tuned
 _ONCE = "Taking the model's statistics on general text, once for each model: up to some minutes."
@@ -49,11 +48,13 @@ class OtherText:
         passages: Windows of each text, by its kind.
         bound: Nats per token that loss and predictions may move by; None where they are only measured.
         statistics: Of the linear layers that the adapter sits on, by name; needed where there is a bound.
+        kept_for: The base model, where what it makes of the texts may be kept between runs: none of them is a user's.
     """
 
     passages: Mapping[str, Sequence[EncodedPassage]]
     bound: float | None = None
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    kept_for: BaseModel | None = None
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,16 @@ class Prompts:
 
     Attributes:
         path: The batches, through the layers and the head that the corpus runs through.
-        states: The base model's hidden states for each batch, shape (token, width).
+        predicted: What the base model predicts for each batch, probabilities of shape (vocabulary, token).
     """
 
     path: FastPath
-    states: Sequence[Tensor]
+    predicted: Sequence[Tensor]
 
     def pull(self) -> None:
         """Add the gradient of KL(base ‖ adapted) on the prompts, as a mean over positions, to the parameters'."""
-        n = sum(map(len, self.states))
-        for batch, base in zip(self.path.batches, self.states, strict=True):
+        n = sum(len(batch.targets) for batch in self.path.batches)
+        for batch, base in zip(self.path.batches, self.predicted, strict=True):
             hidden = self.path.hidden(batch)
             gradient = divergence_gradient(self.path.head, hidden.detach(), base)
             hidden.backward(gradient * (_PROMPTS_PULL / n))
@@ -135,10 +136,15 @@ class Control:
         self.drift, self.waited = _record(sums, self.bound), 0
         return self.drift
 
+    @property
+    def fresh(self) -> bool:
+        """Whether no step was taken since it was last measured."""
+        return self.drift is not None and self.waited == 0
+
     def judge(self) -> Drift:
-        """Measure, with the guard told of harm that was not there before."""
+        """Measure if need be, with the guard told of harm that was not there before."""
         before = self.harmed
-        found = self.measure()
+        found = self.drift if self.drift is not None and self.fresh else self.measure()
         if self.guard is not None and found.broken and not before:
             self.guard.harm_found()
         return found
@@ -165,10 +171,10 @@ class Control:
 
     def stepped(self, loss: float, stubborn: float) -> None:
         """After a step on the corpus: its mean loss, nats per token, and the share of tokens that have not passed."""
+        self.waited += 1
         if self.guard is None:
             return
         slow = self.guard.stepped(loss, stubborn)
-        self.waited += 1
         if self.harmed or stubborn > 0:
             self.guard.balance(held=stubborn == 0)
         if slow or (self.harmed and self.waited >= _EVERY):
@@ -226,26 +232,19 @@ def control_of(
     """
     texts = [window for windows in other.passages.values() for window in windows]
     kinds = [kind for kind, windows in other.passages.items() for _ in windows]
-    path, states = _seen_by_the_base(adapted, corpus, texts)
+    path, states = seen_by_the_base(adapted, corpus, texts, other.kept_for)
     if other.bound is None:
         return Control(path, kinds, states, None)
     begins = [] if corpus.gated else _beginnings(encoded)
-    prompts = Prompts(*_seen_by_the_base(adapted, corpus, begins)) if begins else None
+    prompts = _prompts(adapted, corpus, begins) if begins else None
     return Control(path, kinds, states, other.bound, Guard(adapted, other.statistics), prompts)
 
 
 @torch.no_grad()
-def _seen_by_the_base(
-    adapted: PeftModel, corpus: FastPath, encoded: Sequence[EncodedPassage]
-) -> tuple[FastPath, list[Tensor]]:
-    """These texts in batches, and the base model's final hidden states that predict their targets."""
-    with adapted.disable_adapter():
-        device = corpus.batches[0].ids.device
-        at_once = POSITIONS if device.type == "cpu" or corpus.suffix.logits else _AT_ONCE
-        batches: list[Batch] = make_batches(base_of(adapted), encoded, corpus.suffix.first, at_once, device)
-        path = FastPath(corpus.suffix, corpus.head, batches, corpus.shortlists)
-        with path.suffix.entered():
-            return path, [path.hidden(batch) for batch in batches]
+def _prompts(adapted: PeftModel, corpus: FastPath, begins: Sequence[EncodedPassage]) -> Prompts:
+    """These prompts with what the base model predicts in them."""
+    path, states = seen_by_the_base(adapted, corpus, begins)
+    return Prompts(path, [torch.softmax(path.head.logits(one), dim=0) for one in states])
 
 
 def _beginnings(encoded: Sequence[EncodedPassage]) -> list[EncodedPassage]:
@@ -285,7 +284,8 @@ def other_text(
     paths = list(adapted_pairs(adapted))
     with adapted.disable_adapter():
         statistics = statistics_of(base, paths, retained, lambda: notify(Noted(_ONCE)))
-    return OtherText(watched | _retained(base, retained), WATCHED_SHARE * bound, statistics)
+    kept_for = None if retained else base
+    return OtherText(watched | _retained(base, retained), WATCHED_SHARE * bound, statistics, kept_for)
 
 
 def _retained(base: BaseModel, text: str) -> dict[str, list[EncodedPassage]]:
@@ -307,4 +307,5 @@ def shown_drift(
     shown = {kind: windows_of(base, text, TOKENS_SHOWN) for kind, text in texts("report").items()}
     if not bounded:
         shown = {"neutral": windows(neutral_text(), base.tokenizer, base.max_positions - 1, base.n_ids)}
-    return control_of(adapted, corpus, OtherText(shown | _retained(base, retained))).measure()
+    other = OtherText(shown | _retained(base, retained), kept_for=None if retained else base)
+    return control_of(adapted, corpus, other).measure()

@@ -209,7 +209,7 @@ class Trainer:
         """
         started = time.perf_counter()
         self._look_first()
-        while self._state.step < self.options.max_steps and not self._confirm_passed():
+        while not (confirmed := self._confirm_passed()) and self._state.step < self.options.max_steps:
             between_epochs()
             before = self._state.step
             for part in self._parts():
@@ -220,8 +220,9 @@ class Trainer:
                     break
             self._state.resting.epoch += 1
             self._state.idle += self._state.step == before and not self.passed
-        self.full_look()
-        if self.control is not None:
+        if not confirmed:
+            self.full_look()
+        if self.control is not None and not self.control.fresh:
             self.control.measure()
         yield self._report(0, started, evaluated=True)
 

@@ -59,7 +59,8 @@ def test_the_gradient_of_a_divergence_is_what_autograd_says(torch: Any, softcap:
 
     before, after = predicted(base), predicted(hidden)
     (before.exp() * (before - after)).sum().backward()
-    found = divergence_gradient(Head(weight, None, softcap, 1.0), hidden.detach(), base)
+    head = Head(weight, None, softcap, 1.0)
+    found = divergence_gradient(head, hidden.detach(), torch.softmax(head.logits(base), dim=0))
     torch.testing.assert_close(found, hidden.grad, rtol=1e-4, atol=1e-5)
 
 
@@ -349,6 +350,29 @@ def test_prompts_that_begin_as_no_other_are_held_from_their_first_token_on(monke
     assert [(begin.prompt_ids, begin.target_ids) for begin in found] == [((1,), (2, 3, 4)), ((1,), (5, 6, 7))]
 
 
+def test_nothing_is_measured_twice(base: BaseModel, encode_text: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at the watched texts costs as much as several steps: once for each state of the adapter is enough."""
+    measured: list[int] = []
+    real = Control.measure
+
+    def measure(self: Control) -> Drift:
+        measured.append(trainer.state().state["step"])
+        return real(self)
+
+    monkeypatch.setattr(Control, "measure", measure)
+    adapted = adapters.attach(base.model, MLP, 4, 0)
+    try:
+        other = other_text(base, adapted, "", 0.05)
+        trainer = Trainer(adapted, encode_text("The pilot boards."), TrainingOptions(max_steps=60), other)
+        last = list(trainer.steps())[-1]
+    finally:
+        adapters.detach(adapted)
+    assert last.evaluated
+    assert measured
+    assert len(set(measured)) == len(measured)
+    assert measured[-1] == last.step
+
+
 def test_what_a_prompt_begins_with_stays_the_base_models(
     torch: Any, base: BaseModel, encode_text: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,12 +386,13 @@ def test_what_a_prompt_begins_with_stays_the_base_models(
             trainer = Trainer(adapted, encoded, TrainingOptions(max_steps=40), other_text(base, adapted, "", 1.0))
             list(trainer.steps())
             prompts = trainer.control.prompts
-            with prompts.path.suffix.entered(), torch.no_grad():
+            path = prompts.path
+            with path.suffix.entered(), torch.no_grad():
                 seen = [
-                    compared(prompts.path.head, prompts.path.hidden(batch), states, batch.targets)
-                    for batch, states in zip(prompts.path.batches, prompts.states, strict=True)
+                    (base * (base / torch.softmax(path.head.logits(path.hidden(batch)), dim=0)).log()).sum(dim=0)
+                    for batch, base in zip(path.batches, prompts.predicted, strict=True)
                 ]
-            return float(torch.cat(seen)[:, 2].mean())
+            return float(torch.cat(seen).mean())
         finally:
             adapters.detach(adapted)
 
