@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Tokens of each kind of text that is watched, of each that is shown, and of the user's own; not tuned.
 TOKENS_WATCHED, TOKENS_SHOWN, TOKENS_RETAINED = 48, 160, 2048
-WATCHED_SHARE = 0.75  # of the bound, that what is watched must keep: what is shown is other text; not tuned
+WATCHED_SHARE = 1.25  # of the bound, that what is watched may use up: docs/log/harm.md#what-is-watched-moves-more
 _PROMPTS_PULL = 1.0  # of the pull on prompts, beside the loss to be learned: docs/log/harm.md#what-a-prompt-begins-with
 _PROMPT_TOKENS, _PROMPT_POSITIONS = 16, 128  # of a prompt, and of all; not tuned
 _ONCE = "Taking the model's statistics on general text, once for each model: up to some minutes."
