@@ -13,12 +13,15 @@ import statistics
 from collections.abc import Sequence
 
 from lorasize.errors import FitError
-from lorasize.law.transition import NORMAL_95, TransitionPoint, corpus_steps, fit_transition
+from lorasize.law.transition import NORMAL_95, TransitionPoint, fit_transition
 from lorasize.records import BoundedLaw, Estimate, Observation, Transition
 
 PARAMETERS_PER_NAT = 6.0  # of slack 1; the fit finds where recall begins: docs/log/harm.md#plans-under-the-bound
 STEPS_EXPONENT = 0.35  # as steps follow slack: docs/log/plans.md#steps-under-the-bound
 KIND_STEPS_SD = 0.36  # of ln steps, that is left
+# As of `law.transition`, but here more passages slow more: docs/log/harm.md#larger-ranks-under-the-bound
+CORPUS_STEPS = 0.77
+PASSAGES_EXPONENT = 0.35
 # A bound tighter than the probes', by which factor: docs/log/harm.md#tighter-bounds
 TIGHTER_EXPONENT = 0.6  # of steps
 TIGHTER_PARAMETERS = 1.0  # of parameters per nat
@@ -45,6 +48,11 @@ def chance_to_keep(law: BoundedLaw, bound: float) -> float:
     return float(TIGHTER_KEPT ** (math.log(max(1.0, law.max_drift / bound)) / math.log(4.0)))
 
 
+def bounded_corpus_steps(n_passages: int | None) -> float:
+    """Steps of a corpus of so many passages ÷ those of a probe of the same slack; 1 for a probe (None)."""
+    return 1.0 if n_passages is None else CORPUS_STEPS * n_passages**PASSAGES_EXPONENT
+
+
 def fit_bounded(observations: Sequence[Observation], slowdown: float) -> BoundedLaw:
     """What these probes under one bound at one site say.
 
@@ -57,7 +65,7 @@ def fit_bounded(observations: Sequence[Observation], slowdown: float) -> Bounded
     """
     points = [TransitionPoint(bounded_slack(o.n_parameters, o.nats), o.threshold_met, o.steps) for o in observations]
     known = [
-        math.log(max(o.steps, 1) / corpus_steps(o.n_passages)) + STEPS_EXPONENT * math.log(point.slack)
+        math.log(max(o.steps, 1) / bounded_corpus_steps(o.n_passages)) + STEPS_EXPONENT * math.log(point.slack)
         for o, point in zip(observations, points, strict=True)
         if o.threshold_met
     ]

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lorasize.errors import CalibrationError
-from lorasize.law.bounded import bounded_slack, bounded_transition, chance_to_keep
+from lorasize.law.bounded import bounded_corpus_steps, bounded_slack, bounded_transition, chance_to_keep
 from lorasize.law.form import RANGE_TOLERANCE
 from lorasize.planning.choice import DISTANCE_SD, RANKS, Assessment, Candidate, assess_at, chance
 from lorasize.planning.prior import SOURCE
 from lorasize.records import BOUNDED_STEP_TOKENS, BoundedLaw, Calibration, Demand, Estimate, SiteEfficiency, Transition
 
-PATIENCE = 1.125  # times the fastest's seconds that a smaller one may take: docs/decisions/0012-a-bound-on-harm.md
+PATIENCE = 1.05  # times the fastest's seconds that a smaller one may take: docs/decisions/0012-a-bound-on-harm.md
 LEAST_RANK = 4  # below it some kinds of text move by more than the bound: docs/log/harm.md#a-bound-on-drift
 
 
@@ -86,10 +86,10 @@ def assess_bounded(
     """
     law = law_of(calibration)
     transition = cautious_bounded(law, demand, bound)
-    seen = []
+    seen, factor = [], bounded_corpus_steps(n_passages)
     for candidate in bounded_candidates(law, rank):
         slack = bounded_slack(candidate.n_parameters, demand.nats, law.parameters_per_nat)
-        seen.append(assess_at(candidate, slack, calibration, transition, n_positions, n_passages, BOUNDED_STEP_TOKENS))
+        seen.append(assess_at(candidate, slack, calibration, transition, n_positions, factor, BOUNDED_STEP_TOKENS))
     kept = chance_to_keep(law, bound)
     return [
         replace(one, seconds=_slower(one.seconds, law.slowdown), success_probability=kept * one.success_probability)

@@ -157,7 +157,7 @@ def assess(
 ) -> Assessment:
     """Slack, chance and cost of one candidate; the interval of seconds joins that of steps and of the step time."""
     slack = capacity_slack(calibration.law, candidate.effective_parameters, demand)
-    return assess_at(candidate, slack, calibration, transition, n_positions, n_passages)
+    return assess_at(candidate, slack, calibration, transition, n_positions, corpus_steps(n_passages))
 
 
 def assess_at(
@@ -166,12 +166,15 @@ def assess_at(
     calibration: Calibration,
     transition: Transition,
     n_positions: int,
-    n_passages: int,
+    factor: float,
     step_tokens: int = BATCH_TOKENS,
 ) -> Assessment:
-    """Chance and cost of a candidate with this slack, where an optimiser step takes so many positions."""
+    """Chance and cost of a candidate with this slack, where an optimiser step takes so many positions.
+
+    `factor`: steps of this corpus ÷ those of a probe of the same slack.
+    """
     epoch = max(1, math.ceil(n_positions / step_tokens))  # the transition knows steps on one full batch of a probe
-    steps = _scaled(expected_steps(transition, slack), epoch * corpus_steps(n_passages))
+    steps = _scaled(expected_steps(transition, slack), epoch * factor)
     each = step_seconds(calibration, candidate.calibrated.layers_to_transform, n_positions / epoch)
     spread = 1.0 + calibration.cost.relative_spread
     setup = calibration.cost.seconds_setup

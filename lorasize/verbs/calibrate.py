@@ -198,8 +198,10 @@ def _with_law(calibration: Calibration, search: Search, max_drift: float) -> Cal
     if not probes:
         return calibration
     with_it = with_bounded(calibration, probes, search.slowdown())
+    if with_it.bounded is calibration.bounded:  # its provenance says why
+        return with_it
     made = f"{datetime.now(UTC):%Y-%m-%d} on {search.base.place}, {sum(o.seconds for o in probes):.0f} s"
-    return with_it.model_copy(update={"provenance": {"bounded": made, **with_it.provenance}})
+    return with_it.model_copy(update={"provenance": {**with_it.provenance, "bounded": made}})
 
 
 def with_bounded(calibration: Calibration, probes: Sequence[Observation], slowdown: float) -> Calibration:

@@ -8,8 +8,8 @@ import pytest
 from support.calibration import CALIBRATION, ONE, SIX, plan_of, with_bound
 
 from lorasize.errors import CalibrationError
-from lorasize.law.bounded import TIGHTER_EXPONENT, TIGHTER_KEPT, fit_bounded
-from lorasize.law.transition import PASSAGES_EXPONENT, corpus_steps
+from lorasize.law import bounded, transition
+from lorasize.law.bounded import TIGHTER_EXPONENT, TIGHTER_KEPT, bounded_corpus_steps, fit_bounded
 from lorasize.planning import Limits, Workload, moved_law, ranks_at_site
 from lorasize.planning.bounded import LEAST_RANK, PATIENCE
 from lorasize.planning.plan import minimum
@@ -96,10 +96,10 @@ def test_more_passages_and_a_tighter_bound_take_more_steps() -> None:
         assert prediction is not None
         return float(prediction.steps.point)
 
-    assert steps(n_passages=32) == pytest.approx(steps(n_passages=1) * 32**PASSAGES_EXPONENT)
+    assert steps(n_passages=32) == pytest.approx(steps(n_passages=1) * 32**bounded.PASSAGES_EXPONENT)
     free = [plan_of(1000.0, n_passages=n, rank=12, target_modules=ONE[0]).prediction for n in (1, 32)]
     one, many = (prediction.steps.point for prediction in free if prediction is not None)
-    assert many == pytest.approx(one * 32**PASSAGES_EXPONENT)
+    assert many == pytest.approx(one * 32**transition.PASSAGES_EXPONENT)
     assert steps(bound=0.005) == pytest.approx(steps() * 4**TIGHTER_EXPONENT)
     assert steps(bound=0.08) == steps()
 
@@ -108,10 +108,11 @@ def test_steps_of_a_corpus_are_told_from_those_of_probes() -> None:
     law = with_bound().bounded
     assert law is not None
     probe = law.observations[0]
-    told = [probe.model_copy(update={"steps": round(1000 * corpus_steps(n)), "n_passages": n}) for n in (None, 1, 40)]
+    factors = {n: bounded_corpus_steps(n) for n in (None, 1, 40)}
+    told = [probe.model_copy(update={"steps": round(1000 * f), "n_passages": n}) for n, f in factors.items()]
     fits = [fit_bounded([one], law.slowdown).transition.steps_coefficient for one in told]
     assert fits == pytest.approx([fits[0]] * 3, rel=1e-2)
-    assert corpus_steps(None) == 1.0
+    assert bounded_corpus_steps(None) == 1.0
 
 
 def test_other_modules_are_refused() -> None:
