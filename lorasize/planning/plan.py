@@ -11,6 +11,7 @@ from lorasize.law.capacity import capacity_slack
 from lorasize.law.drift import predicted_drift
 from lorasize.law.form import soft_capped
 from lorasize.planning.bounded import (
+    CALM_RANK,
     PATIENCE,
     assess_bounded,
     bounded_chance,
@@ -73,7 +74,8 @@ def make_plan(
     # The chance that a tight bound is kept is the same for all, so it does not decide between them.
     wanted = confidence if bound is None else confidence * chance_to_keep(law_of(calibration), bound)
     enough = [a for a in options if all_kept(verdicts[a.candidate]) and a.success_probability >= wanted]
-    chosen = cheapest(enough or options, wanted, wishes.minimize, math.inf if bound is None else PATIENCE)
+    calm = [a for a in enough if bound is None or a.candidate.rank <= CALM_RANK]
+    chosen = cheapest(calm or enough or options, wanted, wishes.minimize, math.inf if bound is None else PATIENCE)
     adapter, prediction = chosen.candidate.spec(demand), predictions[chosen.candidate]
     if chosen.success_probability < confidence and wishes.rank is None and wishes.target_modules is None:
         prediction = prediction.model_copy(update={"extrapolated": True})

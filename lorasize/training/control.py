@@ -37,7 +37,7 @@ _PROMPT_TOKENS, _PROMPT_POSITIONS = 16, 128  # of a prompt, and of all; not tune
 _ONCE = "Taking the model's statistics on general text, once for each model: up to some minutes."
 _ROOM = 0.6  # share of the bound up to which there is room to pull less; not tuned
 _EVERY = 5  # steps between two measurements while the bound is broken; not tuned
-_TIGHTER = 0.9  # of what other texts must fall to, that the watched ones must; not tuned
+_TIGHTER = 0.8  # of what other texts must fall to, that the watched ones must; not tuned
 
 
 @dataclass(frozen=True)

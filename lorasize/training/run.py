@@ -55,7 +55,7 @@ _SPREAD = "Under a bound on drift: rank {} in {} layers, {:,} parameters, which 
 CHECKPOINT_SECONDS = 5.0  # between two checkpoints at least
 CHECKPOINT_SHARE = 20.0  # times what one takes, too
 _RETRIES = 3  # after a loss that is not a number
-_TIGHTENED = 2  # times, for text that nobody watched and that moved by more than the bound; not tuned
+_TIGHTENED = 3  # times, for text that nobody watched and that moved by more than the bound; not tuned
 # Not tuned: after so many epochs, or so many times the steps predicted at most, an adapter counts as stalled.
 _LEAST_EPOCHS = 200
 _TIMES_PREDICTED = 3

@@ -11,7 +11,7 @@ from lorasize.errors import CalibrationError
 from lorasize.law import bounded, transition
 from lorasize.law.bounded import TIGHTER_EXPONENT, TIGHTER_KEPT, bounded_corpus_steps, fit_bounded
 from lorasize.planning import Limits, Workload, moved_law, ranks_at_site
-from lorasize.planning.bounded import LEAST_RANK, PATIENCE
+from lorasize.planning.bounded import CALM_RANK, LEAST_RANK, PATIENCE
 from lorasize.planning.plan import minimum
 from lorasize.records import Site
 from lorasize.report.facts.plan import plan_facts
@@ -81,6 +81,11 @@ def test_more_to_write_never_gets_a_smaller_adapter(nats: float) -> None:
     assert small.adapter is not None
     assert large.adapter is not None
     assert large.adapter.rank >= small.adapter.rank
+
+
+def test_ranks_that_lose_what_they_hold_are_taken_only_where_fewer_parameters_do_not_suffice() -> None:
+    ranks = [plan_of(nats, with_bound(), bound=BOUND).adapter.rank for nats in (3_000.0, 20_000.0, 30_000.0)]
+    assert ranks[0] <= ranks[1] == CALM_RANK < ranks[2]
 
 
 def test_a_corpus_beyond_the_probes_is_extrapolated() -> None:
