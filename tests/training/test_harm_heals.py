@@ -75,7 +75,7 @@ def test_what_is_watched_is_held_tighter_where_other_text_moves_by_too_much() ->
     control.drift = Drift(before=1.0, after=1.004, nats=0.004, bound=0.02)
     assert not control.harmed
     control.tighten(2.0)
-    assert control.bound == pytest.approx(0.9 * 0.002)
+    assert control.bound == pytest.approx(0.8 * 0.002)
     assert control.harmed
     again = Control(cast(Any, None), [], [], 0.02)
     again.restore(control.to_json())
