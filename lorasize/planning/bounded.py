@@ -14,7 +14,7 @@ from lorasize.planning.prior import SOURCE
 from lorasize.records import BOUNDED_STEP_TOKENS, BoundedLaw, Calibration, Demand, Estimate, SiteEfficiency, Transition
 
 PATIENCE = 1.05  # times the fastest's seconds that a smaller one may take: docs/decisions/0012-a-bound-on-harm.md
-CALM_RANK = 64  # up to which harm was undone without tokens being lost: docs/log/harm.md#larger-ranks-under-the-bound
+CALM_RANK = 64  # up to which the demo's harm was undone soon: docs/log/harm.md#larger-ranks-under-the-bound
 LEAST_RANK = 4  # below it some kinds of text move by more than the bound: docs/log/harm.md#a-bound-on-drift
 
 

@@ -83,7 +83,7 @@ def test_more_to_write_never_gets_a_smaller_adapter(nats: float) -> None:
     assert large.adapter.rank >= small.adapter.rank
 
 
-def test_ranks_that_lose_what_they_hold_are_taken_only_where_fewer_parameters_do_not_suffice() -> None:
+def test_ranks_that_undo_harm_slowly_are_taken_only_where_fewer_parameters_do_not_suffice() -> None:
     ranks = [plan_of(nats, with_bound(), bound=BOUND).adapter.rank for nats in (3_000.0, 20_000.0, 30_000.0)]
     assert ranks[0] <= ranks[1] == CALM_RANK < ranks[2]
 
