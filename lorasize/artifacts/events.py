@@ -24,10 +24,14 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Raised:
-    """Training goes on for a larger margin: decoding shifts ln p by up to `gap` nats, so every p is to exceed `to`."""
+    """Training goes on for a larger margin: decoding shifts ln p by up to `gap` nats, so every p is to exceed `to`.
+
+    `engine`: what decodes; None for transformers.
+    """
 
     to: float
     gap: float
+    engine: str | None = None
 
 
 @dataclass(frozen=True)

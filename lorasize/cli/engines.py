@@ -83,6 +83,31 @@ def chosen_engine(chosen: dict[str, Any]) -> LlamaCpp | Vllm | Server | None:
     return Server(name, served, token, chosen["engine_timeout"])
 
 
+prove_with = options.all_of(
+    click.option(
+        "--prove-with", type=click.Choice((LLAMA_CPP, VLLM)),
+        help="Engine that serves the adapter: it decodes too, and training goes on until no token is lost there.",
+    ),
+    _model, _python, _timeout,
+)  # fmt: skip
+
+
+def chosen_to_prove(chosen: dict[str, Any]) -> LlamaCpp | Vllm | None:
+    """The engine that --prove-with names; None where there is none.
+
+    Raises:
+        click.UsageError: an engine is described and none named.
+    """
+    if chosen["prove_with"] is None:
+        _refuse_typed(dict.fromkeys(("engine_model", "engine_python", "engine_timeout"), "--prove-with"), "")
+        return None
+    if chosen["prove_with"] == LLAMA_CPP:
+        return chosen_llama_cpp(chosen)
+    from lorasize.recall.engines.vllm import Vllm
+
+    return Vllm(chosen["engine_model"], chosen["engine_python"], chosen["engine_timeout"])
+
+
 def chosen_llama_cpp(chosen: dict[str, Any], adapter: Path | None = None) -> LlamaCpp:
     """llama.cpp as the options say, with this file of the adapter, or one made for the occasion."""
     from lorasize.recall.engines.llama_cpp import LlamaCpp

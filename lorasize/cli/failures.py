@@ -105,8 +105,7 @@ def hint(error: errors.LorasizeError, invocation: Invocation) -> str:
     if isinstance(error, errors.CorpusError):
         return _corpus_hint(error, invocation)
     if isinstance(error, errors.ModelError):
-        engines = invocation.has("--engine") or invocation.has("--prove")
-        return _engine_hint(error) if engines else _model_hint(invocation.command)
+        return _engine_hint(error, invocation) if _of_engine(error, invocation) else _model_hint(invocation.command)
     if invocation.command in ("apply", "check"):
         return "run `lorasize plan CORPUS` to make a plan"
     return "--compare takes a plan that `lorasize plan` wrote" if invocation.has("--compare") else ""
@@ -146,12 +145,20 @@ def _corpus_hint(error: errors.CorpusError, invocation: Invocation) -> str:
     }.get(command, "--format, --field and --prompt-template of `lorasize plan` say how a corpus is read")
 
 
-def _engine_hint(error: errors.ModelError) -> str:
+def _of_engine(error: errors.ModelError, invocation: Invocation) -> bool:
+    """Whether it is about the engine that was asked to decode."""
+    if invocation.has("--prove-with"):
+        return any(word in str(error) for word in ("llama.cpp", "vLLM", "GGUF", ".gguf"))
+    return invocation.has("--engine") or invocation.has("--prove")
+
+
+def _engine_hint(error: errors.ModelError, invocation: Invocation) -> str:
     if "HTTP 401" in str(error) or "HTTP 403" in str(error):
         return "LORASIZE_ENGINE_TOKEN or OPENAI_API_KEY in the environment holds the token"
+    named = ", --served-model what a server calls the adapter" if invocation.has("--engine") else ""
     return (
-        "--engine-model names the base as it is served (for llama.cpp a GGUF file), --served-model what a server calls "
-        "the adapter; --engine-timeout gives it more time"
+        f"--engine-model names the base as it is served (for llama.cpp a GGUF file){named}; --engine-timeout gives it "
+        "more time"
     )
 
 

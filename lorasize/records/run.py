@@ -193,7 +193,10 @@ class RecallReport(BaseModel):
 
 
 class RecallSummary(BaseModel):
-    """The recall part of a memorization record, fields as in `RecallReport`: no corpus text but failures' tokens."""
+    """The recall part of a memorization record, fields as in `RecallReport`: no corpus text but failures' tokens.
+
+    `engine`: None where transformers decoded.
+    """
 
     model_config = STRICT
     n_passages: int
@@ -210,6 +213,12 @@ class RecallSummary(BaseModel):
     min_logit_margin: float | None = None
     decoding_gap: float | None = None
     warnings: tuple[str, ...] | None = None
+    engine: Engine | None = None
+
+    def holds(self, threshold: float) -> bool:
+        """Whether every passage came back, with every token above the threshold."""
+        lowest = self.min_probability
+        return self.n_recalled == self.n_passages and lowest is not None and lowest > threshold
 
 
 class KindDrift(BaseModel):
@@ -312,7 +321,10 @@ class BaseStatistics(BaseModel):
 
 
 class Memorization(BaseModel):
-    """What apply did: `lorasize.json` in the adapter folder."""
+    """What apply did: `lorasize.json` in the adapter folder.
+
+    `recall` is of transformers; `served` is what the engine decoded that serves it, where one was asked.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
     schema_: Literal["lorasize.memorization/1"] = Field(default="lorasize.memorization/1", alias="schema")
@@ -337,9 +349,16 @@ class Memorization(BaseModel):
     margin: float | None = None  # above the threshold, that every token's p was trained to
     notes: tuple[str, ...] = ()  # what took longer with this model than with others, and why
     base_statistics: BaseStatistics | None = None  # under a bound on drift
+    served: RecallSummary | None = None
+
+    @property
+    def failures(self) -> tuple[RecallFailure, ...]:
+        """What was lost, where transformers decoded and where it is served."""
+        return self.recall.failures + (() if self.served is None else self.served.failures)
 
     @property
     def proven(self) -> bool:
         """Whether every token passed, every passage came back from disk, and no bound on drift is broken."""
         broken = self.drift is not None and self.drift.broken
-        return self.outcome is Outcome.MEMORIZED and self.recalled and self.threshold_met and not broken
+        served = self.served is None or self.served.holds(self.threshold)
+        return self.outcome is Outcome.MEMORIZED and self.recalled and self.threshold_met and served and not broken

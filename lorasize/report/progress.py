@@ -75,7 +75,8 @@ class Progress:
         elif isinstance(event, Escalation):
             self.note(f"step {event.step:,}: training stalled, the adapter grows from {event.from_} to {event.to}")
         elif isinstance(event, Raised):
-            self.note(f"decoding shifts ln p by up to {event.gap:.2g}: training goes on to p > {event.to:.2f}")
+            who = event.engine or "decoding"
+            self.note(f"{who} shifts ln p by up to {event.gap:.2g}: training goes on to p > {event.to:.2f}")
         elif isinstance(event, Noted):
             self.note(event.message)
         else:

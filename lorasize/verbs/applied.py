@@ -30,7 +30,9 @@ from lorasize.training.run import ApplyOptions, Session
 _BINS = 20  # of the histogram of p
 
 
-def record_of_run(session: Session, report: RecallReport, update: Update | None) -> Memorization:
+def record_of_run(
+    session: Session, report: RecallReport, update: Update | None, served: RecallReport | None = None
+) -> Memorization:
     """The folder's `lorasize.json`."""
     options, final, state = session.options, session.final, session.state
     if adapters.realised_rank(session.adapted) != state.spec.rank:
@@ -49,7 +51,7 @@ def record_of_run(session: Session, report: RecallReport, update: Update | None)
         tokens_per_second=state.n_read / max(state.seconds, 1e-9),
         adapter=state.spec,
         escalations=state.escalations,
-        recall=RecallSummary(**report.model_dump(include=set(RecallSummary.model_fields))),
+        recall=_summary(report),
         drift=state.drift,
         model_fingerprint=session.base.fingerprint,
         plan=session.plan,
@@ -58,7 +60,12 @@ def record_of_run(session: Session, report: RecallReport, update: Update | None)
         margin=state.margin,
         notes=notes_on(way_through(session.adapted, session.encoded)[0]),
         base_statistics=_statistics(session),
+        served=None if served is None else _summary(served),
     )
+
+
+def _summary(report: RecallReport) -> RecallSummary:
+    return RecallSummary(**report.model_dump(include=set(RecallSummary.model_fields)))
 
 
 def _statistics(session: Session) -> BaseStatistics | None:
@@ -117,8 +124,10 @@ def _broken(drift: Drift | None) -> bool:
     return drift is not None and drift.broken
 
 
-def _weights(recalled: RecallSummary) -> str:
-    return recalled.dtype if recalled.quantization is None else f"{recalled.dtype}, weights in {recalled.quantization}"
+def _decoded(recalled: RecallSummary) -> str:
+    weights = () if recalled.quantization is None else (f"weights in {recalled.quantization}",)
+    how = (recalled.dtype, *weights, recalled.device, recalled.attn_implementation, f"batch {recalled.batch_size}")
+    return ", ".join(how)
 
 
 def _acts_after(record: Memorization) -> str:
@@ -128,6 +137,15 @@ def _acts_after(record: Memorization) -> str:
         return ""
     text = activation.text.replace("|", "\\|").replace("`", "'")
     return f"\n| acts after | `{' '.join(text.split())}` alone, where an engine honours `alora_invocation_tokens` |"
+
+
+def _served(record: Memorization) -> str:
+    """The card's line about the engine that serves it; nothing where none was asked."""
+    seen = record.served
+    if seen is None or seen.engine is None:
+        return ""
+    what = ", ".join(part for part in (seen.engine.version, seen.engine.model, seen.dtype) if part)
+    return f"\n| served by {seen.engine.name} ({what}) | {seen.n_recalled} of {seen.n_passages} passages |"
 
 
 def model_card(record: Memorization) -> str:
@@ -150,7 +168,7 @@ tags: [lora, lorasize]
 | rank, modules | {adapter.rank}, {", ".join(adapter.target_modules)} |
 | layers | {", ".join(map(str, adapter.layers_to_transform))} |
 | parameters | {adapter.n_parameters} |{_acts_after(record)}
-| decoded with | {_weights(recalled)}, {recalled.device}, {recalled.attn_implementation}, batch {recalled.batch_size} |
+| decoded with | {_decoded(recalled)} |{_served(record)}
 | corpus sha256 | `{record.plan.corpus.sha256}` |
 | base model fingerprint | `{record.model_fingerprint.digest}` |
 

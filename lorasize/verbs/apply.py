@@ -13,7 +13,7 @@ from pathlib import Path
 from lorasize import models
 from lorasize.artifacts import adapter_folder
 from lorasize.artifacts.adapter_folder import RECORD
-from lorasize.artifacts.events import EVENTS, Decoding, EventLog, Notify, Raised
+from lorasize.artifacts.events import EVENTS, Decoding, EventLog, Noted, Notify, Raised
 from lorasize.artifacts.files import file_sha256, text_digest
 from lorasize.artifacts.workspace import staged
 from lorasize.corpus import corpus_sha256, read_corpus, read_text
@@ -25,7 +25,8 @@ from lorasize.models import adapters
 from lorasize.models.activation import refuse_merging_activated
 from lorasize.models.placement import room_for_another
 from lorasize.models.quantization import refuse_merging
-from lorasize.recall.margin import next_target_probability
+from lorasize.recall.engines.decode import Local, decode_by, name_of, require
+from lorasize.recall.margin import next_for_engine, next_target_probability
 from lorasize.recall.process import standing_by
 from lorasize.recall.verdict import DecodeSettings, decode_and_compare
 from lorasize.records import (
@@ -76,6 +77,7 @@ def apply(
     out: Path = Path("adapter"),
     options: ApplyOptions | None = None,
     notify: Notify = lambda event: None,
+    engine: Local | None = None,
 ) -> Applied:
     """Train, save and prove the adapter of a plan. The same call continues an interrupted one.
 
@@ -84,18 +86,22 @@ def apply(
         out: The adapter folder; one that lorasize wrote is replaced.
         options: How to train.
         notify: Told of each step, each growth of the adapter and each decoded passage.
+        engine: What serves the adapter: decodes too, and training goes on where a token is lost there.
 
     Raises:
         StalePlanError: corpus, model or recipe are not those of the plan.
         InfeasibleCorpusError: the plan says that no rank can recall the corpus.
         CorpusError: the text to retain cannot be read.
-        ModelError: the model cannot be loaded, `out` is not ours to replace, or the disk is full or read-only.
+        ModelError: the model cannot be loaded, `out` is not ours to replace, the disk is full or read-only, or the
+            engine is missing or fails.
     """
     options = options or ApplyOptions()
     if plan.adapter is None:
         issues = plan.feasibility.issues
         raise InfeasibleCorpusError("the plan is infeasible: correct the corpus and plan again", issues=issues)
     retained = retained_text(options.retain)
+    if engine is not None:
+        require(engine, plan.model.ref)
     # On a CPU its imports would take cores from training.
     early = models.pick_device(options.device).type != "cpu"
     with staged(out, _job(plan, options, retained)) as work, standing_by(wanted=early):
@@ -117,9 +123,9 @@ def apply(
             save=lambda taken: write_checkpoint(taken, work.checkpoint),
         )
         session.run(checkpoint)
-        report = _prove(session, work.folder, events)
+        report, served = _prove(session, work.folder, events, engine)
         update = None if old is None else _update(session, old, report, work.folder)
-        record = record_of_run(session, report, update)
+        record = record_of_run(session, report, update, served)
         _write(record, work.folder)
         aside = not record.proven and _holds_proven_adapter(work.place)
         if aside:
@@ -198,28 +204,44 @@ def _job(plan: Plan, options: ApplyOptions, retained: str) -> str:
     return f"{_CHECKPOINTS} {digest(plan)} {how} {options.max_drift} {text} {options.base_adapter}{attn}"
 
 
-def _prove(session: Session, folder: Path, events: EventLog) -> RecallReport:
-    """Save the adapter and decode with it. Where decoding needs a larger margin than it has, train on and repeat."""
-    options = session.options
+def _prove(
+    session: Session, folder: Path, events: EventLog, engine: Local | None
+) -> tuple[RecallReport, RecallReport | None]:
+    """Save the adapter and decode with it, by the engine that serves it first, if there is one.
+
+    Where one of them needs a larger margin than it has, train on and repeat.
+    """
+    options, served = session.options, None
     while True:
-        report = _save_and_decode(session, folder, events)
-        state = session.state
-        to = next_target_probability(report, options.threshold, options.threshold + state.margin)
-        done = options.margin is not None or state.settled or state.outcome is not Outcome.MEMORIZED
-        if done or to is None:
-            return report
-        events(Raised(to, report.decoding_gap or 0.0))
-        session.train_on(to - options.threshold)
+        _save(session, folder)
+        state, raised = session.state, None
+        final = options.margin is not None or state.settled or state.outcome is not Outcome.MEMORIZED
+        trained_to = options.threshold + state.margin
+        if engine is not None:
+            served = _serve(session, folder, events, engine)
+            raised = next_for_engine(served, options.threshold, trained_to)
+        if raised is None or final:
+            report = _decode(session, folder, events)
+            to = next_target_probability(report, options.threshold, trained_to)
+            raised = None if to is None else Raised(to, report.decoding_gap or 0.0)
+            if raised is None or final:
+                return report, served
+        events(raised)
+        session.train_on(raised.to - options.threshold)
 
 
-def _save_and_decode(session: Session, folder: Path, events: EventLog) -> RecallReport:
-    """Save the adapter; what it recalls from there."""
+def _save(session: Session, folder: Path) -> None:
+    """Save the adapter, and where its passages are."""
     named = session.plan.model
     base = models.name_for_loading(named.ref, session.base.folder)
     activation = session.plan.activation
     after = () if activation is None else activation.alora_invocation_tokens
     adapters.save(session.adapted, folder, base, named.revision, after)
     adapter_folder.write_addresses([p.address() for p in session.encoded], folder)
+
+
+def _decode(session: Session, folder: Path, events: EventLog) -> RecallReport:
+    """What the saved adapter recalls, by transformers."""
     merged = session.plan.serving is not None and session.plan.serving.serve == "merged"
     with room_for_another(session.base.model, session.base.device):
         return decode_and_compare(
@@ -228,6 +250,23 @@ def _save_and_decode(session: Session, folder: Path, events: EventLog) -> Recall
             adapter_folder.read_addresses(folder),
             session.encoded,
             _settings(session, merged=merged),
+            threshold=session.options.threshold,
+            notify=lambda done, total: events(Decoding(done, total)),
+        )
+
+
+def _serve(session: Session, folder: Path, events: EventLog, engine: Local) -> RecallReport:
+    """What the saved adapter recalls, by the engine that serves it."""
+    events(Noted(f"decoding with {name_of(engine)}, in a process of its own"))
+    with room_for_another(session.base.model, session.base.device):
+        return decode_by(
+            engine,
+            folder,
+            session.base.folder,
+            adapter_folder.read_addresses(folder),
+            session.encoded,
+            ref=session.plan.model.ref,
+            dtype=session.plan.model.dtype,
             threshold=session.options.threshold,
             notify=lambda done, total: events(Decoding(done, total)),
         )

@@ -13,15 +13,10 @@ from lorasize.artifacts.files import text_digest
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import ModelError
 from lorasize.models.fingerprint import check_base
-from lorasize.recall.engines.llama_cpp import LlamaCpp, decode_with_llama_cpp
-from lorasize.recall.engines.merged import Merged, decode_merged
-from lorasize.recall.engines.server import Server, decode_on_server
-from lorasize.recall.engines.vllm import Vllm, decode_with_vllm
+from lorasize.recall.engines.decode import Other, decode_by
 from lorasize.recall.generation_config import SETTINGS
 from lorasize.recall.verdict import DecodeSettings, Notify, decode_and_compare
 from lorasize.records import Memorization, PassageAddress, RecallReport, RecallSummary
-
-Other = LlamaCpp | Vllm | Merged | Server  # what decodes in place of transformers with base and adapter
 
 _RENDERED = (
     "The chat template renders {n} of the prompts otherwise today, the first at {first}: it prints the time, or draws "
@@ -79,7 +74,8 @@ def verify(
     targets = _matched(addresses, encoded) if encoded is not None else None
     judged: Any = {"threshold": record.threshold, "notify": notify}
     if engine is not None:
-        report = _by_engine(engine, folder, base, record, ref or record.plan.model.ref, addresses, targets, judged)
+        judged |= {"ref": ref or record.plan.model.ref, "dtype": record.recall.dtype}
+        report = decode_by(engine, folder, base, addresses, targets, **judged)
     else:
         weights = record.recall.quantization if quantize == "auto" else None if quantize == "none" else quantize
         settings = DecodeSettings(device, dtype, batch_size, merged, attn_implementation, weights, device_map)
@@ -87,28 +83,6 @@ def verify(
         if record.recall.warnings is not None and _settings(report) != _settings(record.recall):
             changed = (*changed, f"{SETTINGS} of the base")  # servers read it, though decoding here does not
     return report.model_copy(update={"changed_files": changed, "warnings": (*report.warnings, *moved)})
-
-
-def _by_engine(
-    engine: Other,
-    folder: Path,
-    base: Path,
-    record: Memorization,
-    ref: str,
-    addresses: Sequence[PassageAddress],
-    targets: Sequence[EncodedPassage] | None,
-    judged: dict[str, Any],
-) -> RecallReport:
-    """What another engine decodes. What it is not told is as the adapter was proven."""
-    if isinstance(engine, Server):
-        return decode_on_server(base, addresses, targets, engine, **judged)
-    if isinstance(engine, Vllm | Merged):
-        engine = replace(engine, dtype=record.recall.dtype) if engine.dtype == "auto" else engine
-        if isinstance(engine, Merged):
-            return decode_merged(addresses, targets, engine, **judged)
-        return decode_with_vllm(folder, base, addresses, targets, engine, **judged)
-    known = engine if engine.model is not None else replace(engine, model=models.gguf_of(ref))
-    return decode_with_llama_cpp(folder, base, addresses, targets, known, **judged)
 
 
 def _read(folder: Path) -> tuple[Memorization, list[PassageAddress], tuple[str, ...]]:

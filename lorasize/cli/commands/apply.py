@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorasize.cli import options
+from lorasize.cli.engines import chosen_to_prove, prove_with
 from lorasize.cli.failures import DONE, NOT_PROVEN, OVER_BUDGET, Invocation
 from lorasize.cli.options import ADAPTER_FOLDER, PLAN_FILE
 from lorasize.cli.output import emit, parse_reports, say, spare_inputs
 
 if TYPE_CHECKING:
+    from lorasize.recall.engines.llama_cpp import LlamaCpp
+    from lorasize.recall.engines.vllm import Vllm
     from lorasize.records import Plan
     from lorasize.verbs.apply import Applied
 
@@ -26,6 +29,7 @@ _MAX_DRIFT = 0.05  # nats per token, where a text to retain is named and no boun
 Example:
   lorasize apply
   lorasize apply facts.plan.json --out adapters/facts --time-limit "20 min"
+  lorasize apply --prove-with llama.cpp --engine-model base.Q8_0.gguf
 """
 )
 @click.argument("plan_file", metavar="[PLAN]", type=options.any_path, default=PLAN_FILE)
@@ -60,6 +64,7 @@ Example:
     "--learn/--no-learn", default=None,
     help="Add this run to the calibration that planned it. By default yours is; --learn also copies a shipped one.",
 )  # fmt: skip
+@prove_with
 @options.out(ADAPTER_FOLDER, "Adapter folder.")
 @options.output
 @click.pass_obj
@@ -69,6 +74,7 @@ def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
     Exits with 4 when some passage does not come back, some token is not above the threshold, or --max-drift is broken.
     """
     targets = parse_reports(chosen["reports"])
+    engine = chosen_to_prove(chosen)
     from lorasize.records import MARGIN
 
     if chosen["threshold"] + (MARGIN if chosen["margin"] is None else chosen["margin"]) >= 1:
@@ -78,12 +84,12 @@ def apply(invocation: Invocation, /, plan_file: Path, **chosen: Any) -> int:
 
     plan = _with_model(read_plan(options.require_file(plan_file)), chosen["model"], chosen["revision"])
     invocation.model, invocation.corpus = plan.model.ref, tuple(file.path for file in plan.corpus.files)
-    spare_inputs(targets, (plan_file, chosen["retain"], *map(Path, invocation.corpus)))
+    spare_inputs(targets, (plan_file, chosen["retain"], chosen["engine_model"], *map(Path, invocation.corpus)))
     if plan.status == "over_budget":
         return _refuse_over_budget(plan, plan_file)
     if plan.status == "infeasible":
         _list_issues(plan)
-    applied = _apply(plan, chosen)
+    applied = _apply(plan, chosen, engine)
     emit(applied.memorization, targets, lambda: companions.of_apply(applied))
     return DONE if applied.memorization.proven else NOT_PROVEN
 
@@ -99,7 +105,7 @@ def _with_model(plan: Plan, ref: str | None, revision: str | None) -> Plan:
     return plan.model_copy(update={"model": plan.model.model_copy(update=changes)})
 
 
-def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
+def _apply(plan: Plan, chosen: dict[str, Any], engine: LlamaCpp | Vllm | None) -> Applied:
     from lorasize.report import Progress
     from lorasize.training.run import ApplyOptions, Loading
     from lorasize.verbs import apply as verb
@@ -113,7 +119,7 @@ def _apply(plan: Plan, chosen: dict[str, Any]) -> Applied:
         as_planned = how.max_drift in (None, math.inf if plan.max_drift is None else plan.max_drift)
         progress.expect(plan.prediction if as_planned else None)  # else it is of another adapter
         progress.doing("loading the model")
-        applied = verb.apply(plan, chosen["out"], how, progress.event)
+        applied = verb.apply(plan, chosen["out"], how, progress.event, engine)
         progress.note(f"wrote {applied.folder}")
         if applied.folder != chosen["out"]:
             progress.note(f"{chosen['out']} holds a proven adapter and stays as it is")

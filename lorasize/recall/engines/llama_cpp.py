@@ -20,7 +20,7 @@ NAME = "llama.cpp"
 PACKAGE = "xllamacpp"
 _LEAST_CONTEXT = 256  # positions; llama.cpp rounds up to so many
 _HEAD = 2**26  # bytes of a GGUF file in which its settings are looked for
-_MISSING = "the package xllamacpp, which holds llama.cpp, is not installed for {python}: pip install xllamacpp"
+MISSING = "the package xllamacpp, which holds llama.cpp, is not installed for {python}: pip install xllamacpp"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def decode_with_llama_cpp(
         ModelError: the package or a file is missing, llama.cpp cannot load one of them, or it dies or hangs.
     """
     model = present(how.model)
-    local = Local(NAME, PACKAGE, _MISSING, model.name, how.python, how.patience)
+    local = Local(NAME, PACKAGE, MISSING, model.name, how.python, how.patience)
     with tempfile.TemporaryDirectory() as scratch:
         adapter = how.adapter or Path(scratch, "adapter.gguf")
         if how.adapter is None:

@@ -17,7 +17,7 @@ from lorasize.records import PassageAddress, RecallReport
 
 NAME = "vLLM"
 PACKAGE = "vllm"
-_MISSING = "vLLM cannot be imported by {python} ({why}): it needs an environment of its own"
+MISSING = "vLLM cannot be imported by {python} ({why}): it needs an environment of its own"
 _ACTIVATED = (
     "This vLLM took an adapter that acts after certain tokens alone, though it knows no such: the adapter acted on "
     "every token of each prompt, as it will in every request that names it."
@@ -69,7 +69,7 @@ def decode_with_vllm(
     model = how.model or base
     if not model.is_dir():
         raise ModelError(f"{model}: no such folder")
-    local = Local(NAME, PACKAGE, _MISSING, None if how.model is None else model.name, how.python, how.patience)
+    local = Local(NAME, PACKAGE, MISSING, None if how.model is None else model.name, how.python, how.patience)
     job = job_of(local, model, folder, how.dtype, addresses, targets)
     more = {
         "dtype": how.dtype,

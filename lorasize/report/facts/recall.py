@@ -79,7 +79,7 @@ def failure_rows(failures: Sequence[RecallFailure]) -> list[tuple[str, str]]:
 def decoding_line(report: RecallReport | RecallSummary) -> str:
     """How it was decoded, in a line."""
     process = "a fresh process" if report.fresh_process else "the training process"
-    engine = report.engine if isinstance(report, RecallReport) else None
+    engine = report.engine
     if engine is not None and engine.name != "transformers":
         return _engine_line(report, engine)
     merged = "merged" if report.merged else ""
@@ -109,7 +109,15 @@ def memorization_verdict(m: Memorization) -> str:
     """The run in a sentence."""
     if harm := harm_done(m):
         return f"NOT MEMORIZED: {harm}, more than the bound allows."
+    if m.served is not None and not m.proven and m.model_copy(update={"served": None}).proven:
+        return f"NOT PROVEN where it is served: {served_line(m.served)}"
     return f"{'MEMORIZED' if m.proven else 'NOT MEMORIZED'}: {m.outcome.sentence}"
+
+
+def served_line(seen: RecallSummary) -> str:
+    """What the engine that serves the adapter decoded, in a line."""
+    came_back = f"{seen.n_recalled:,} of {count(seen.n_passages, 'passage')} come back"
+    return f"{came_back} · min p {format_probability(seen.min_probability)} · {decoding_line(seen)}"
 
 
 def memorization_facts(m: Memorization) -> Iterator[Fact]:
@@ -119,6 +127,8 @@ def memorization_facts(m: Memorization) -> Iterator[Fact]:
     trained = f" · trained to p > {m.threshold + m.margin:.2f}" if m.margin is not None else ""
     yield "threshold", f"p > {m.threshold:g} {met} · min p {format_probability(m.min_probability)}{trained}"
     yield "decoding", smallest(m.recall)
+    if m.served is not None:
+        yield "served", served_line(m.served)
     stubborn = f"{m.n_stubborn:,} stubborn" if m.n_stubborn else "none stubborn"
     yield "tokens", f"{count(m.n_tokens, 'target token')}, {stubborn}"
     yield "adapter", adapter_line(m.adapter)

@@ -21,7 +21,7 @@ from lorasize.records import (
     RecallFailure,
     RecallReport,
 )
-from lorasize.report.facts.recall import harm_done, mismatch
+from lorasize.report.facts.recall import harm_done, mismatch, served_line
 from lorasize.report.text import clean, exact
 
 MAX_FINDINGS = 10  # GitHub shows ten warnings of a step
@@ -62,8 +62,10 @@ def _recall(report: RecallReport) -> Iterator[str]:
 
 
 def _memorization(run: Memorization) -> Iterator[str]:
-    yield from (_failure(failure) for failure in run.recall.failures)
+    yield from (_failure(failure) for failure in run.failures)
     yield from _threshold(run.threshold_met)
+    if run.served is not None and not run.served.holds(run.threshold):
+        yield _command("error", f"served: {served_line(run.served)}")
     if harm := harm_done(run):
         yield _command("error", f"{harm}, over the bound")
 

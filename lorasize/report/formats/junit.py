@@ -18,7 +18,7 @@ from lorasize.records import (
     RecallFailure,
     RecallReport,
 )
-from lorasize.report.facts.recall import harm_done, mismatch
+from lorasize.report.facts.recall import harm_done, mismatch, served_line
 from lorasize.report.text import clean, exact
 
 Case = tuple[str, str]  # name, and what went wrong; empty when nothing did
@@ -65,7 +65,9 @@ def _recall_cases(report: RecallReport) -> Iterator[Case]:
 def _memorization_cases(run: Memorization) -> Iterator[Case]:
     above = "" if run.threshold_met else f"{run.n_stubborn} tokens are not above the threshold"
     yield "every token above the threshold", above
-    yield "every passage recalled", "; ".join(map(_mismatch, run.recall.failures))
+    yield "every passage recalled", "; ".join(map(_mismatch, run.failures))
+    if run.served is not None:
+        yield "recalled where it is served", "" if run.served.holds(run.threshold) else served_line(run.served)
     yield "other text kept", harm_done(run)
     drift = run.drift
     if drift is not None and drift.bound is not None:

@@ -114,9 +114,9 @@ def _drift(drift: Drift) -> Figure:
 
 
 def _failures(run: Memorization) -> list[Part]:
-    if not run.recall.failures:
+    if not run.failures:
         return []
-    return [Table([("passage", False), ("first mismatch", False)], failure_rows(run.recall.failures), "What was lost")]
+    return [Table([("passage", False), ("first mismatch", False)], failure_rows(run.failures), "What was lost")]
 
 
 def recall_page(report: RecallReport) -> Page:
