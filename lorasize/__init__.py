@@ -21,10 +21,21 @@ if TYPE_CHECKING:
         TrainingDivergedError,
     )
     from lorasize.planning import Limits
-    from lorasize.records import Calibration, Check, Memorization, Outcome, Plan, Reading, RecallReport, StepReport
+    from lorasize.records import (
+        Calibration,
+        Capacity,
+        Check,
+        Memorization,
+        Outcome,
+        Plan,
+        Reading,
+        RecallReport,
+        StepReport,
+    )
     from lorasize.training.run import ApplyOptions
     from lorasize.verbs.apply import Applied, apply
     from lorasize.verbs.calibrate import calibrate
+    from lorasize.verbs.capacity import capacity
     from lorasize.verbs.check import check
     from lorasize.verbs.export import export
     from lorasize.verbs.plan import PlanOptions, Sized, plan
@@ -37,6 +48,7 @@ __all__ = [
     "ApplyOptions",
     "Calibration",
     "CalibrationError",
+    "Capacity",
     "Check",
     "CorpusError",
     "FitError",
@@ -57,6 +69,7 @@ __all__ = [
     "__version__",
     "apply",
     "calibrate",
+    "capacity",
     "check",
     "export",
     "plan",
@@ -65,15 +78,18 @@ __all__ = [
 
 _HOMES = {
     "planning": ("Limits",),
-    "records": ("Calibration", "Check", "Memorization", "Outcome", "Plan", "Reading", "RecallReport", "StepReport"),
+    "records": (
+        "Calibration", "Capacity", "Check", "Memorization", "Outcome", "Plan", "Reading", "RecallReport", "StepReport",
+    ),
     "training.run": ("ApplyOptions",),
     "verbs.apply": ("Applied", "apply"),
     "verbs.calibrate": ("calibrate",),
+    "verbs.capacity": ("capacity",),
     "verbs.check": ("check",),
     "verbs.export": ("export",),
     "verbs.plan": ("PlanOptions", "Sized", "plan"),
     "verbs.verify": ("verify",),
-}
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

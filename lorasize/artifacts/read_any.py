@@ -22,7 +22,7 @@ def read_artifact(path: Path) -> BaseModel:
     """
     from lorasize.artifacts.calibrations import read_calibration
     from lorasize.artifacts.plans import read_plan
-    from lorasize.records import Check, Config, Memorization, RecallReport
+    from lorasize.records import Capacity, Check, Config, Memorization, RecallReport
 
     file = path / RECORD if path.is_dir() else path
     text = _text(file)
@@ -32,7 +32,7 @@ def read_artifact(path: Path) -> BaseModel:
         return read_calibration(file)
     if kind == "lorasize.plan":
         return read_plan(file)
-    kinds = (Memorization, RecallReport, Check, Config)
+    kinds = (Memorization, RecallReport, Check, Config, Capacity)
     known: dict[str, type[BaseModel]] = {kind.model_fields["schema_"].default: kind for kind in kinds}
     if schema not in known:
         raise LorasizeError(f"{file}: this version does not read the schema {schema!r:.80}")

@@ -21,6 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLAN_FILE = "lorasize.plan.json"
 ADAPTER_FOLDER = "adapter"
+_MOST_LAYERS = 10_000
 MAX_RANK = 4096  # that of `records`, whose import takes longer than the rest of `--help`
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -81,6 +82,20 @@ def drift(context: click.Context, parameter: click.Parameter, value: str | float
     if not 0.0 <= number < math.inf:
         raise click.BadParameter(f"{value!r} is neither a number from 0 on nor off", context, parameter)
     return number
+
+
+def layers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Decoder layers meant by "14-24,26"; none of them for "all", which is every one."""
+    if value is None or value.strip().lower() == "all":
+        return None if value is None else ()
+    try:
+        ends = [[int(end) for end in part.split("-")] for part in value.split(",")]
+        found = {k for first, *last in ends for k in range(first, (last or [first])[0] + 1)}
+        if not found or any(len(pair) > 2 or pair != sorted(pair) for pair in ends) or max(found) > _MOST_LAYERS:
+            raise ValueError
+    except ValueError:
+        raise click.BadParameter(f"{value!r} names no layers, such as 14-24,26 or all", context, parameter) from None
+    return tuple(sorted(found))
 
 
 def assignments(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -164,6 +179,10 @@ report = click.option(
     "--report", "reports", multiple=True, metavar="FORMAT[=PATH]", allow_from_autoenv=False,
     help="table, json, github, junit, markdown or html; repeatable. Without PATH, or with -, to standard output.",
 )  # fmt: skip
+plain_report = click.option(
+    "--report", "reports", multiple=True, metavar="FORMAT[=PATH]", allow_from_autoenv=False,
+    help="table or json; repeatable. Without PATH, or with -, to standard output.",
+)  # fmt: skip
 output = all_of(quiet, report)
 decoding = all_of(
     click.option(
@@ -182,6 +201,13 @@ existing_file = ExistingPath(exists=True, dir_okay=False, path_type=Path)
 existing_folder = ExistingPath(exists=True, file_okay=False, path_type=Path)
 any_path = click.Path(path_type=Path)
 path_or_name = click.Path()  # as it was typed: hf:// is no path
+
+
+target_modules = click.option("--target-modules", multiple=True, help="These modules; comma-separated or repeatable.")
+at_layers = click.option(
+    "--layers", callback=layers, metavar="LAYERS",
+    help="These decoder layers, such as 14-24,26, or all; by default those that the modules were probed in.",
+)  # fmt: skip
 
 
 def out(default: str, what: str) -> Callable[[Command], Command]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from lorasize.report import Companions
 
+PLAIN = ("table", "json")
 FORMATS = ("table", "json", "github", "junit", "markdown", "html")
 
 
@@ -68,6 +69,17 @@ def spare_inputs(targets: Sequence[Target], inputs: Sequence[Path | None]) -> No
     for target in targets:
         if target.path is not None and target.path.exists() and any(map(target.path.samefile, there)):
             raise click.UsageError(f"--report {target.format}={target.path}: this file is read; choose another name")
+
+
+def require_plain(targets: Sequence[Target], what: str) -> None:
+    """Refuse what a record without a verdict cannot be shown as.
+
+    Raises:
+        click.UsageError: another format is asked for.
+    """
+    wrong = [target.format for target in targets if target.format not in PLAIN]
+    if wrong:
+        raise click.UsageError(f"--report {wrong[0]}: {what} is shown as {' or '.join(PLAIN)}")
 
 
 def _target(value: str) -> Target:

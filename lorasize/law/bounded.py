@@ -19,9 +19,9 @@ from lorasize.records import BoundedLaw, Estimate, Observation, Transition
 PARAMETERS_PER_NAT = 6.0  # of slack 1; the fit finds where recall begins: docs/log/harm.md#plans-under-the-bound
 STEPS_EXPONENT = 0.35  # as steps follow slack: docs/log/plans.md#steps-under-the-bound
 KIND_STEPS_SD = 0.36  # of ln steps, that is left
-# As of `law.transition`, but here more passages slow more: docs/log/harm.md#larger-ranks-under-the-bound
-CORPUS_STEPS = 0.77
-PASSAGES_EXPONENT = 0.35
+# As of `law.transition`, but here more passages slow more: docs/log/plans.md#steps-under-the-bound-again
+CORPUS_STEPS = 0.92
+PASSAGES_EXPONENT = 0.28
 # A bound tighter than the probes', by which factor: docs/log/harm.md#tighter-bounds
 TIGHTER_EXPONENT = 0.6  # of steps
 TIGHTER_PARAMETERS = 1.0  # of parameters per nat

@@ -88,14 +88,23 @@ def candidates(
     Raises:
         CalibrationError: the module set was not calibrated, so nothing can be predicted for it.
     """
-    sites = [s for s in calibration.sites if target_modules is None or set(s.target_modules) == set(target_modules)]
-    if not sites:
-        known = sorted({"+".join(s.target_modules) for s in calibration.sites})
-        asked, meant = "+".join(target_modules or ()), _meant(calibration, target_modules or ())
-        raise CalibrationError(f"The calibration holds no site with modules {asked}; it has {', '.join(known)}.{meant}")
-    for site in sites:
+    for site in calibration.sites if target_modules is None else require_modules(calibration, target_modules):
         for r in RANKS if rank is None else (rank,):
             yield Candidate(site, r)
+
+
+def require_modules(calibration: Calibration, target_modules: Sequence[str]) -> list[SiteEfficiency]:
+    """The sites of these modules.
+
+    Raises:
+        CalibrationError: the module set was not calibrated.
+    """
+    sites = [s for s in calibration.sites if set(s.target_modules) == set(target_modules)]
+    if not sites:
+        known = sorted({"+".join(s.target_modules) for s in calibration.sites})
+        asked, meant = "+".join(target_modules), _meant(calibration, target_modules)
+        raise CalibrationError(f"The calibration holds no site with modules {asked}; it has {', '.join(known)}.{meant}")
+    return sites
 
 
 def _meant(calibration: Calibration, target_modules: Sequence[str]) -> str:

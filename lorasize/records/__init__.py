@@ -4,6 +4,7 @@ Each artifact carries a `schema` string; readers refuse another major version. F
 commands: they are added to, never renamed. Knows nothing of models, files or training.
 """
 
+from lorasize.records.capacity import Capacity, Holding
 from lorasize.records.check import Check
 from lorasize.records.config import Config, ConfigValue
 from lorasize.records.digest import digest, to_json
@@ -102,6 +103,7 @@ __all__ = [
     "Budget",
     "Calibration",
     "CalibrationModel",
+    "Capacity",
     "Check",
     "Config",
     "ConfigValue",
@@ -122,6 +124,7 @@ __all__ = [
     "FeasibilityIssue",
     "Finding",
     "Histogram",
+    "Holding",
     "KindDrift",
     "Law",
     "Level",

@@ -13,13 +13,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lorasize.records.capacity import Capacity
 from lorasize.records.check import Check
 from lorasize.records.config import Config
 from lorasize.records.fit import Calibration
 from lorasize.records.plan import Plan
 from lorasize.records.run import Memorization, RecallReport
 
-ARTIFACTS: tuple[type[BaseModel], ...] = (Calibration, Plan, Memorization, RecallReport, Check, Config)
+ARTIFACTS: tuple[type[BaseModel], ...] = (Calibration, Plan, Memorization, RecallReport, Check, Config, Capacity)
 
 
 def schemas() -> dict[str, str]:

@@ -36,6 +36,7 @@ from lorasize.planning import (
     make_plan,
     scaled_from,
 )
+from lorasize.planning.composed import with_site
 from lorasize.planning.serving import fitted, with_activation
 from lorasize.records import (
     RECIPE,
@@ -70,6 +71,7 @@ class PlanOptions:
         minimize: What the adapter should be small in.
         rank: An explicit rank, which wins over the search.
         target_modules: An explicit module set, which wins over the search.
+        layers: Explicit decoder layers of those modules, all when empty; None for those that they were probed in.
         base_adapter: Folder of an adapter that holds the corpus as it was, to be trained on; None for a fresh one.
         limits: Budgets.
         serve: Where the adapter will be used.
@@ -86,6 +88,7 @@ class PlanOptions:
     minimize: Minimize = "parameters"
     rank: int | None = None
     target_modules: tuple[str, ...] | None = None
+    layers: tuple[int, ...] | None = None
     base_adapter: Path | None = None
     limits: Limits = field(default_factory=Limits)
     serve: Serve = "peft"
@@ -278,9 +281,11 @@ def _made(
     old = known.old
     timed, prior = plan_basis.timed_here(calibration, source, base), calibration is not source
     timed, lent = plan_basis.with_law(timed, base)
-    bound, why = plan_basis.bound_of(
-        options.max_drift, timed, options.target_modules, old, activation, known.summary.n_positions or 0
-    )
+    n_positions, at = known.summary.n_positions or 0, (options.target_modules, options.layers)
+    bound, why = plan_basis.bound_of(options.max_drift, timed, at[0], old, activation, n_positions, at[1])
+    if bound is None and old is None and at != (None, None):
+        timed, told = _at(timed, base, options)
+        why = [*why, *told]
     same_device = timed.device == base.place and scaled_from(timed) is None
     sha256 = digest(calibration)
     made = make_plan(
@@ -297,6 +302,13 @@ def _made(
     update = None if old is None else _update(old, base, known.encoded)
     said = why if bound is None else lent
     return made.model_copy(update={"update": update, "warnings": (*made.warnings, *said)})
+
+
+def _at(calibration: Calibration, base: models.BaseModel, options: PlanOptions) -> tuple[Calibration, list[str]]:
+    """The calibration with the site that was asked for alone, and what to say of it."""
+    parameters = {name: shape.in_layers for name, shape in models.linear_shapes(base.model).items()}
+    modules = options.target_modules or calibration.sites[0].target_modules
+    return with_site(calibration, modules, options.layers, parameters)
 
 
 def _spread(base: models.BaseModel) -> list[str]:

@@ -23,6 +23,7 @@ from lorasize.records import (
     MAX_DRIFT,
     RECIPE,
     Activation,
+    BoundedLaw,
     Calibration,
     ModelFingerprint,
     PlanModel,
@@ -35,7 +36,6 @@ _NO_LAW = (
     "`lorasize calibrate --add-to` its file adds that; `lorasize apply --max-drift 0.02` trains under one all the same."
 )
 _OLD_UNBOUNDED = "The adapter to train on from has no bound on drift: planned without one."
-_OTHER_MODULES = "Planned without a bound on what memorising does to other text: under one, adapters sit on {} alone."
 _LARGE = (
     "Planned without a bound on what memorising does to other text: training under one was not tried on a corpus of "
     f"more than {BOUNDED_STEP_TOKENS:,} positions. `--max-drift 0.02` asks for it all the same."
@@ -44,6 +44,12 @@ _LENT = (
     "What is known of adapters under a bound on drift is of {} on {} in {}, with a wider interval. `lorasize calibrate "
     "--add-to` measures it here."
 )
+
+
+def _where(law: BoundedLaw) -> str:
+    """Where adapters under a bound sit."""
+    layers = ", ".join(map(str, law.layers_to_transform))
+    return f"Under a bound on drift adapters sit on {'+'.join(law.target_modules)} in layers {layers}"
 
 
 def passed_over(folder: models.ModelFolder, model: PlanModel, device_type: str) -> Iterator[str]:
@@ -122,6 +128,7 @@ def bound_of(
     old: BaseAdapter | None,
     activation: Activation | None,
     n_positions: int,
+    layers: Sequence[int] | None = None,
 ) -> tuple[float | None, list[str]]:
     """The bound on drift of a plan, nats per token, None for none; and why none, where that was not asked for.
 
@@ -132,8 +139,16 @@ def bound_of(
         old: The adapter to train on from.
         activation: What the adapter acts after; text without it is the base model's anyway.
         n_positions: Of the corpus, prompts included.
+        layers: What the user asked for, all when empty.
+
+    Raises:
+        CalibrationError: a bound is asked for in layers where adapters under one do not sit.
     """
+    law = calibration.bounded
+    elsewhere = layers is not None and law is not None and set(layers) != set(law.layers_to_transform)
     if asked is not None:
+        if elsewhere and law is not None and math.isfinite(asked):
+            raise CalibrationError(f"{_where(law)}: plan without a bound, or without naming layers.")
         return (asked if math.isfinite(asked) else None), []
     if activation is not None:
         return None, []
@@ -141,11 +156,10 @@ def bound_of(
         drift = old.record.drift
         bound = None if drift is None else drift.bound
         return bound, [_OLD_UNBOUNDED] if bound is None else []
-    if calibration.bounded is None:
+    if law is None:
         return None, [_NO_LAW]
-    known = calibration.bounded.target_modules
-    if target_modules is not None and set(target_modules) != set(known):
-        return None, [_OTHER_MODULES.format("+".join(known))]
+    if elsewhere or (target_modules is not None and set(target_modules) != set(law.target_modules)):
+        return None, [f"Planned without a bound on what memorising does to other text. {_where(law)} alone."]
     if n_positions > BOUNDED_STEP_TOKENS:
         return None, [_LARGE]
     return MAX_DRIFT, []

@@ -1,9 +1,9 @@
 """The commands, a file each: every one turns its options into one call of a verb."""
 
-from lorasize.cli.commands import apply, calibrate, check, config, demo, export, plan, show, verify
+from lorasize.cli.commands import apply, calibrate, capacity, check, config, demo, export, plan, show, verify
 
 COMMANDS = (
     calibrate.calibrate, plan.plan, apply.apply, verify.verify, export.export, check.check, show.show, show.base,
-    config.config, demo.demo,
+    capacity.capacity, config.config, demo.demo,
 )  # fmt: skip
 """As `--help` lists them."""

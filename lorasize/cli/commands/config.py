@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorasize.cli import options
 from lorasize.cli.config import BUDGET_KEYS, KEYS, read_places, setter, variable
 from lorasize.cli.failures import DONE
-from lorasize.cli.output import Target, emit, parse_reports
+from lorasize.cli.output import emit, parse_reports, require_plain
 
 if TYPE_CHECKING:
     from lorasize.records import Config, ConfigValue
 
-FORMATS = ("table", "json")
 _COMMANDS = {"calibrate": [], "plan": ["CORPUS"], "apply": []}  # every key is an option of one; what each must be given
 
 
@@ -26,10 +26,7 @@ Example:
   LORASIZE_DEVICE=cpu lorasize config --report json
 """
 )
-@click.option(
-    "--report", "reports", multiple=True, metavar="FORMAT[=PATH]", allow_from_autoenv=False,
-    help="table or json; repeatable. Without PATH, or with -, to standard output.",
-)  # fmt: skip
+@options.plain_report
 @click.pass_context
 def config(context: click.Context, reports: tuple[str, ...]) -> int:
     """Show every key of lorasize.toml: the value that counts here, and what sets it.
@@ -37,20 +34,9 @@ def config(context: click.Context, reports: tuple[str, ...]) -> int:
     That is an environment variable LORASIZE_…, lorasize.toml, pyproject.toml, or the default.
     """
     targets = parse_reports(reports)
-    require_formats(targets)
+    require_plain(targets, "a configuration")
     emit(in_force(context.find_root()), targets)
     return DONE
-
-
-def require_formats(targets: Sequence[Target]) -> None:
-    """Refuse what a configuration cannot be shown as.
-
-    Raises:
-        click.UsageError: another format is asked for.
-    """
-    wrong = [target.format for target in targets if target.format not in FORMATS]
-    if wrong:
-        raise click.UsageError(f"--report {wrong[0]}: a configuration is shown as {' or '.join(FORMATS)}")
 
 
 def in_force(root: click.Context) -> Config:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorasize.verbs.plan import PlanOptions
 
 _PLAN_OPTIONS: tuple[str, ...] = ("calibration", "confidence", "minimize", "rank", "serve", "secrets", "base_adapter")
-_PLAN_OPTIONS += ("activate_after", "max_drift")
+_PLAN_OPTIONS += ("activate_after", "max_drift", "layers")
 
 
 @click.command(
@@ -24,6 +24,7 @@ _PLAN_OPTIONS += ("activate_after", "max_drift")
 Example:
   lorasize plan page.md table.jsonl
   lorasize plan facts.csv --field prompt=question --max-bytes "4 MB"
+  lorasize plan page.md --rank 16 --target-modules q_proj,v_proj --layers all
 """
 )
 @click.argument("corpus", nargs=-1, required=True, type=options.path_or_name)
@@ -42,7 +43,7 @@ Example:
     "--base-adapter", type=options.existing_folder, metavar="FOLDER",
     help="Adapter that holds the corpus as it was; the plan is for training on from it.",
 )  # fmt: skip
-@click.option("--target-modules", multiple=True, help="These modules; comma-separated or repeatable.")
+@options.all_of(options.target_modules, options.at_layers)
 @click.option(
     "--serve", type=click.Choice(options.SERVE), default="peft", show_default=True, help="Where it will be used."
 )

@@ -10,7 +10,7 @@ import click
 from lorasize.cli import options
 from lorasize.cli.failures import DONE, Invocation
 from lorasize.cli.options import model_ref
-from lorasize.cli.output import emit, parse_reports, spare_inputs
+from lorasize.cli.output import emit, parse_reports, require_plain, spare_inputs
 
 
 @click.command(
@@ -28,13 +28,12 @@ def show(file: Path, reports: tuple[str, ...], quiet: bool) -> int:  # noqa: ARG
 
     targets = parse_reports(reports)
     from lorasize.cli import companions
-    from lorasize.cli.commands.config import require_formats
-    from lorasize.records import Config
+    from lorasize.records import Capacity, Config
 
     spare_inputs(targets, (file,))
     record = read_artifact(file)
-    if isinstance(record, Config):
-        require_formats(targets)
+    if isinstance(record, Config | Capacity):
+        require_plain(targets, "a configuration" if isinstance(record, Config) else "a capacity")
     emit(record, targets, lambda: companions.of_artifact(file, record))
     return DONE
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from lorasize.records import (
     Calibration,
+    Capacity,
     Check,
     Config,
     FeasibilityIssue,
@@ -22,6 +23,7 @@ from lorasize.records import (
     RecallReport,
 )
 from lorasize.report.facts.calibration import calibration_facts, provenance_facts, site_rows
+from lorasize.report.facts.capacity import capacity_facts, capacity_verdict, holding_rows
 from lorasize.report.facts.check import check_facts, check_verdict
 from lorasize.report.facts.plan import (
     alternative_rows,
@@ -134,6 +136,16 @@ def config_table(config: Config) -> Group:
     return Group(listing([("key", False), ("value", False), ("source", False)], rows), *files)
 
 
+def capacity_table(found: Capacity) -> Group:
+    """What adapters of a rank hold, site by site."""
+    style = _GOOD if found.holdings[0].nats else _BAD
+    parts: list[RenderableType] = [label(capacity_verdict(found), style), grid(capacity_facts(found))]
+    parts.append(listing(*holding_rows(found)))
+    if found.warnings:
+        parts.append(_notes("Warnings", found.warnings))
+    return Group(*parts)
+
+
 _TABLES: dict[type[BaseModel], Callable[[Any], RenderableType]] = {
     Plan: plan_table,
     Check: check_table,
@@ -141,6 +153,7 @@ _TABLES: dict[type[BaseModel], Callable[[Any], RenderableType]] = {
     RecallReport: recall_table,
     Memorization: memorization_table,
     Config: config_table,
+    Capacity: capacity_table,
 }
 
 

@@ -1,0 +1,113 @@
+"""The verb capacity: a rank in, out comes how much such an adapter can hold. Nothing is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorasize import models
+from lorasize.corpus import read_text
+from lorasize.errors import CorpusError
+from lorasize.losses.base import base_losses
+from lorasize.losses.neutral import neutral_text, windows
+from lorasize.planning.composed import with_site
+from lorasize.planning.holding import holdings
+from lorasize.planning.prior import SOURCE
+from lorasize.records import Capacity, PlanModel
+from lorasize.verbs import plan_basis
+
+PROSE = "general prose"  # what the package's own text is called
+_MOVED = "Not calibrated: these are figures of {}, moved over to this model. `lorasize calibrate` makes its own."
+_FAR = "Extrapolated: more than was probed. Read it as rough."
+
+
+def capacity(
+    rank: int,
+    *,
+    ref: str = models.BUILTIN,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str | None = None,
+    device_map: str | None = None,
+    calibration: Path | None = None,
+    target_modules: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    confidence: float = 0.9,
+    max_drift: float | None = None,
+    sample: Path | None = None,
+) -> Capacity:
+    """How much an adapter of this rank holds word for word, by the model's calibration.
+
+    `device`, `dtype`, `quantization` and `device_map` say how the model is loaded, as for `models.load`.
+
+    Args:
+        rank: Of the adapter.
+        ref: The base model.
+        revision: Hub revision of the model.
+        device: Where the model runs.
+        dtype: Of the base model.
+        quantization: What plain weights are quantised to.
+        device_map: How to spread the model over devices.
+        calibration: A calibration file; when None the nearest that fits, else another model's as a prior.
+        target_modules: The modules it sits on; None for those that were probed.
+        layers: The decoder layers it sits in, all when empty; None for those that were probed.
+        confidence: The chance wanted that every token is held.
+        max_drift: Nats per token that other text may move by; infinite for no bound, None for the usual one where the
+            calibration knows it and no other site is asked for.
+        sample: Text to count tokens of; the package's own prose when None.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        CalibrationError: no calibration fits, or it knows nothing of these modules or of a bound.
+        CorpusError: the sample cannot be read, or holds too little.
+    """
+    folder = models.open(ref, revision)
+    where = models.pick_device(device)
+    kind = models.dtype_name(models.pick_dtype(dtype, where))
+    named = PlanModel(
+        ref=folder.ref, revision=revision, fingerprint=folder.fingerprint.digest, dtype=kind,
+        n_layers=folder.n_layers, quantization=folder.quantized_as(quantization),
+    )  # fmt: skip
+    source, own = plan_basis.find(folder.fingerprint, named, where.type, calibration)
+    base = folder.load(device, dtype, "auto", quantization, device_map)
+    known = source if own else plan_basis.moved_over(source, base, ref)
+    known, lent = plan_basis.with_law(known, base)
+    bound, why = plan_basis.bound_of(max_drift, known, target_modules, None, None, 0, layers)
+    notes = [*(why if bound is None else lent)]
+    if bound is None and (target_modules is not None or layers is not None):
+        parameters = {name: shape.in_layers for name, shape in models.linear_shapes(base.model).items()}
+        known, told = with_site(known, target_modules or known.sites[0].target_modules, layers, parameters)
+        notes += told
+    loss = _sample_loss(base, sample)
+    found = tuple(holdings(known, rank, confidence, bound, loss))
+    notes += [_MOVED.format(known.provenance[SOURCE])] if SOURCE in known.provenance else []
+    notes += [_FAR] if any(one.extrapolated for one in found) else []
+    return Capacity(
+        model=folder.ref,
+        device=base.place,
+        dtype=kind,
+        rank=rank,
+        confidence=confidence,
+        sample=PROSE if sample is None else str(sample),
+        sample_loss=loss,
+        random_loss=known.law.reference_loss,
+        holdings=found,
+        warnings=tuple(notes),
+    )
+
+
+def _sample_loss(base: models.BaseModel, sample: Path | None) -> float:
+    """Nats per token that the base model needs for text like this."""
+    text = neutral_text() if sample is None else read_text(sample)
+    parts = windows(text, base.tokenizer, base.max_positions - 1, base.n_ids)
+    if not parts:
+        raise CorpusError("holds a single token: too little to count by", file=str(sample))
+    losses = base_losses(base, parts)
+    nats, n = sum(float(one.sum()) for one in losses), sum(len(one) for one in losses)
+    if not math.isfinite(nats):
+        raise CorpusError("the model's loss on it is not a number", file=str(sample))
+    return max(nats / n, 1e-3)
+
+
