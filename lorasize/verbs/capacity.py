@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lorasize import models
@@ -11,10 +11,9 @@ from lorasize.corpus import read_text
 from lorasize.errors import CorpusError
 from lorasize.losses.base import base_losses
 from lorasize.losses.neutral import neutral_text, windows
-from lorasize.planning.composed import with_site
 from lorasize.planning.holding import holdings
 from lorasize.planning.prior import SOURCE
-from lorasize.records import Capacity, PlanModel
+from lorasize.records import Calibration, Capacity, Holding, PlanModel
 from lorasize.verbs import plan_basis
 
 PROSE = "general prose"  # what the package's own text is called
@@ -40,16 +39,14 @@ def capacity(
 ) -> Capacity:
     """How much an adapter of this rank holds word for word, by the model's calibration.
 
-    `device`, `dtype`, `quantization` and `device_map` say how the model is loaded, as for `models.load`.
-
     Args:
         rank: Of the adapter.
         ref: The base model.
-        revision: Hub revision of the model.
-        device: Where the model runs.
-        dtype: Of the base model.
-        quantization: What plain weights are quantised to.
-        device_map: How to spread the model over devices.
+        revision: Of that model on the hub.
+        device: Where it runs.
+        dtype: Of its weights.
+        quantization: What they are quantised to.
+        device_map: How to spread it over devices.
         calibration: A calibration file; when None the nearest that fits, else another model's as a prior.
         target_modules: The modules it sits on; None for those that were probed.
         layers: The decoder layers it sits in, all when empty; None for those that were probed.
@@ -63,39 +60,50 @@ def capacity(
         CalibrationError: no calibration fits, or it knows nothing of these modules or of a bound.
         CorpusError: the sample cannot be read, or holds too little.
     """
-    folder = models.open(ref, revision)
-    where = models.pick_device(device)
-    kind = models.dtype_name(models.pick_dtype(dtype, where))
-    named = PlanModel(
-        ref=folder.ref, revision=revision, fingerprint=folder.fingerprint.digest, dtype=kind,
-        n_layers=folder.n_layers, quantization=folder.quantized_as(quantization),
-    )  # fmt: skip
-    source, own = plan_basis.find(folder.fingerprint, named, where.type, calibration)
-    base = folder.load(device, dtype, "auto", quantization, device_map)
-    known = source if own else plan_basis.moved_over(source, base, ref)
+    base, known = _known(models.open(ref, revision), calibration, device, dtype, quantization, device_map)
     known, lent = plan_basis.with_law(known, base)
     bound, why = plan_basis.bound_of(max_drift, known, target_modules, None, None, 0, layers)
     notes = [*(why if bound is None else lent)]
     if bound is None and (target_modules is not None or layers is not None):
-        parameters = {name: shape.in_layers for name, shape in models.linear_shapes(base.model).items()}
-        known, told = with_site(known, target_modules or known.sites[0].target_modules, layers, parameters)
+        known, told = plan_basis.at_site(known, base, target_modules, layers)
         notes += told
     loss = _sample_loss(base, sample)
     found = tuple(holdings(known, rank, confidence, bound, loss))
-    notes += [_MOVED.format(known.provenance[SOURCE])] if SOURCE in known.provenance else []
-    notes += [_FAR] if any(one.extrapolated for one in found) else []
     return Capacity(
-        model=folder.ref,
+        model=base.ref,
         device=base.place,
-        dtype=kind,
+        dtype=models.dtype_name(base.dtype),
         rank=rank,
         confidence=confidence,
         sample=PROSE if sample is None else str(sample),
         sample_loss=loss,
         random_loss=known.law.reference_loss,
         holdings=found,
-        warnings=tuple(notes),
+        warnings=(*notes, *_doubts(known, found)),
     )
+
+
+def _doubts(known: Calibration, found: Sequence[Holding]) -> Iterator[str]:
+    """Why the figures are rough."""
+    if SOURCE in known.provenance:
+        yield _MOVED.format(known.provenance[SOURCE])
+    if any(one.extrapolated for one in found):
+        yield _FAR
+
+
+def _known(
+    folder: models.ModelFolder, explicit: Path | None, device: str, dtype: str, quantization: str | None,
+    device_map: str | None,
+) -> tuple[models.BaseModel, Calibration]:
+    """The model, and its calibration or another's moved over to it."""
+    place = models.pick_device(device)
+    named = PlanModel(
+        ref=folder.ref, fingerprint=folder.fingerprint.digest, n_layers=folder.n_layers,
+        dtype=models.dtype_name(models.pick_dtype(dtype, place)), quantization=folder.quantized_as(quantization),
+    )
+    source, own = plan_basis.find(folder.fingerprint, named, place.type, explicit)
+    base = folder.load(device, dtype, "auto", quantization, device_map)
+    return base, source if own else plan_basis.moved_over(source, base, folder.ref)
 
 
 def _sample_loss(base: models.BaseModel, sample: Path | None) -> float:

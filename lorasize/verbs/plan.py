@@ -36,7 +36,6 @@ from lorasize.planning import (
     make_plan,
     scaled_from,
 )
-from lorasize.planning.composed import with_site
 from lorasize.planning.serving import fitted, with_activation
 from lorasize.records import (
     RECIPE,
@@ -60,8 +59,21 @@ from lorasize.verbs import plan_basis
 from lorasize.verbs.update import BaseAdapter, compare, priced, read_base_adapter, require_activation
 
 
-@dataclass(frozen=True)
-class PlanOptions:
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where the user wants the adapter to sit.
+
+    Attributes:
+        target_modules: An explicit module set, which wins over the search.
+        layers: Explicit decoder layers of those modules, all when empty; None for those that they were probed in.
+    """
+
+    target_modules: tuple[str, ...] | None = None
+    layers: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(Where):
     """What the user asks of a plan.
 
     Attributes:
@@ -70,8 +82,6 @@ class PlanOptions:
         confidence: Probability with which the adapter should hold every token.
         minimize: What the adapter should be small in.
         rank: An explicit rank, which wins over the search.
-        target_modules: An explicit module set, which wins over the search.
-        layers: Explicit decoder layers of those modules, all when empty; None for those that they were probed in.
         base_adapter: Folder of an adapter that holds the corpus as it was, to be trained on; None for a fresh one.
         limits: Budgets.
         serve: Where the adapter will be used.
@@ -87,8 +97,6 @@ class PlanOptions:
     confidence: float = 0.9
     minimize: Minimize = "parameters"
     rank: int | None = None
-    target_modules: tuple[str, ...] | None = None
-    layers: tuple[int, ...] | None = None
     base_adapter: Path | None = None
     limits: Limits = field(default_factory=Limits)
     serve: Serve = "peft"
@@ -284,7 +292,7 @@ def _made(
     n_positions, at = known.summary.n_positions or 0, (options.target_modules, options.layers)
     bound, why = plan_basis.bound_of(options.max_drift, timed, at[0], old, activation, n_positions, at[1])
     if bound is None and old is None and at != (None, None):
-        timed, told = _at(timed, base, options)
+        timed, told = plan_basis.at_site(timed, base, *at)
         why = [*why, *told]
     same_device = timed.device == base.place and scaled_from(timed) is None
     sha256 = digest(calibration)
@@ -302,13 +310,6 @@ def _made(
     update = None if old is None else _update(old, base, known.encoded)
     said = why if bound is None else lent
     return made.model_copy(update={"update": update, "warnings": (*made.warnings, *said)})
-
-
-def _at(calibration: Calibration, base: models.BaseModel, options: PlanOptions) -> tuple[Calibration, list[str]]:
-    """The calibration with the site that was asked for alone, and what to say of it."""
-    parameters = {name: shape.in_layers for name, shape in models.linear_shapes(base.model).items()}
-    modules = options.target_modules or calibration.sites[0].target_modules
-    return with_site(calibration, modules, options.layers, parameters)
 
 
 def _spread(base: models.BaseModel) -> list[str]:

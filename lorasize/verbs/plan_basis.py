@@ -18,6 +18,7 @@ from lorasize.errors import CalibrationError
 from lorasize.models import adapters, placement
 from lorasize.models.device_rates import device_rates
 from lorasize.planning import moved_law, prior_calibration, scaled_seconds, with_rough_seconds
+from lorasize.planning.composed import with_site
 from lorasize.records import (
     BOUNDED_STEP_TOKENS,
     MAX_DRIFT,
@@ -119,6 +120,18 @@ def with_law(calibration: Calibration, base: models.BaseModel) -> tuple[Calibrat
         return calibration, []
     note = _LENT.format(other.model.ref, other.device, other.dtype)
     return _lent(calibration, other, base), [note]
+
+
+def at_site(
+    calibration: Calibration, base: models.BaseModel, target_modules: Sequence[str] | None, layers: Sequence[int] | None
+) -> tuple[Calibration, list[str]]:
+    """The calibration with the site that the user named alone, and what to say of it.
+
+    Raises:
+        CalibrationError: it knows nothing of these modules, or they are in none of these layers.
+    """
+    parameters = {name: shape.in_layers for name, shape in models.linear_shapes(base.model).items()}
+    return with_site(calibration, target_modules or calibration.sites[0].target_modules, layers, parameters)
 
 
 def bound_of(

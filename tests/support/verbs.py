@@ -55,8 +55,8 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorded]:
     def replace(result: r.Memorization | BaseException, observation: r.Observation | None = None) -> Recorded:
         asked: Recorded = {}
 
-        def verb(plan: r.Plan, out: Path, how: Any, notify: Any) -> Any:
-            asked.update(plan=plan, out=out, how=how)
+        def verb(plan: r.Plan, out: Path, how: Any, notify: Any, engine: Any = None) -> Any:
+            asked.update(plan=plan, out=out, how=how, engine=engine)
             if isinstance(result, BaseException):
                 raise result
             notify(made.step(1))

@@ -15,8 +15,8 @@ from lorasize.cli.output import emit, parse_reports, require_plain, spare_inputs
 @click.command(
     epilog="""\b
 Example:
-  lorasize capacity --rank 16
-  lorasize capacity handbook.md --rank 16 --target-modules q_proj,v_proj --layers all
+  lorasize capacity handbook.md --rank 16
+  lorasize capacity --rank 16 --target-modules q_proj,v_proj --layers all
 """
 )
 @click.argument("sample", required=False, type=options.existing_file)
