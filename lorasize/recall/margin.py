@@ -9,7 +9,7 @@ from lorasize.records import RecallReport
 
 _HIGHEST = 0.95  # p that training is taken to at most; not tuned
 _LEAST_SHIFT = 0.3  # log-odds by which a rise is worth a round of training; not tuned
-_AMPLE = 1.25  # times what an engine was seen to take from the log-odds; not tuned
+_AMPLE = 1.25  # times what an engine took from the log-odds: docs/log/robustness.md#what-serves-trains-along
 _LOWEST = 1e-6  # p that is still told apart from 0
 
 
