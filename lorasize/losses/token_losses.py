@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorasize.losses.head import AnyHead
+from lorasize.losses.head import AnyHead, Head
 
 
 @dataclass(frozen=True)
@@ -190,19 +190,68 @@ def _by_predictions(head: AnyHead, hidden: Tensor, excess: Callable[[Tensor, Ten
     return gradient
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """What a base model predicts at each of some tokens, as far as others are compared with it.
+
+    A head that is a plain product is linear in the hidden state, so that KL(base ‖ now) needs no more of the base's
+    predictions than what the head's rows amount to under them: nothing of the vocabulary's size is kept.
+
+    Attributes:
+        loss: −ln p of the target, nats, shape (token,), float32, as are all but `likeliest`.
+        likeliest: The likeliest token, shape (token,).
+        certainty: Σ p ln p over the vocabulary, nats, shape (token,).
+        row: Σ p · row of the head, shape (token, width).
+        bias: Σ p · bias of the head, shape (token,).
+    """
+
+    loss: Tensor
+    likeliest: Tensor
+    certainty: Tensor
+    row: Tensor
+    bias: Tensor
+
+
 @torch.no_grad()
-def compared(head: AnyHead, hidden: Tensor, base: Tensor, targets: Tensor) -> Tensor:
+def predicted(head: AnyHead, base: Tensor, targets: Tensor) -> Predicted | None:
+    """What the base model predicts at each token; None where the head is more than a product in float32.
+
+    Args:
+        head: The LM head.
+        base: Final hidden states of the base model, shape (token, width).
+        targets: Token ids, shape (token,).
+    """
+    if not isinstance(head, Head) or head.softcap is not None or head.weight.dtype != torch.float32:
+        return None
+    parts: list[list[Tensor]] = []
+    for rows in torch.arange(len(base), device=base.device).split(head.chunk):
+        logits = head.logits(base[rows])
+        likeliest = logits.argmax(dim=0)
+        normal = torch.logsumexp(logits, dim=0)
+        at_target = logits.gather(0, targets[rows][None, :])[0]
+        share = logits.sub_(normal).exp_()
+        row = head.pull_back(share)
+        bias = torch.zeros_like(normal) if head.bias is None else head.bias.float() @ share
+        mean = (row * base[rows]).sum(dim=1) + bias  # Σ p · logit
+        parts.append([normal - at_target, likeliest, mean - normal, row, bias])
+    return Predicted(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def compared(head: AnyHead, hidden: Tensor, base: Tensor | Predicted, targets: Tensor) -> Tensor:
     """What became of each token: loss before, loss after, KL(base ‖ now), all in nats, and 1 where the argmax stays.
 
     Args:
         head: The LM head.
         hidden: Final hidden states now, shape (token, width).
-        base: The same under the base model.
+        base: The same under the base model, or what it predicts.
         targets: Token ids, shape (token,).
 
     Returns:
         Shape (token, 4), float32, on the host.
     """
+    if isinstance(base, Predicted):
+        return _compared_by_rows(head, hidden, base, targets)
     parts = []
     for rows in torch.arange(len(hidden), device=hidden.device).split(max(8, head.chunk // 2)):
         before = torch.log_softmax(head.logits(base[rows]), dim=0)
@@ -211,4 +260,20 @@ def compared(head: AnyHead, hidden: Tensor, base: Tensor, targets: Tensor) -> Te
         losses = [-before.gather(0, at)[0], -after.gather(0, at)[0]]
         same = (before.argmax(dim=0) == after.argmax(dim=0)).float()
         parts.append(torch.stack([*losses, (before.exp() * (before - after)).sum(dim=0), same], dim=1).cpu())
+    return torch.cat(parts)
+
+
+def _compared_by_rows(head: AnyHead, hidden: Tensor, base: Predicted, targets: Tensor) -> Tensor:
+    """The same by what the head's rows amount to: one product with the head where there were two."""
+    parts = []
+    for rows in torch.arange(len(hidden), device=hidden.device).split(head.chunk):
+        logits = head.logits(hidden[rows])
+        likeliest = logits.argmax(dim=0)
+        at_target = logits.gather(0, targets[rows][None, :])[0]
+        largest = logits.gather(0, likeliest[None, :])[0]
+        normal = logits.sub_(largest).exp_().sum(dim=0).log() + largest
+        mean = (base.row[rows] * hidden[rows]).sum(dim=1) + base.bias[rows]
+        divergence = base.certainty[rows] - mean + normal
+        same = (likeliest == base.likeliest[rows]).float()
+        parts.append(torch.stack([base.loss[rows], normal - at_target, divergence, same], dim=1).cpu())
     return torch.cat(parts)

@@ -22,7 +22,7 @@ from lorasize.losses.token_losses import compared, divergence_gradient
 from lorasize.models import BaseModel
 from lorasize.models.adapters import adapted_pairs
 from lorasize.records import RETAINED, Drift, KindDrift
-from lorasize.training.base_states import seen_by_the_base
+from lorasize.training.base_states import Known, known_by_the_base, seen_by_the_base
 from lorasize.training.fast_path import FastPath
 from lorasize.training.guard import Guard, GuardState
 
@@ -88,7 +88,7 @@ class Control:
     Attributes:
         path: The batches, through the layers and the head that the corpus runs through.
         kinds: The kind of each passage of the batches, by its index.
-        states: The base model's hidden states for each batch, shape (token, width).
+        known: What the base model makes of each batch.
         bound: Nats per token that loss and predictions may move by; None where they are only measured.
         guard: What holds the adapter back; None without a bound.
         prompts: What holds it back on the beginnings of the corpus's own prompts; None where nothing is to be held.
@@ -99,7 +99,7 @@ class Control:
 
     path: FastPath
     kinds: Sequence[str]
-    states: Sequence[Tensor]
+    known: Sequence[Known]
     bound: float | None
     guard: Guard | None = None
     prompts: Prompts | None = None
@@ -127,7 +127,7 @@ class Control:
         """What the adapter as it is does to the texts."""
         sums: dict[str, Tensor] = {}
         with self.path.suffix.entered():
-            for batch, base in zip(self.path.batches, self.states, strict=True):
+            for batch, base in zip(self.path.batches, self.known, strict=True):
                 seen = compared(self.path.head, self.path.hidden(batch), base, batch.targets)
                 for passage, piece in zip(batch.passages, seen.split(list(batch.lengths)), strict=True):
                     kind = self.kinds[passage]
@@ -232,12 +232,12 @@ def control_of(
     """
     texts = [window for windows in other.passages.values() for window in windows]
     kinds = [kind for kind, windows in other.passages.items() for _ in windows]
-    path, states = seen_by_the_base(adapted, corpus, texts, other.kept_for)
+    path, known = known_by_the_base(adapted, corpus, texts, other.kept_for)
     if other.bound is None:
-        return Control(path, kinds, states, None)
+        return Control(path, kinds, known, None)
     begins = [] if corpus.gated else _beginnings(encoded)
     prompts = _prompts(adapted, corpus, begins) if begins else None
-    return Control(path, kinds, states, other.bound, Guard(adapted, other.statistics), prompts)
+    return Control(path, kinds, known, other.bound, Guard(adapted, other.statistics), prompts)
 
 
 @torch.no_grad()

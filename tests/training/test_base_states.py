@@ -14,7 +14,7 @@ from lorasize.artifacts.files import cache_folder
 from lorasize.losses.texts import windows_of
 from lorasize.models import BaseModel, adapters
 from lorasize.training import base_states
-from lorasize.training.base_states import seen_by_the_base
+from lorasize.training.base_states import known_by_the_base
 from lorasize.training.control import other_text, shown_drift
 from lorasize.training.fast_path import fast_path
 
@@ -37,8 +37,8 @@ def kept() -> list[Path]:
 
 def seen(base: BaseModel, adapted: Any, kept_for: BaseModel | None) -> list[Any]:
     texts = windows_of(base, TRAINING_TEXT, 64)
-    path, states = seen_by_the_base(adapted, fast_path(adapted, texts, 512), texts, kept_for)
-    return [*(batch.stored for batch in path.batches), *states]
+    path, known = known_by_the_base(adapted, fast_path(adapted, texts, 512), texts, kept_for)
+    return [*(batch.stored for batch in path.batches), *(part for one in known for part in vars(one).values())]
 
 
 def test_the_second_run_reads_what_the_first_one_saw(
@@ -64,7 +64,7 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("LORASIZE_CACHE", str(tmp_path / "file"))
-    assert len(seen(base, adapted, base)) == 2
+    assert len(seen(base, adapted, base)) == 6
 
 
 def test_what_the_states_depend_on_has_files_of_its_own(
