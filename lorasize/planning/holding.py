@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from lorasize.law.bounded import chance_to_keep
 from lorasize.law.capacity import capacity_slack
@@ -33,7 +34,7 @@ def holdings(
     """
     if bound is None:
         for one in (Candidate(site, rank) for site in calibration.sites):
-            nats = largest_nats(lambda demand, of=one: _chance(calibration, of, demand), confidence)  # type: ignore[misc]
+            nats = largest_nats(partial(_chance, calibration, one), confidence)
             far = e_folds_out_of_range(calibration, _demand(nats)) > 0.0
             yield _holding(calibration, one, bound, nats, sample_loss, extrapolated=far)
         return

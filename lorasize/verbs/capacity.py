@@ -11,6 +11,7 @@ from lorasize.corpus import read_text
 from lorasize.errors import CorpusError
 from lorasize.losses.base import base_losses
 from lorasize.losses.neutral import neutral_text, windows
+from lorasize.planning.bounded import require_bounded_modules
 from lorasize.planning.holding import holdings
 from lorasize.planning.prior import SOURCE
 from lorasize.records import Calibration, Capacity, Holding, PlanModel
@@ -64,7 +65,9 @@ def capacity(
     known, lent = plan_basis.with_law(known, base)
     bound, why = plan_basis.bound_of(max_drift, known, target_modules, None, None, 0, layers)
     notes = [*(why if bound is None else lent)]
-    if bound is None and (target_modules is not None or layers is not None):
+    if bound is not None:
+        require_bounded_modules(known, target_modules)
+    elif target_modules is not None or layers is not None:
         known, told = plan_basis.at_site(known, base, target_modules, layers)
         notes += told
     loss = _sample_loss(base, sample)

@@ -52,6 +52,7 @@ def test_what_cannot_be_answered_is_refused(able_llama: Path, capsys: pytest.Cap
         (["--layers", "1,x"], 2, "names no layers"),
         (["--layers", "77"], 3, "in none of the layers asked for"),
         (["--layers", "0", "--max-drift", "0.01"], 3, "Under a bound on drift adapters sit on"),
+        (["--target-modules", "q_proj", "--max-drift", "0.01"], 3, "Under a bound on drift adapters sit on"),
         (["short.txt"], 2, "holds a single token"),
         (["absent.txt"], 2, "absent.txt"),
     ]
