@@ -9,7 +9,7 @@ from lorasize.errors import CalibrationError
 from lorasize.planning.choice import require_modules
 from lorasize.records import Calibration, SiteEfficiency
 
-COMPOSED_SD = 0.3  # of the efficiency, as a share: modules and layers are taken to add up, which no probe showed
+COMPOSED_SD = 0.3  # of the efficiency, as a share; not tuned: docs/log/plans.md#sites-put-together
 
 Parameters = Mapping[str, Mapping[int, int]]  # of one rank, by module and layer
 

@@ -52,26 +52,24 @@ def capacity(
         target_modules: The modules it sits on; None for those that were probed.
         layers: The decoder layers it sits in, all when empty; None for those that were probed.
         confidence: The chance wanted that every token is held.
-        max_drift: Nats per token that other text may move by; infinite for no bound, None for the usual one where the
-            calibration knows it and no other site is asked for.
+        max_drift: Nats per token that other text may move by; infinite for no bound, None for what a plan would take.
         sample: Text to count tokens of; the package's own prose when None.
 
     Raises:
         ModelError: the model cannot be loaded.
-        CalibrationError: no calibration fits, or it knows nothing of these modules or of a bound.
+        CalibrationError: none fits, or it knows nothing of these modules or of a bound.
         CorpusError: the sample cannot be read, or holds too little.
     """
     base, known = _known(models.open(ref, revision), calibration, device, dtype, quantization, device_map)
     known, lent = plan_basis.with_law(known, base)
     bound, why = plan_basis.bound_of(max_drift, known, target_modules, None, None, 0, layers)
-    notes = [*(why if bound is None else lent)]
+    notes = why if bound is None else lent
     if bound is not None:
         require_bounded_modules(known, target_modules)
-    elif target_modules is not None or layers is not None:
+    elif (target_modules, layers) != (None, None):
         known, told = plan_basis.at_site(known, base, target_modules, layers)
-        notes += told
-    loss = _sample_loss(base, sample)
-    found = tuple(holdings(known, rank, confidence, bound, loss))
+        notes = [*notes, *told]
+    found = tuple(holdings(known, rank, confidence, bound, loss := _sample_loss(base, sample)))
     return Capacity(
         model=base.ref,
         device=base.place,
