@@ -90,12 +90,11 @@ def layers(context: click.Context, parameter: click.Parameter, value: str | None
         return None if value is None else ()
     try:
         ends = [[int(end) for end in part.split("-")] for part in value.split(",")]
-        found = {k for first, *last in ends for k in range(first, (last or [first])[0] + 1)}
-        if not found or any(len(pair) > 2 or pair != sorted(pair) for pair in ends) or max(found) > _MOST_LAYERS:
+        if any(len(pair) > 2 or pair != sorted(pair) or pair[-1] > _MOST_LAYERS for pair in ends):
             raise ValueError
     except ValueError:
         raise click.BadParameter(f"{value!r} names no layers, such as 14-24,26 or all", context, parameter) from None
-    return tuple(sorted(found))
+    return tuple(sorted({k for pair in ends for k in range(pair[0], pair[-1] + 1)}))
 
 
 def assignments(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

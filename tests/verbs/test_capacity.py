@@ -50,6 +50,7 @@ def test_what_cannot_be_answered_is_refused(able_llama: Path, capsys: pytest.Cap
         (["--target-modules", "no_proj"], 3, "no site with modules no_proj"),
         (["--layers", "20-14"], 2, "'20-14' names no layers, such as 14-24,26 or all"),
         (["--layers", "1,x"], 2, "names no layers"),
+        (["--layers", "0-99999999999"], 2, "names no layers"),
         (["--layers", "77"], 3, "in none of the layers asked for"),
         (["--layers", "0", "--max-drift", "0.01"], 3, "Under a bound on drift adapters sit on"),
         (["--target-modules", "q_proj", "--max-drift", "0.01"], 3, "Under a bound on drift adapters sit on"),
