@@ -9,7 +9,7 @@ from lorasize.errors import CalibrationError
 from lorasize.planning.choice import require_modules
 from lorasize.records import Calibration, SiteEfficiency
 
-COMPOSED_SD = 0.3  # of the efficiency, as a share; not tuned: docs/log/plans.md#sites-put-together
+COMPOSED_SD = 1.0  # of the efficiency, as a share: docs/log/plans.md#sites-put-together
 
 Parameters = Mapping[str, Mapping[int, int]]  # of one rank, by module and layer
 
@@ -41,7 +41,7 @@ def with_site(
     where = f"{'+'.join(site.target_modules)} in {n} layer{'s' if n > 1 else ''}"
     note = (
         f"Not probed: what {where} holds is put together from probes of single modules, an efficiency of "
-        f"{site.efficiency:.2f} ± {site.stderr:.2f}."
+        f"{site.efficiency:.2f} ± {site.stderr:.2f}; modules that hold little alone may hold more together."
     )
     return calibration.model_copy(update={"sites": (site,)}), [note]
 

@@ -195,7 +195,7 @@ class RecallReport(BaseModel):
 class RecallSummary(BaseModel):
     """The recall part of a memorization record, fields as in `RecallReport`: no corpus text but failures' tokens.
 
-    `engine`: None where transformers decoded.
+    `engine`: None in records of older versions, which all came of transformers.
     """
 
     model_config = STRICT

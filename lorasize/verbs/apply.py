@@ -25,7 +25,7 @@ from lorasize.models import adapters
 from lorasize.models.activation import refuse_merging_activated
 from lorasize.models.placement import room_for_another
 from lorasize.models.quantization import refuse_merging
-from lorasize.recall.engines.decode import Local, decode_by, name_of, require
+from lorasize.recall.engines.decode import LocalEngine, decode_by, name_of, require
 from lorasize.recall.margin import next_for_engine, next_target_probability
 from lorasize.recall.process import standing_by
 from lorasize.recall.verdict import DecodeSettings, decode_and_compare
@@ -77,7 +77,7 @@ def apply(
     out: Path = Path("adapter"),
     options: ApplyOptions | None = None,
     notify: Notify = lambda event: None,
-    engine: Local | None = None,
+    engine: LocalEngine | None = None,
 ) -> Applied:
     """Train, save and prove the adapter of a plan. The same call continues an interrupted one.
 
@@ -205,7 +205,7 @@ def _job(plan: Plan, options: ApplyOptions, retained: str) -> str:
 
 
 def _prove(
-    session: Session, folder: Path, events: EventLog, engine: Local | None
+    session: Session, folder: Path, events: EventLog, engine: LocalEngine | None
 ) -> tuple[RecallReport, RecallReport | None]:
     """Save the adapter and decode with it, by the engine that serves it first, if there is one.
 
@@ -255,7 +255,7 @@ def _decode(session: Session, folder: Path, events: EventLog) -> RecallReport:
         )
 
 
-def _serve(session: Session, folder: Path, events: EventLog, engine: Local) -> RecallReport:
+def _serve(session: Session, folder: Path, events: EventLog, engine: LocalEngine) -> RecallReport:
     """What the saved adapter recalls, by the engine that serves it."""
     events(Noted(f"decoding with {name_of(engine)}, in a process of its own"))
     with room_for_another(session.base.model, session.base.device):

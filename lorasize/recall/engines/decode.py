@@ -20,8 +20,8 @@ from lorasize.recall.engines.vllm import Vllm, decode_with_vllm
 from lorasize.recall.verdict import Notify
 from lorasize.records import PassageAddress, RecallReport
 
-Local = LlamaCpp | Vllm  # engines that are started for the occasion
-Other = Local | Merged | Server  # what decodes in place of transformers with base and adapter
+LocalEngine = LlamaCpp | Vllm  # engines that are started for the occasion
+Other = LocalEngine | Merged | Server  # what decodes in place of transformers with base and adapter
 
 _PATIENCE = 60.0  # seconds that a Python may take to say whether it has a package
 _HAS = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
@@ -66,7 +66,7 @@ def decode_by(
     return decode_with_vllm(folder, base, addresses, targets, engine, threshold=threshold, notify=notify)
 
 
-def require(engine: Local, ref: str) -> None:
+def require(engine: LocalEngine, ref: str) -> None:
     """Refuse an engine that is not there, before anything that takes long.
 
     Raises:
@@ -89,7 +89,7 @@ def require(engine: Local, ref: str) -> None:
         raise ModelError(missing.format(python=python, why=f"it has no package {package}"))
 
 
-def name_of(engine: Local) -> str:
+def name_of(engine: LocalEngine) -> str:
     """What messages call it."""
     return llama_cpp.NAME if isinstance(engine, LlamaCpp) else vllm.NAME
 
