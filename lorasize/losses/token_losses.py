@@ -200,16 +200,14 @@ class Predicted:
     Attributes:
         loss: −ln p of the target, nats, shape (token,), float32, as are all but `likeliest`.
         likeliest: The likeliest token, shape (token,).
-        certainty: Σ p ln p over the vocabulary, nats, shape (token,).
         row: Σ p · row of the head, shape (token, width).
-        bias: Σ p · bias of the head, shape (token,).
+        level: That times the hidden state, less ln Σ exp of the logits, nats, shape (token,); a bias cancels out.
     """
 
     loss: Tensor
     likeliest: Tensor
-    certainty: Tensor
     row: Tensor
-    bias: Tensor
+    level: Tensor
 
 
 @torch.no_grad()
@@ -229,11 +227,9 @@ def predicted(head: AnyHead, base: Tensor, targets: Tensor) -> Predicted | None:
         likeliest = logits.argmax(dim=0)
         normal = torch.logsumexp(logits, dim=0)
         at_target = logits.gather(0, targets[rows][None, :])[0]
-        share = logits.sub_(normal).exp_()
-        row = head.pull_back(share)
-        bias = torch.zeros_like(normal) if head.bias is None else head.bias.float() @ share
-        mean = (row * base[rows]).sum(dim=1) + bias  # Σ p · logit
-        parts.append([normal - at_target, likeliest, mean - normal, row, bias])
+        row = head.pull_back(logits.sub_(normal).exp_())
+        level = (row * base[rows]).sum(dim=1) - normal
+        parts.append([normal - at_target, likeliest, row, level])
     return Predicted(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -272,8 +268,7 @@ def _compared_by_rows(head: AnyHead, hidden: Tensor, base: Predicted, targets: T
         at_target = logits.gather(0, targets[rows][None, :])[0]
         largest = logits.gather(0, likeliest[None, :])[0]
         normal = logits.sub_(largest).exp_().sum(dim=0).log() + largest
-        mean = (base.row[rows] * hidden[rows]).sum(dim=1) + base.bias[rows]
-        divergence = base.certainty[rows] - mean + normal
+        divergence = base.level[rows] - (base.row[rows] * hidden[rows]).sum(dim=1) + normal
         same = (likeliest == base.likeliest[rows]).float()
         parts.append(torch.stack([base.loss[rows], normal - at_target, divergence, same], dim=1).cpu())
     return torch.cat(parts)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 4096  # positions on a card, which waits for the host in each pass: docs/log/speed.md#the-bound-on-a-card
 Known = Predicted | Tensor  # of a batch: what is predicted, else final hidden states, shape (token, width)
-_FORM = 2  # of the files: what older ones hold is known in another form
+_FORM = 3  # of the files: what older ones hold is known in another form
 _MATTER = ("torch", "transformers")  # whose next version may compute other states
 
 
