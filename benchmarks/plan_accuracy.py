@@ -15,8 +15,8 @@ command goes on where it was stopped.
 
 `--finished` trains nothing: it judges the corpora whose runs are all in the journal.
 
-A run has one core, so the seconds it is judged by must be those of one: `--one-core FILE` measures them, ten steps of
-four probes of the calibration, writes the calibration with them to FILE and stops.
+A run has one core, so the seconds it is judged by must be those of one: `retime.py --core 0` writes a calibration with
+them.
 
 Beside plan stand the rules people use today, on all linear layers: parameters ≥ target tokens, rank 16, rank 256. They
 are not trained: they are taken to succeed, and only their parameters are compared.
@@ -150,23 +150,6 @@ def _judged(plan: Any, runs: _Runs, calibration: Path | None) -> dict[str, Any]:
     }
 
 
-def write_one_core(ref: str, calibration: Path, out: Path) -> None:
-    """The calibration with seconds measured on one core."""
-    pin(min(os.sched_getaffinity(0)))
-    from lorasize import models
-    from lorasize.artifacts.calibrations import read_calibration, write_calibration
-    from lorasize.probing import run_probe
-    from lorasize.probing.costs import fit_cost
-
-    read = read_calibration(calibration)
-    base = models.load(ref or models.BUILTIN, device="cpu", dtype="float32")
-    by_size = sorted((o.probe for o in read.observations), key=lambda probe: probe.n_tokens)
-    longest = {min(probe.layers_to_transform): probe for probe in by_size}  # at each depth
-    specs = [by_size[0], by_size[len(by_size) // 2], *longest.values()]
-    timed = [run_probe(base, spec.model_copy(update={"max_steps": 10})) for spec in specs]
-    write_calibration(read.model_copy(update={"cost": fit_cost(base, timed)}), out)
-
-
 class _Runs:
     """Trainings on one corpus, each on disk before the next starts."""
 
@@ -280,7 +263,6 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=100, help="other seeds are corpora not seen before")
     parser.add_argument("--recommended", action="store_true", help="success of the recommended adapters only")
     parser.add_argument("--truth", action="store_true", help="find the true minima only")
-    parser.add_argument("--one-core", type=Path, metavar="FILE", help="write --calibration as one core sees it")
     parser.add_argument("--model", default="", help="the builtin one when left out")
     parser.add_argument("--seeds", type=int, default=2, help="of each adapter")
     parser.add_argument("--finished", action="store_true", help="train nothing, judge what is in the journal")
@@ -289,9 +271,6 @@ def main() -> None:
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     what = "truth" if chosen.truth else "recommended" if chosen.recommended else "all"
-    if chosen.one_core:
-        write_one_core(chosen.model, chosen.calibration, chosen.one_core)
-        return
     if chosen.one:
         pin(chosen.core)
         kind, n_tokens, seed = chosen.one

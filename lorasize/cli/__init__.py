@@ -25,6 +25,7 @@ from lorasize.cli.config import read_config
 from lorasize.cli.failures import BROKEN_PIPE, DONE, TERMINATED, Invocation, report_failure
 from lorasize.cli.output import silence_stdout
 
+_SPINS = "1000"  # of a thread that waits, before it sleeps: docs/log/speed.md#threads-that-spin-briefly
 _EPILOG = """\b
 Example:
   lorasize calibrate
@@ -74,8 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; `lorasize` on the shell calls this."""
     if "_LORASIZE_COMPLETE" in os.environ:
         lorasize.main(prog_name="lorasize")
-    # Read once, when torch loads: threads that spin while they wait slow a step tenfold once the cores are shared.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _wait_briefly()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     invocation = Invocation(arguments=tuple(arguments))
     try:
@@ -88,6 +88,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             silence_stdout()
             return BROKEN_PIPE
         return report_failure(error, invocation)
+
+
+def _wait_briefly() -> None:
+    """Have threads that wait for each other spin for some microseconds, unless the user says how they should wait.
+
+    Read once, when torch loads. Long spinning slows a step tenfold once the cores are shared; none at all slows it by a
+    fifth where they are not.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 def _run(arguments: Sequence[str], invocation: Invocation) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from statistics import NormalDist
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
@@ -13,7 +12,8 @@ from rich.console import Console
 from rich.status import Status
 
 from lorasize.artifacts.events import Noted, Raised
-from lorasize.records import Escalation, Estimate, Prediction, StepReport
+from lorasize.law.time_left import steps_in_all
+from lorasize.records import Escalation, Plan, StepReport
 from lorasize.report.terminal import label
 from lorasize.report.text import count, encodable, format_probability, guard, layers
 from lorasize.units import format_seconds
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from lorasize.records import Observation, ProbeSpec
 
 EVERY = 5.0  # seconds between two plain lines
-_NINE_TENTHS = NormalDist().inv_cdf(0.95)  # standard deviations on either side that nine tenths lie within
-_UNHEARD_OF = 0.999  # of all runs are shorter
 
 
 class Progress:
@@ -40,7 +38,7 @@ class Progress:
         self._status: Status | None = None
         self._said = -math.inf
         self._pending: str | None = None
-        self._expected: Estimate | None = None  # steps of the training under way
+        self._plan: Plan | None = None  # of the training under way
         self._first: StepReport | None = None  # its first report, by when all that happens once has happened
 
     def __enter__(self) -> Progress:
@@ -53,9 +51,9 @@ class Progress:
         """Take the live line away; elsewhere, say the last word if it was held back."""
         self._settle()
 
-    def expect(self, prediction: Prediction | None) -> None:
-        """What the plan predicts of the training to come, for the time left."""
-        self._expected, self._first = None if prediction is None else prediction.steps, None
+    def expect(self, plan: Plan | None) -> None:
+        """The plan of the training to come, for the time left; None where another adapter is trained."""
+        self._plan, self._first = plan, None
 
     def probe(self, report: ProbeReport) -> None:
         """A probe of a calibration begins or has ended."""
@@ -71,7 +69,7 @@ class Progress:
         """A training step, a growth of the adapter, a larger margin, a decoded passage, or a note."""
         if isinstance(event, StepReport):
             self._first = self._first or event
-            self._now(_step_text(event) + _left(event, self._first, self._expected), last=event.evaluated)
+            self._now(_step_text(event) + _left(event, self._first, self._plan), last=event.evaluated)
         elif isinstance(event, Escalation):
             self.note(f"step {event.step:,}: training stalled, the adapter grows from {event.from_} to {event.to}")
         elif isinstance(event, Raised):
@@ -161,22 +159,14 @@ def _step_text(step: StepReport) -> str:
     )
 
 
-def _left(step: StepReport, first: StepReport, expected: Estimate | None) -> str:
-    """Time left at the pace since the first report: by the steps that the plan expects of a run that goes on so long.
-
-    Its point and interval are taken for the median and the middle nine tenths of a log-normal distribution. Empty
-    before there is a pace, and where so long a run was not to be expected at all.
-    """
-    if expected is None or step.evaluated or not first.step < step.step or not expected.lo < expected.hi:
+def _left(step: StepReport, first: StepReport, plan: Plan | None) -> str:
+    """Time left at the pace since the first report. Empty before there is a pace, and at the end."""
+    if step.evaluated or not first.step < step.step:
         return ""
-    spread = math.log(expected.hi / expected.lo) / (2 * _NINE_TENTHS)
-    steps = NormalDist(math.log(expected.point), spread)
-    passed = steps.cdf(math.log(step.step))
-    if passed > _UNHEARD_OF:
-        return ""
+    planned = None if plan is None or plan.prediction is None else plan.prediction.steps
+    resumed = first.step > 1 and plan is not None and plan.demand is not None
+    began = plan.demand.base_loss if resumed else first.loss
+    expected = steps_in_all(planned, step.step, step.loss / began)
     each = (step.seconds - first.seconds) / (step.step - first.step)
-    lo, point, hi = (
-        format_seconds(each * (math.exp(steps.inv_cdf(passed + share * (1.0 - passed))) - step.step))
-        for share in (0.05, 0.5, 0.95)
-    )
+    lo, point, hi = (format_seconds(each * (n - step.step)) for n in (expected.lo, expected.point, expected.hi))
     return f", about {point} left ({lo} to {hi})"

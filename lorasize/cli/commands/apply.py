@@ -117,7 +117,7 @@ def _apply(plan: Plan, chosen: dict[str, Any], engine: LlamaCpp | Vllm | None) -
     how = ApplyOptions(**{name: chosen[name] for name in (*names, "max_drift", "base_adapter")}, loading=loading)
     with Progress(quiet=chosen["quiet"]) as progress:
         as_planned = how.max_drift in (None, math.inf if plan.max_drift is None else plan.max_drift)
-        progress.expect(plan.prediction if as_planned else None)  # else it is of another adapter
+        progress.expect(plan if as_planned else None)  # else it is of another adapter
         progress.doing("loading the model")
         applied = verb.apply(plan, chosen["out"], how, progress.event, engine)
         progress.note(f"wrote {applied.folder}")

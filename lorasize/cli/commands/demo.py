@@ -175,7 +175,7 @@ def _prove(run: _Demo, plan: Plan) -> int:
     folder = run.folder / ADAPTER_FOLDER
     with run.stage("apply", "train until every token passes, save, decode from disk"):
         how = ApplyOptions(seed=run.seed, device=run.device)
-        run.progress.expect(plan.prediction)
+        run.progress.expect(plan)
         applied = apply(plan, folder, how, run.progress.event)
         _page(run, "apply", applied.memorization, lambda: of_apply(applied))
         run.progress.heading(str(folder))
