@@ -1,9 +1,10 @@
-"""The seconds, memory and rates of a calibration, measured again on this machine by a few steps of its own probes.
+"""The seconds and rates of a calibration, measured again on this machine by a few steps of its own probes.
 
     python benchmarks/retime.py FILE --out OUT [--core N] [--model MODEL]
 
-What the probes observed, and so the law, stays as it was; the device that is named is this one. With `--core` on that
-core alone, as `plan_accuracy.py` trains. Printed: seconds of each probe's step beside what was kept of it.
+What the probes observed, and so the law, stays as it was, and so does memory, which whole runs are nearer to; the device
+that is named is this one. With `--core` on that core alone, as `plan_accuracy.py` trains. Printed: seconds of each probe's
+step beside what was kept of it.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ def main() -> None:
     for one, spec in zip(timed, specs, strict=True):
         before = kept[spec].seconds_per_step
         print(f"{spec.n_tokens:4} tokens, rank {spec.rank}: {one.seconds_per_step:.3f} s a step for {before:.3f}")
+    cost = fit_cost(base, timed)
+    memory = {name: getattr(read.cost, name) for name in type(read.cost).model_fields if name.startswith("memory_")}
+    cost = cost.model_copy(update=memory)
     told = {**read.provenance, "timed": f"{datetime.now(UTC):%Y-%m-%d} on {base.place}"}
-    update = {"cost": fit_cost(base, timed), "rates": device_rates(base.device, base.dtype), "device": base.place}
+    update = {"cost": cost, "rates": device_rates(base.device, base.dtype), "device": base.place}
     write_calibration(read.model_copy(update={**update, "provenance": told}), chosen.out)
 
 

@@ -41,6 +41,7 @@ LN_SCALE_PRIOR = (math.log(0.15), 0.7)
 # Steps of a corpus beside those of a probe, and as they follow its passages: docs/log/plans.md#steps-under-the-bound
 CORPUS_STEPS = 0.64
 PASSAGES_EXPONENT = 0.22
+BATCHES_EXPONENT = 0.5  # as they follow batches, of which a step takes one: docs/log/recipe.md#many-batches
 STEPS_EXPONENT_LIMITS = (0.0, 4.0)
 STEPS_EXPONENT_DEFAULT = 1.0  # where the successes share one slack
 STEPS_SPREAD_FLOOR = 0.15
@@ -130,9 +131,15 @@ def finishes_within(transition: Transition, slack: float, limit: float) -> float
     return 0.5 * math.erfc(late / math.sqrt(2.0))
 
 
-def corpus_steps(n_passages: int | None) -> float:
+def corpus_steps(n_passages: int | None, n_batches: int = 1) -> float:
     """Steps of a corpus of so many passages ÷ those of a probe of the same slack; 1 for a probe (None)."""
-    return 1.0 if n_passages is None else CORPUS_STEPS * n_passages**PASSAGES_EXPONENT
+    of_one = 1.0 if n_passages is None else CORPUS_STEPS * n_passages**PASSAGES_EXPONENT
+    return of_one * batches_factor(n_batches)
+
+
+def batches_factor(n_batches: int) -> float:
+    """Steps of a corpus of so many batches ÷ those of one of a single batch."""
+    return float(n_batches**BATCHES_EXPONENT)
 
 
 def expected_steps(transition: Transition, slack: float) -> Estimate:

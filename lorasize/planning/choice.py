@@ -166,7 +166,8 @@ def assess(
 ) -> Assessment:
     """Slack, chance and cost of one candidate; the interval of seconds joins that of steps and of the step time."""
     slack = capacity_slack(calibration.law, candidate.effective_parameters, demand)
-    return assess_at(candidate, slack, calibration, transition, n_positions, corpus_steps(n_passages))
+    factor = corpus_steps(n_passages, _n_batches(n_positions, BATCH_TOKENS))
+    return assess_at(candidate, slack, calibration, transition, n_positions, factor)
 
 
 def assess_at(
@@ -182,15 +183,19 @@ def assess_at(
 
     `factor`: steps of this corpus ÷ those of a probe of the same slack.
     """
-    epoch = max(1, math.ceil(n_positions / step_tokens))  # the transition knows steps on one full batch of a probe
-    steps = _scaled(expected_steps(transition, slack), epoch * factor)
-    each = step_seconds(calibration, candidate.calibrated.layers_to_transform, n_positions / epoch)
+    steps = _scaled(expected_steps(transition, slack), factor)
+    positions = n_positions / _n_batches(n_positions, step_tokens)
+    each = step_seconds(calibration, candidate.calibrated.layers_to_transform, positions)
     spread = 1.0 + calibration.cost.relative_spread
     setup = calibration.cost.seconds_setup
     seconds = Estimate(
         point=setup + steps.point * each, lo=(setup + steps.lo * each) / spread, hi=(setup + steps.hi * each) * spread
     )
     return Assessment(candidate, slack, chance(transition, slack), steps, seconds)
+
+
+def _n_batches(n_positions: int, step_tokens: int) -> int:
+    return max(1, math.ceil(n_positions / step_tokens))
 
 
 def assess_all(

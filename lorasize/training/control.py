@@ -37,6 +37,8 @@ _PROMPT_TOKENS, _PROMPT_POSITIONS = 16, 128  # of a prompt, and of all; not tune
 _ONCE = "Taking the model's statistics on general text, once for each model: up to some minutes."
 _ROOM = 0.6  # share of the bound up to which there is room to pull less; not tuned
 _EVERY = 5  # steps between two measurements while the bound is broken; not tuned
+# Share of stubborn tokens below which harm is undone all the same: docs/log/harm.md#one-token-of-thousands
+_NEARLY_NONE = 0.002
 _TIGHTER = 0.8  # of what other texts must fall to, that the watched ones must; not tuned
 
 
@@ -176,7 +178,7 @@ class Control:
             return
         slow = self.guard.stepped(loss, stubborn)
         if self.harmed or stubborn > 0:
-            self.guard.balance(held=stubborn == 0)
+            self.guard.balance(held=stubborn == 0 or (self.harmed and stubborn < _NEARLY_NONE))
         if slow or (self.harmed and self.waited >= _EVERY):
             found = self.judge()
             if slow and found.share_of_bound < _ROOM:

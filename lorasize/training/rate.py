@@ -16,6 +16,9 @@ BOUNDED_RATE = 0.02  # the same under a bound on drift: docs/log/harm.md#a-bound
 # Both: docs/log/recipe.md#release-point
 _CALM = 0.4  # the rate falls with the root of the share of stubborn tokens, once that is below this
 _SLOWEST = 0.05  # of the rate, at least
+# Batches up to which the rate is the fastest, and how it falls with more: docs/log/recipe.md#many-batches
+_FEW = 4
+_FALLS = 0.75
 # Under a bound, both: docs/log/harm.md#all-batches-in-one-step-under-the-bound
 SLOWEST_BOUNDED = 0.2  # of the rate, at least: what is over the bound is undone at that rate
 _RELAPSE = 2.0  # times the smallest share of stubborn tokens so far, that the rate rises to again at most
@@ -36,11 +39,20 @@ class Rate:
         return self.fastest * min(1.0, max(self.slowest, math.sqrt(stubborn / self.calm)))
 
 
-def rate_of(fastest: float | None, *, bounded: bool) -> Rate:
-    """The recipe's schedule, with or without a bound on drift; its own fastest rate when None."""
+def rate_of(fastest: float | None, *, bounded: bool, n_batches: int = 1) -> Rate:
+    """The recipe's schedule, with or without a bound on drift; its own fastest rate when None.
+
+    A step on one of many batches has a noisy gradient, which Adam takes for as large as any: so the rate falls with
+    their number. Under a bound a step takes some eight together, and only the slowest rate falls.
+
+    Args:
+        fastest: The rate while many tokens are stubborn.
+        bounded: Whether there is a bound on drift.
+        n_batches: Steps that one look at the whole corpus takes.
+    """
     if bounded:
-        return Rate(fastest or BOUNDED_RATE, slowest=SLOWEST_BOUNDED)
-    return Rate(fastest or RATE)
+        return Rate(fastest or BOUNDED_RATE, slowest=SLOWEST_BOUNDED / math.sqrt(max(1, n_batches)))
+    return Rate(fastest or RATE * min(1.0, _FEW / max(1, n_batches)) ** _FALLS)
 
 
 def calmed(stubborn: float, fewest: float) -> float:

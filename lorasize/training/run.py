@@ -20,6 +20,7 @@ from lorasize import models
 from lorasize.artifacts.events import Noted
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import TrainingDivergedError
+from lorasize.law.transition import batches_factor
 from lorasize.models import adapters
 from lorasize.records import (
     LAW_STEPS,
@@ -222,7 +223,7 @@ class Session:
             ended, drift = self._fall_back(self.state.fallback), None
         self.final = trainer.full_look()
         if self.state.first is None:
-            self.state = replace(self.state, first=self._first(ended, progress, trainer.steps_per_epoch))
+            self.state = replace(self.state, first=self._first(ended, progress, trainer))
         if ended is not Outcome.STALLED or self._larger() is None:
             drift = drift or self._drift(trainer.path)
             drift = with_neighbours(drift, self.base, self.adapted, self.encoded, trainer.path)
@@ -326,7 +327,7 @@ class Session:
             return Outcome.TIME_LIMIT
         if self.state.steps < options.max_steps and progress.stall.seen(report.step, report, harmed=trainer.harmed):
             return Outcome.STALLED
-        if progress.early is None and report.step >= LAW_STEPS * trainer.steps_per_epoch:
+        if progress.early is None and report.step >= LAW_STEPS * self._batches_factor(trainer):
             progress.early = report.loss
         return None
 
@@ -342,10 +343,14 @@ class Session:
         found = shown_drift(self.base, self.adapted, path, self.retained, bounded=bound is not None)
         return found.model_copy(update={"bound": bound})
 
-    def _first(self, ended: Outcome, progress: Progress, epoch: int) -> FirstRun:
+    def _first(self, ended: Outcome, progress: Progress, trainer: Trainer) -> FirstRun:
         stubborn = self.final.n_below(self.options.threshold)
-        epochs = (self.state.steps - progress.before) / epoch
-        return FirstRun(ended, self.final.mean_loss, stubborn, epochs, progress.early)
+        steps = (self.state.steps - progress.before) / self._batches_factor(trainer)
+        return FirstRun(ended, self.final.mean_loss, stubborn, steps, progress.early)
+
+    def _batches_factor(self, trainer: Trainer) -> float:
+        """Steps of this corpus ÷ those of one batch. Under a bound their number does not matter."""
+        return batches_factor(trainer.steps_per_epoch) if self.bound is None else 1.0
 
     def _larger(self) -> AdapterSpec | None:
         """The adapter to grow to; None where it may not grow."""

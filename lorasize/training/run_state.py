@@ -21,8 +21,8 @@ class FirstRun:
     outcome: Outcome
     mean_loss: float  # nats per target token
     n_stubborn: int
-    epochs: float
-    early_loss: float | None  # nats per token after LAW_STEPS epochs, of a run that went on
+    steps: float  # that it would have taken as one batch
+    early_loss: float | None  # nats per token after LAW_STEPS of these, of a run that went on
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Progress:
         before: Optimiser steps of smaller adapters.
         read: Target tokens that those steps read.
         stall: Whether it gets anywhere.
-        early: Loss after LAW_STEPS epochs, nats per token.
+        early: Loss after LAW_STEPS steps of one batch, nats per token.
     """
 
     before: int

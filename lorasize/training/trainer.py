@@ -55,7 +55,7 @@ class TrainingOptions:
         threshold: Every target token's p must exceed this.
         margin: Added to the threshold before a token counts as passed: decoding moves logits a little.
         max_steps: Optimiser steps at most.
-        learning_rate: Of Adam while many tokens are stubborn; `RATE`, or `BOUNDED_RATE` under a bound, when None.
+        learning_rate: Of Adam while many tokens are stubborn; that of `rate_of` when None.
         batch_tokens: Positions in one batch, unless one passage is longer. One optimiser step takes one batch, or under
             a bound several: BOUNDED_STEP_TOKENS positions.
         seed: Order of batches and passages.
@@ -127,7 +127,7 @@ class Trainer:
         weighed = objective or Objective(options.method, options.passing, many=len(encoded) >= _MANY)
         self._passes = Passes(self._path, self._parameters, weighed, spread=is_spread(base_of(adapted)))
         self._optimizer = (optimizer or adam)(self._parameters)
-        self._rate = rate or rate_of(options.learning_rate, bounded=self._bounded)
+        self._rate = rate or rate_of(options.learning_rate, bounded=self._bounded, n_batches=self.steps_per_epoch)
         self._pieces = Pieces(self._parameters)
         self._watch = watch
 

@@ -82,7 +82,7 @@ def _histogram(before: Evaluation, after: Evaluation) -> Histogram:
 
 
 def observation_of(session: Session) -> Observation | None:
-    """The planned adapter's run as a probe would report it, with epochs for steps, as the transition counts them."""
+    """The planned adapter's run as a probe would report it, with the steps that it would have taken as one batch."""
     demand, spec, options = session.plan.demand, session.plan.adapter, session.options
     state, usual = session.state, ApplyOptions()
     as_calibrated = (options.method, options.threshold, options.margin) == (usual.method, usual.threshold, usual.margin)
@@ -109,12 +109,12 @@ def observation_of(session: Session) -> Observation | None:
         final_loss=first.mean_loss,
         loss_reduction=demand.base_loss - first.mean_loss,
         n_stubborn=first.n_stubborn,
-        threshold_met=first.outcome is Outcome.MEMORIZED and first.epochs <= PROBE_STEPS and not _broken(drift),
-        steps=max(1, round(first.epochs)),
+        threshold_met=first.outcome is Outcome.MEMORIZED and first.steps <= PROBE_STEPS and not _broken(drift),
+        steps=max(1, round(first.steps)),
         seconds=state.seconds,
         seconds_per_step=state.seconds / max(1, state.steps),
         peak_memory_bytes=peak_memory(session.base.device),
-        early_loss=first.early_loss if first.epochs > LAW_STEPS else None,
+        early_loss=first.early_loss if first.steps > LAW_STEPS else None,
         n_passages=session.plan.corpus.n_passages,
         drift=None if drift is None or options.retain is not None else drift.nats if bound is None else drift.moved,
     )

@@ -23,7 +23,7 @@ from lorasize.records import Site, StepReport
 from lorasize.training import Checkpoint, Evaluation, Trainer, TrainingOptions
 from lorasize.training.objectives import Objective
 from lorasize.training.precision import coarse_products, has_coarse_products
-from lorasize.training.rate import Rate
+from lorasize.training.rate import BOUNDED_RATE, RATE, Rate, rate_of
 
 
 def greedy(torch: Any, model: Any, one: EncodedPassage) -> tuple[int, ...]:
@@ -163,6 +163,15 @@ def test_the_rate_falls_with_the_share_of_stubborn_tokens() -> None:
     """Full at 40 % and more, a half at 10 %, a twentieth at the least."""
     rates = {share: Rate(0.1)(1, share) for share in (1.0, 0.4, 0.1, 0.0)}
     assert rates == pytest.approx({1.0: 0.1, 0.4: 0.1, 0.1: 0.05, 0.0: 0.005})
+
+
+def test_the_rate_falls_with_many_batches() -> None:
+    few, many, bounded = (rate_of(None, bounded=b, n_batches=n)(0, 1.0) for b, n in ((False, 4), (False, 64), (True, 64)))
+    assert few == RATE
+    assert many == pytest.approx(RATE / 8)
+    assert bounded == BOUNDED_RATE
+    last, last_of_many = (rate_of(None, bounded=True, n_batches=n)(0, 0.0) for n in (1, 4))
+    assert last_of_many == pytest.approx(last / 2)
 
 
 def test_another_optimiser_rate_and_objective_may_be_given(torch: Any, bases: dict[str, BaseModel]) -> None:
