@@ -2,9 +2,9 @@
 
     python benchmarks/retime.py FILE --out OUT [--core N] [--model MODEL]
 
-What the probes observed, and so the law, stays as it was, and so does memory, which whole runs are nearer to; the device
-that is named is this one. With `--core` on that core alone, as `plan_accuracy.py` trains. Printed: seconds of each probe's
-step beside what was kept of it.
+What the probes observed, and so the law, stays as it was, and so does memory, which whole runs are nearer to; the
+device that is named is this one. With `--core` on that core alone, as `plan_accuracy.py` trains. Printed: seconds of
+each probe's step beside what was kept of it.
 """
 
 from __future__ import annotations

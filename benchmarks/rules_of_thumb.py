@@ -1,4 +1,4 @@
-"""The rules of thumb, trained as people train: do they hold a corpus, how long does it take, what happens to other text?
+"""The rules of thumb, trained as people train: whether they hold a corpus, in which time, and what other text suffers.
 
     python benchmarks/rules_of_thumb.py [--ranks 1,16] [--corpora 4] [--first-seed 33000] [--rate 2e-4] [--cap 900]
                                         [--model MODEL] [--folder FOLDER] [--out FILE]
@@ -62,7 +62,7 @@ def train(folder: str, corpus: Path, out: Path, rank: int, rate: float, cap: flo
             optimizer.zero_grad()
             steps += 1
     seconds = time.perf_counter() - started
-    model.save_pretrained(out)
+    model.save_pretrained(str(out))
     write_addresses([one.address() for one in encoded], out)
     found = {"rank": rank, "parameters": sum(p.numel() for p in trained), "steps": steps, "seconds": round(seconds, 1)}
     return found | {"tokens": sum(p.n_tokens for p in encoded), "left": left}
@@ -115,8 +115,9 @@ def main() -> None:
             mean = found["mean"]
             print(
                 f"{name:18} rank {rank:2} on all linear layers, {found['parameters']:>9,} parameters: "
-                f"{'recalled' if found['recalled'] else 'LOST':8} {found['left']:3} tokens left after {found['steps']:4} "
-                f"steps, {found['seconds']:4.0f} s; growth {mean['growth']:+.3f}, KL {mean['kl']:.3f}, "
+                f"{'recalled' if found['recalled'] else 'LOST':8} {found['left']:3} tokens left "
+                f"after {found['steps']:4} steps, {found['seconds']:4.0f} s; "
+                f"growth {mean['growth']:+.3f}, KL {mean['kl']:.3f}, "
                 f"likeliest token kept {mean['kept']:.1%}",
                 flush=True,
             )

@@ -2,8 +2,8 @@
 
     python benchmarks/time_left.py FOLDER... [--knots]
 
-Every adapter folder beneath FOLDER whose run held its corpus without growing is taken once: at a tenth, a quarter, half,
-three quarters and nine tenths of its steps, what was said to be left beside what was. `--knots` prints what
+Every adapter folder beneath FOLDER whose run held its corpus without growing is taken once: at a tenth, a quarter,
+half, three quarters and nine tenths of its steps, what was said to be left beside what was. `--knots` prints what
 `law.time_left` goes by: for each share of the first loss, ln(steps in all ÷ steps so far), its median and a standard
 deviation by the middle eight tenths.
 """
@@ -53,6 +53,11 @@ def by_the_plan(planned: Estimate, step: int) -> float:
     return math.exp(steps.inv_cdf((1.0 + passed) / 2.0))
 
 
+def _factors(errors: Sequence[float]) -> str:
+    median, tenth = statistics.median(errors), statistics.quantiles(errors, n=10)[-1]
+    return f"{math.exp(median):.2f} in the median, {math.exp(tenth):.2f} in one of ten"
+
+
 def knots(found: Sequence[tuple[list[dict[str, Any]], int, Estimate | None]]) -> None:
     """Print the table; a run counts once for each share, by the middle of its steps there."""
     edges = [math.inf, *(math.sqrt(a * b) for a, b in zip(SHARES, SHARES[1:], strict=False)), 0.0]
@@ -89,10 +94,8 @@ def main() -> None:
             both.append(abs(math.log((told.point - now["step"] + 0.5) / left)))
             covered.append(told.lo <= in_all <= told.hi)
         print(
-            f"after {fraction:4.0%} of the steps, {len(both)} runs: off by a factor of "
-            f"{math.exp(statistics.median(both)):.2f} in the median, {math.exp(statistics.quantiles(both, n=10)[-1]):.2f} "
-            f"in one of ten (by the plan alone {math.exp(statistics.median(alone)):.2f} and "
-            f"{math.exp(statistics.quantiles(alone, n=10)[-1]):.2f}); inside the interval {statistics.mean(covered):.0%}"
+            f"after {fraction:4.0%} of the steps, {len(both)} runs: off by a factor of {_factors(both)} "
+            f"(by the plan alone {_factors(alone)}); inside the interval {statistics.mean(covered):.0%}"
         )
 
 

@@ -164,8 +164,8 @@ def _left(step: StepReport, first: StepReport, plan: Plan | None) -> str:
     if step.evaluated or not first.step < step.step:
         return ""
     planned = None if plan is None or plan.prediction is None else plan.prediction.steps
-    resumed = first.step > 1 and plan is not None and plan.demand is not None
-    began = plan.demand.base_loss if resumed else first.loss
+    demand = None if plan is None or first.step == 1 else plan.demand
+    began = first.loss if demand is None else demand.base_loss  # the first report of a run that goes on comes late
     expected = steps_in_all(planned, step.step, step.loss / began)
     each = (step.seconds - first.seconds) / (step.step - first.step)
     lo, point, hi = (format_seconds(each * (n - step.step)) for n in (expected.lo, expected.point, expected.hi))

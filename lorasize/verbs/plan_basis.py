@@ -36,10 +36,11 @@ _NO_LAW = (
     "`lorasize calibrate --add-to` its file adds that; `lorasize apply --max-drift 0.02` trains under one all the same."
 )
 _OLD_UNBOUNDED = "The adapter to train on from has no bound on drift: planned without one."
-_TRIED = 25_000  # positions, under a bound: docs/log/plans.md#twenty-thousand-tokens-in-400-passages
+# Positions that came back with a bound kept: docs/log/plans.md#twenty-thousand-tokens-in-400-passages-negative
+_KEPT = 5_000
 _LARGE = (
-    "Planned without a bound on what memorising does to other text: training under one was not tried on a corpus of "
-    f"more than {_TRIED:,} positions. `--max-drift 0.02` asks for it all the same."
+    "Planned without a bound on what memorising does to other text: no corpus of more than "
+    f"{_KEPT:,} positions was seen to keep one. `--max-drift 0.02` asks for it all the same."
 )
 _LENT = (
     "What is known of adapters under a bound on drift is of {} on {} in {}, with a wider interval. `lorasize calibrate "
@@ -173,6 +174,6 @@ def bound_of(
         return None, [_NO_LAW]
     if elsewhere or (target_modules is not None and set(target_modules) != set(law.target_modules)):
         return None, [f"Planned without a bound on what memorising does to other text. {_where(law)} alone."]
-    if n_positions > _TRIED:
+    if n_positions > _KEPT:
         return None, [_LARGE]
     return MAX_DRIFT, []

@@ -166,7 +166,8 @@ def test_the_rate_falls_with_the_share_of_stubborn_tokens() -> None:
 
 
 def test_the_rate_falls_with_many_batches() -> None:
-    few, many, bounded = (rate_of(None, bounded=b, n_batches=n)(0, 1.0) for b, n in ((False, 4), (False, 64), (True, 64)))
+    cases = ((False, 4), (False, 64), (True, 64))
+    few, many, bounded = (rate_of(None, bounded=b, n_batches=n)(0, 1.0) for b, n in cases)
     assert few == RATE
     assert many == pytest.approx(RATE / 8)
     assert bounded == BOUNDED_RATE
