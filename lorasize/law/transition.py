@@ -41,7 +41,7 @@ LN_SCALE_PRIOR = (math.log(0.15), 0.7)
 # Steps of a corpus beside those of a probe, and as they follow its passages: docs/log/plans.md#steps-under-the-bound
 CORPUS_STEPS = 0.64
 PASSAGES_EXPONENT = 0.22
-BATCHES_EXPONENT = 0.5  # as they follow batches, of which a step takes one: docs/log/recipe.md#many-batches
+FEW_BATCHES = 2.0  # up to which they follow batches, of which a step takes one: docs/log/recipe.md#many-batches
 STEPS_EXPONENT_LIMITS = (0.0, 4.0)
 STEPS_EXPONENT_DEFAULT = 1.0  # where the successes share one slack
 STEPS_SPREAD_FLOOR = 0.15
@@ -138,8 +138,8 @@ def corpus_steps(n_passages: int | None, n_batches: int = 1) -> float:
 
 
 def batches_factor(n_batches: int) -> float:
-    """Steps of a corpus of so many batches ÷ those of one of a single batch."""
-    return float(n_batches**BATCHES_EXPONENT)
+    """Steps of a corpus of so many batches ÷ those of one of a single batch: of more than two by the root."""
+    return min(float(n_batches), math.sqrt(FEW_BATCHES * n_batches))
 
 
 def expected_steps(transition: Transition, slack: float) -> Estimate:

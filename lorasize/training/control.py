@@ -38,7 +38,7 @@ _ONCE = "Taking the model's statistics on general text, once for each model: up 
 _ROOM = 0.6  # share of the bound up to which there is room to pull less; not tuned
 _EVERY = 5  # steps between two measurements while the bound is broken; not tuned
 # Share of stubborn tokens below which harm is undone all the same: docs/log/harm.md#one-token-of-thousands
-_NEARLY_NONE = 0.002
+_NEARLY_NONE = 0.001
 _TIGHTER = 0.8  # of what other texts must fall to, that the watched ones must; not tuned
 
 

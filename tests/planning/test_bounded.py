@@ -11,9 +11,10 @@ from lorasize.errors import CalibrationError
 from lorasize.law import bounded, transition
 from lorasize.law.bounded import TIGHTER_EXPONENT, TIGHTER_KEPT, bounded_corpus_steps, fit_bounded
 from lorasize.planning import Limits, Workload, moved_law, ranks_at_site
-from lorasize.planning.bounded import CALM_RANK, LEAST_RANK, PATIENCE
+from lorasize.planning.bounded import CALM_RANK, LEAST_RANK, PATIENCE, assess_bounded
+from lorasize.planning.choice import Assessment, assess_all
 from lorasize.planning.plan import minimum
-from lorasize.records import Site
+from lorasize.records import Demand, Site
 from lorasize.report.facts.plan import plan_facts
 
 BOUND = 0.02
@@ -107,6 +108,21 @@ def test_more_passages_and_a_tighter_bound_take_more_steps() -> None:
     assert many == pytest.approx(one * 32**transition.PASSAGES_EXPONENT)
     assert steps(bound=0.005) == pytest.approx(steps() * 4**TIGHTER_EXPONENT)
     assert steps(bound=0.08) == steps()
+
+
+def test_steps_follow_batches_up_to_two_and_then_their_root_but_not_under_a_bound() -> None:
+    assert [transition.batches_factor(n) for n in (1, 2, 8, 32)] == pytest.approx([1.0, 2.0, 4.0, 8.0])
+    (one, many), free = ([a.steps.point for a in found] for found in (_of_sizes(BOUND), _of_sizes(None)))
+    assert many == one
+    assert free[1] == pytest.approx(free[0] * transition.batches_factor(64) / transition.batches_factor(1))
+
+
+def _of_sizes(bound: float | None) -> list[Assessment]:
+    """The adapter of rank 12 for the same nats in 512 positions and in 64 times as many."""
+    calibration, demand = with_bound(), Demand(base_loss=10.0, nats=1000.0, bits=1443.0)
+    if bound is None:
+        return [assess_all(calibration, demand, n, n_passages=1, rank=12)[0] for n in (512, 512 * 64)]
+    return [assess_bounded(calibration, demand, n, n_passages=1, bound=bound, rank=12)[0] for n in (512, 512 * 64)]
 
 
 def test_steps_of_a_corpus_are_told_from_those_of_probes() -> None:

@@ -37,7 +37,7 @@ def test_the_pull_grows_while_every_token_is_held_and_yields_where_one_is_not(
     monkeypatch.setattr("lorasize.training.guard.adapted_pairs", lambda adapted: {})
     guard = Guard(cast(Any, None), {})
     control = Control(cast(Any, None), [], [], 0.02, guard)
-    moved = iter([0.01, 0.04, 0.04])
+    moved = iter([0.01, 0.04, 0.04, 0.04])
 
     def measure() -> Drift:
         nats = next(moved)
@@ -55,6 +55,9 @@ def test_the_pull_grows_while_every_token_is_held_and_yields_where_one_is_not(
     assert hardest > 1.5 * STRENGTH
     control.stepped(0.1, 0.1)
     assert STRENGTH < guard.state.strength < hardest
+    yielded = guard.state.strength
+    control.stepped(0.1, 0.0005)  # one token of two thousand
+    assert guard.state.strength > yielded
     for _ in range(9):
         guard.balance(held=False)
     assert guard.state.strength == STRENGTH  # as it was when harm was found
