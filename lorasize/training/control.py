@@ -171,14 +171,20 @@ class Control:
         if self.prompts is not None:
             self.prompts.pull()
 
-    def stepped(self, loss: float, stubborn: float) -> None:
-        """After a step on the corpus: its mean loss, nats per token, and the share of tokens that have not passed."""
+    def stepped(self, loss: float, stubborn: float, n_parts: int = 1) -> None:
+        """After a step on the corpus.
+
+        Args:
+            loss: Its mean loss, nats per token.
+            stubborn: Share of its tokens that have not passed.
+            n_parts: Steps that one look at all of it takes.
+        """
         self.waited += 1
         if self.guard is None:
             return
         slow = self.guard.stepped(loss, stubborn)
         if self.harmed or stubborn > 0:
-            self.guard.balance(held=stubborn == 0 or (self.harmed and stubborn < _NEARLY_NONE))
+            self.guard.balance(held=stubborn == 0 or (self.harmed and stubborn < _NEARLY_NONE), n_parts=n_parts)
         if slow or (self.harmed and self.waited >= _EVERY):
             found = self.judge()
             if slow and found.share_of_bound < _ROOM:

@@ -126,12 +126,18 @@ class Guard:
         """The bound was kept and is broken now."""
         self.state.least = self.state.strength
 
-    def balance(self, *, held: bool) -> None:
-        """A step since harm was found: pull harder as long as every token is held, less hard where one is not."""
+    def balance(self, *, held: bool, n_parts: int = 1) -> None:
+        """A step since harm was found: pull harder as long as every token is held, less hard where one is not.
+
+        Args:
+            held: Whether every token is, as last looked at.
+            n_parts: Steps that one look at the whole corpus takes, over which the pull changes as in one.
+        """
         state = self.state
         if state.least is None:
             return
-        state.strength = min(_MOST, state.strength * _HARDER) if held else max(state.least, state.strength / _HARDER)
+        harder = _HARDER ** (1.0 / n_parts)
+        state.strength = min(_MOST, state.strength * harder) if held else max(state.least, state.strength / harder)
 
 
 def _add(parameter: nn.Parameter, gradient: Tensor, factor: float) -> None:

@@ -352,7 +352,8 @@ class Trainer:
         self._optimizer.step()
         self._state.step += 1
         if self.control is not None:
-            self.control.stepped(float(self._last.losses.mean()), self._last.share_from(self.options.passing_loss))
+            share = self._last.share_from(self.options.passing_loss)
+            self.control.stepped(float(self._last.losses.mean()), share, self.steps_per_epoch)
 
     def _accumulated(self, part: Sequence[Batch], *, every: bool = False) -> tuple[int, float]:
         """The gradient of a part on the parameters; how many tokens have weight, and the sum of their weights."""
