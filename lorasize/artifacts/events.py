@@ -23,6 +23,14 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """Progress of the statistics on general text, which are taken once for each model: batches run so far."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Raised:
     """Training goes on for a larger margin: decoding shifts ln p by up to `gap` nats, so every p is to exceed `to`.
 
@@ -41,7 +49,7 @@ class Noted:
     message: str
 
 
-Event = StepReport | Escalation | Decoding | Raised | Noted
+Event = StepReport | Escalation | Measuring | Decoding | Raised | Noted
 Notify = Callable[[Event], None]
 
 
@@ -71,6 +79,8 @@ class EventLog:
 def _line(event: Event) -> dict[str, Any]:
     if isinstance(event, Decoding):
         return {"event": "decoding", **asdict(event)}
+    if isinstance(event, Measuring):
+        return {"event": "measuring", **asdict(event)}
     if isinstance(event, Raised):
         return {"event": "raised", **asdict(event)}
     if isinstance(event, Noted):

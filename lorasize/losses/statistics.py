@@ -37,6 +37,8 @@ TOKENS_OF_A_KIND = 512  # of general text, two windows: docs/log/harm.md#how-har
 _BATCH = 1024  # positions at once; not tuned
 _VERSION = "1"  # of what is measured, and of the general text
 
+Follow = Callable[[int, int], None]  # batches done, batches in all
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -52,7 +54,7 @@ class Statistics:
 
 
 def statistics_of(
-    base: BaseModel, paths: Sequence[str], more: str = "", announce: Callable[[], None] = lambda: None
+    base: BaseModel, paths: Sequence[str], more: str = "", progress: Follow = lambda done, total: None
 ) -> dict[str, Statistics]:
     """The statistics of these linear layers, from the cache or measured and put there.
 
@@ -60,14 +62,13 @@ def statistics_of(
         base: The model; an adapter in it must be put aside.
         paths: Names of the linear layers inside the model.
         more: Text of the user's that counts beside the general text.
-        announce: Called before they are measured, which takes up to some minutes.
+        progress: Told of the batches that were run and of all there are, where any must be.
     """
     place = _place(base, more)
     known = _read(place)
     missing = [path for path in paths if path not in known]
     if missing:
-        announce()
-        known |= _measured(base, missing, more)
+        known |= _measured(base, missing, more, progress)
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
             place.parent.mkdir(parents=True, exist_ok=True)
             write_whole(save(_tensors(known)), place)
@@ -105,7 +106,7 @@ def _read(place: Path) -> dict[str, Statistics]:
     return {path: Statistics(tensors[f"inputs {path}"], tensors[f"gradients {path}"]) for path in paths}
 
 
-def _measured(base: BaseModel, paths: Sequence[str], more: str) -> dict[str, Statistics]:
+def _measured(base: BaseModel, paths: Sequence[str], more: str, progress: Follow) -> dict[str, Statistics]:
     """One forward and backward pass over the general text, a window at a time where memory does not suffice for more.
 
     Raises:
@@ -113,7 +114,7 @@ def _measured(base: BaseModel, paths: Sequence[str], more: str) -> dict[str, Sta
     """
     for positions in (_BATCH, POSITIONS):
         try:
-            return _measured_in(base, paths, more, positions)
+            return _measured_in(base, paths, more, positions, progress)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -123,7 +124,9 @@ def _measured(base: BaseModel, paths: Sequence[str], more: str) -> dict[str, Sta
     )
 
 
-def _measured_in(base: BaseModel, paths: Sequence[str], more: str, positions: int) -> dict[str, Statistics]:
+def _measured_in(
+    base: BaseModel, paths: Sequence[str], more: str, positions: int, progress: Follow
+) -> dict[str, Statistics]:
     """The same in batches of so many positions."""
     rows = [window for text in _texts(more) for window in windows_of(base, text, TOKENS_OF_A_KIND)]
     few = torch.tensor([rows[0].target_ids[:16]], device=base.device)
@@ -133,7 +136,8 @@ def _measured_in(base: BaseModel, paths: Sequence[str], more: str, positions: in
     sums, draw = _Sums(base.model, paths), torch.Generator(base.device).manual_seed(0)
     whole = Suffix(base.model, None, logits=own)
     with sums.watching():
-        for batch in batches:
+        for done, batch in enumerate(batches):
+            progress(done, len(batches))
             hidden = whole.run(batch.ids, None)[batch.rows, batch.columns]
             sums.add(batch, hidden, drawn_gradient(head, hidden.detach(), draw))
     return sums.means()

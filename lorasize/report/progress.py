@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 from rich.console import Console
 from rich.status import Status
 
-from lorasize.artifacts.events import Noted, Raised
+from lorasize.artifacts.events import Measuring, Noted, Raised
 from lorasize.law.time_left import steps_in_all
 from lorasize.records import Escalation, Plan, StepReport
 from lorasize.report.terminal import label
@@ -40,6 +40,7 @@ class Progress:
         self._pending: str | None = None
         self._plan: Plan | None = None  # of the training under way
         self._first: StepReport | None = None  # its first report, by when all that happens once has happened
+        self._began = 0.0  # when what is being measured began
 
     def __enter__(self) -> Progress:
         """Begin; nothing is shown before the first message."""
@@ -66,7 +67,7 @@ class Progress:
             self._now(f"{place}: {what}{left}")
 
     def event(self, event: Event) -> None:
-        """A training step, a growth of the adapter, a larger margin, a decoded passage, or a note."""
+        """A training step, a growth of the adapter, a larger margin, a measured part, a decoded passage, or a note."""
         if isinstance(event, StepReport):
             self._first = self._first or event
             self._now(_step_text(event) + _left(event, self._first, self._plan), last=event.evaluated)
@@ -77,8 +78,20 @@ class Progress:
             self.note(f"{who} shifts ln p by up to {event.gap:.2g}: training goes on to p > {event.to:.2f}")
         elif isinstance(event, Noted):
             self.note(event.message)
+        elif isinstance(event, Measuring):
+            self._measured(event)
         else:
             self.decoded(event.done, event.total)
+
+    def _measured(self, event: Measuring) -> None:
+        left = ""
+        if event.done == 0:
+            self._began = time.monotonic()
+        else:
+            each = (time.monotonic() - self._began) / event.done
+            left = f", about {format_seconds(each * (event.total - event.done))} left"
+        done = f"part {event.done + 1} of {event.total}"
+        self._now(f"statistics of the model on general text, once for each model: {done}{left}")
 
     def decoded(self, done: int, total: int) -> None:
         """Passages decoded so far."""

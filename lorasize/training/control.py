@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lorasize.artifacts.events import Noted
+from lorasize.artifacts.events import Measuring
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.losses.neutral import neutral_text, windows
 from lorasize.losses.statistics import Statistics, statistics_of
@@ -34,7 +34,6 @@ TOKENS_WATCHED, TOKENS_SHOWN, TOKENS_RETAINED = 48, 160, 2048
 WATCHED_SHARE = 1.25  # of the bound, that what is watched may use up: docs/log/harm.md#what-is-watched-moves-more
 _PROMPTS_PULL = 1.0  # of the pull on prompts, beside the loss to be learned: docs/log/harm.md#what-a-prompt-begins-with
 _PROMPT_TOKENS, _PROMPT_POSITIONS = 16, 128  # of a prompt, and of all; not tuned
-_ONCE = "Taking the model's statistics on general text, once for each model: up to some minutes."
 _ROOM = 0.6  # share of the bound up to which there is room to pull less; not tuned
 _EVERY = 5  # steps between two measurements while the bound is broken; not tuned
 # Share of stubborn tokens below which harm is undone all the same: docs/log/harm.md#one-token-of-thousands
@@ -275,7 +274,7 @@ def other_text(
     adapted: PeftModel,
     retained: str,
     bound: float | None,
-    notify: Callable[[Noted], None] = lambda event: None,
+    notify: Callable[[Measuring], None] = lambda event: None,
 ) -> OtherText | None:
     """The texts that are watched under a bound, with the base model's statistics; None without one.
 
@@ -291,7 +290,7 @@ def other_text(
     watched = {kind: windows_of(base, text, TOKENS_WATCHED) for kind, text in texts("control").items()}
     paths = list(adapted_pairs(adapted))
     with adapted.disable_adapter():
-        statistics = statistics_of(base, paths, retained, lambda: notify(Noted(_ONCE)))
+        statistics = statistics_of(base, paths, retained, lambda done, total: notify(Measuring(done, total)))
     kept_for = None if retained else base
     return OtherText(watched | _retained(base, retained), WATCHED_SHARE * bound, statistics, kept_for)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lorasize import models
-from lorasize.artifacts.events import Noted
+from lorasize.artifacts.events import Measuring, Noted
 from lorasize.corpus.tokens import EncodedPassage
 from lorasize.errors import TrainingDivergedError
 from lorasize.law.transition import batches_factor
@@ -152,7 +152,7 @@ class Session:
     encoded: Sequence[EncodedPassage]
     plan: Plan
     options: ApplyOptions
-    notify: Callable[[StepReport | Escalation | Noted], None] = lambda event: None
+    notify: Callable[[StepReport | Escalation | Measuring | Noted], None] = lambda event: None
     retained: str = ""
     start: Path | None = None
     save: Callable[[Checkpoint], None] = lambda checkpoint: None

@@ -31,6 +31,7 @@ from support.records import (
 
 from lorasize import records as r
 from lorasize import report
+from lorasize.artifacts.events import Measuring
 from lorasize.report import progress as progress_module
 from lorasize.report import text
 from lorasize.report.facts.recall import memorization_facts
@@ -331,6 +332,20 @@ def test_escalation_and_decoding_are_said(clock: list[float]) -> None:
     assert stream.getvalue().splitlines() == [
         "step 90: training stalled, the adapter grows from rank 1 to rank 2",
         "decoded 2 of 2 passages",
+    ]
+
+
+def test_statistics_on_general_text_say_their_time_left(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with report.Progress(stream=stream) as progress:
+        for done in range(3):
+            progress.event(Measuring(done, 3))
+            clock[0] += 20.0
+    what = "statistics of the model on general text, once for each model: part"
+    assert stream.getvalue().splitlines() == [
+        f"{what} 1 of 3",
+        f"{what} 2 of 3, about 40 s left",
+        f"{what} 3 of 3, about 20 s left",
     ]
 
 

@@ -68,7 +68,10 @@ def test_statistics_are_means_over_all_positions(torch: Any, base: BaseModel, mo
     """C from a plain forward pass; G is positive, and the cache gives the same."""
     monkeypatch.setattr(statistics, "texts", lambda use: {"one": TRAINING_TEXT, "two": "Another text, of its own."})
     path = "model.layers.1.mlp.up_proj"
-    found = statistics_of(base, [path])[path]
+    told: list[tuple[int, int]] = []
+    found = statistics_of(base, [path], progress=lambda *parts: told.append(parts))[path]
+    assert told
+    assert told == [(done, len(told)) for done in range(len(told))]
     read = []
     handle = base.model.get_submodule(path).register_forward_pre_hook(lambda module, args: read.append(args[0][0]))
     try:
@@ -80,7 +83,7 @@ def test_statistics_are_means_over_all_positions(torch: Any, base: BaseModel, mo
     x = torch.cat(read)
     torch.testing.assert_close(found.inputs, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
     assert bool((found.gradients > 0).all())
-    again = statistics_of(base, [path])[path]
+    again = statistics_of(base, [path], progress=lambda *parts: pytest.fail("measured again"))[path]
     assert torch.equal(again.inputs, found.inputs)
     assert torch.equal(again.gradients, found.gradients)
 
