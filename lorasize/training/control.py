@@ -25,6 +25,7 @@ from lorasize.records import RETAINED, Drift, KindDrift
 from lorasize.training.base_states import Known, known_by_the_base, seen_by_the_base
 from lorasize.training.fast_path import FastPath
 from lorasize.training.guard import Guard, GuardState
+from lorasize.training.rate import BOUNDED_RATE
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -107,6 +108,11 @@ class Control:
     drift: Drift | None = None
     waited: int = 0
     tightened: int = 0
+
+    @property
+    def allowed_rate(self) -> float | None:
+        """The fastest learning rate that the bound allows; None without one."""
+        return None if self.guard is None else self.guard.rate(BOUNDED_RATE)
 
     @property
     def harmed(self) -> bool:

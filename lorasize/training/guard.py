@@ -8,6 +8,7 @@ misses a shift that a whole text shares, which is what the strongest directions 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ SHARE = 0.5  # of the input directions, the strongest, that A is kept out of; no
 STRENGTH = 1000.0  # of the pull when training begins: docs/log/harm.md#how-hard-to-pull
 _LEAST, _MOST = 1.0, 1e6  # keep it within numbers that float32 tells apart
 _HARDER = 1.15  # times the pull, step by step: docs/log/harm.md#all-batches-in-one-step-under-the-bound
+_FIRST = 0.004  # nats per token that a first step may move general text by: docs/log/harm.md#how-far-a-first-step-goes
 _EVERY = 5  # steps after which progress is judged
 _SLOW = 0.9  # the loss after these steps, as a share of the loss before, above which they were slow
 
@@ -72,19 +74,33 @@ class Guard:
 
     Attributes:
         state: How hard it pulls.
+        reach: How far a first step goes by general text for each squared learning rate, nats per token, at most.
     """
 
     def __init__(self, adapted: PeftModel, statistics: Mapping[str, Statistics]) -> None:
         """Project A, so that training begins outside the barred directions."""
         self.state = GuardState(STRENGTH)
         self._matrices: list[_Guarded] = []
+        self.reach = 0.0
         for path, (a, b) in adapted_pairs(adapted).items():
             known = statistics[path]
             inputs = known.inputs.to(a.device)
             n = round(SHARE * len(inputs))
-            barred = torch.linalg.eigh(inputs).eigenvectors[:, len(inputs) - n :].contiguous()
+            found = torch.linalg.eigh(inputs)
+            barred = found.eigenvectors[:, len(inputs) - n :].contiguous()
+            # E[(a·x)²] of a row of A as PEFT draws it and as it is projected, whatever A is by now.
+            read = float(found.eigenvalues[: len(inputs) - n].sum()) / (3 * len(inputs))
+            self.reach += len(a) ** 2 * read * float(known.gradients.sum()) / 2.0
             self._matrices.append(_Guarded(a, b, inputs, known.gradients.to(a.device), barred))
         self.project()
+
+    def rate(self, at_most: float) -> float:
+        """The learning rate of Adam, up to `at_most`, whose first step keeps within `_FIRST`.
+
+        That step moves every entry of B by the rate, whatever the gradient is: outputs move by rate · Σ |a·x|, which
+        grows with the rank, and by how much the layer reads outside the barred directions, as models differ.
+        """
+        return at_most if self.reach <= 0.0 else min(at_most, math.sqrt(_FIRST / self.reach))
 
     @torch.no_grad()
     def project(self) -> None:

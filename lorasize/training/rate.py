@@ -39,7 +39,7 @@ class Rate:
         return self.fastest * min(1.0, max(self.slowest, math.sqrt(stubborn / self.calm)))
 
 
-def rate_of(fastest: float | None, *, bounded: bool, n_batches: int = 1) -> Rate:
+def rate_of(fastest: float | None, *, allowed: float | None, n_batches: int = 1) -> Rate:
     """The recipe's schedule, with or without a bound on drift; its own fastest rate when None.
 
     A step on one of many batches has a noisy gradient, which Adam takes for as large as any: so the rate falls with
@@ -47,11 +47,11 @@ def rate_of(fastest: float | None, *, bounded: bool, n_batches: int = 1) -> Rate
 
     Args:
         fastest: The rate while many tokens are stubborn.
-        bounded: Whether there is a bound on drift.
+        allowed: The fastest that a bound on drift allows; None without one.
         n_batches: Steps that one look at the whole corpus takes.
     """
-    if bounded:
-        return Rate(fastest or BOUNDED_RATE, slowest=SLOWEST_BOUNDED / math.sqrt(max(1, n_batches)))
+    if allowed is not None:
+        return Rate(fastest or allowed, slowest=SLOWEST_BOUNDED / math.sqrt(max(1, n_batches)))
     return Rate(fastest or RATE * min(1.0, _FEW / max(1, n_batches)) ** _FALLS)
 
 

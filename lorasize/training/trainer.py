@@ -127,7 +127,8 @@ class Trainer:
         weighed = objective or Objective(options.method, options.passing, many=len(encoded) >= _MANY)
         self._passes = Passes(self._path, self._parameters, weighed, spread=is_spread(base_of(adapted)))
         self._optimizer = (optimizer or adam)(self._parameters)
-        self._rate = rate or rate_of(options.learning_rate, bounded=self._bounded, n_batches=self.steps_per_epoch)
+        allowed = None if self.control is None else self.control.allowed_rate
+        self._rate = rate or rate_of(options.learning_rate, allowed=allowed, n_batches=self.steps_per_epoch)
         self._pieces = Pieces(self._parameters)
         self._watch = watch
 

@@ -6,7 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from lorasize.records import Drift, KindDrift, StepReport
+from lorasize.losses.statistics import Statistics
+from lorasize.models import BaseModel, adapters
+from lorasize.records import Drift, KindDrift, Site, StepReport
 from lorasize.training.control import Control
 from lorasize.training.guard import STRENGTH, Guard
 from lorasize.training.rate import SLOWEST_BOUNDED, Rate, calmed
@@ -101,3 +103,29 @@ def test_every_kind_but_one_keeps_its_bound(kinds: dict[str, float], share: floa
     )
     drift = Drift(before=1.0, after=1.01, nats=0.01, bound=0.02, divergence=0.01, texts=texts)
     assert drift.share_of_bound == pytest.approx(share)
+
+
+def test_a_first_step_goes_as_far_by_general_text_at_any_rank(torch: Any, bases: dict[str, BaseModel]) -> None:
+    """What the guard expects of it is what the statistics say of B moved by the rate in every entry."""
+    base, reaches = bases["able"], {}
+    site = Site(target_modules=("up_proj",), layers_to_transform=(1, 2))
+    for rank in (8, 32):
+        adapted = adapters.attach(base.model, site, rank, 0)
+        try:
+            pairs, draw = adapters.adapted_pairs(adapted), torch.Generator().manual_seed(1)
+            known = {}
+            for path, (a, b) in pairs.items():
+                rows = 100.0 * torch.randn(64, a.shape[1], generator=draw)
+                known[path] = Statistics(rows.T @ rows / 64, torch.rand(len(b), generator=draw))
+            guard = Guard(adapted, known)
+            reaches[rank] = guard.reach
+            assert guard.rate(1e-9) == 1e-9
+            rate = guard.rate(1.0)
+            moved = 0.0
+            for path, (a, _) in pairs.items():
+                read = ((a.detach() @ known[path].inputs) * a.detach()).sum(dim=1).sqrt().sum()
+                moved += float((rate * read) ** 2 * known[path].gradients.sum() / 2)
+            assert moved == pytest.approx(0.004, rel=0.2)
+        finally:
+            adapters.detach(adapted)
+    assert reaches[32] == pytest.approx(16 * reaches[8])

@@ -166,12 +166,12 @@ def test_the_rate_falls_with_the_share_of_stubborn_tokens() -> None:
 
 
 def test_the_rate_falls_with_many_batches() -> None:
-    cases = ((False, 4), (False, 64), (True, 64))
-    few, many, bounded = (rate_of(None, bounded=b, n_batches=n)(0, 1.0) for b, n in cases)
+    cases = ((None, 4), (None, 64), (BOUNDED_RATE, 64))
+    few, many, bounded = (rate_of(None, allowed=rate, n_batches=n)(0, 1.0) for rate, n in cases)
     assert few == RATE
     assert many == pytest.approx(RATE / 8)
     assert bounded == BOUNDED_RATE
-    last, last_of_many = (rate_of(None, bounded=True, n_batches=n)(0, 0.0) for n in (1, 4))
+    last, last_of_many = (rate_of(None, allowed=0.02, n_batches=n)(0, 0.0) for n in (1, 4))
     assert last_of_many == pytest.approx(last / 2)
 
 
