@@ -120,7 +120,7 @@ def input_device(model: Any) -> torch.device:
     embedding = model.get_input_embeddings()
     found = [d for hook in _hooks(embedding) if (d := getattr(hook, "execution_device", None)) is not None]
     if found:
-        return torch.device("cuda", found[0]) if isinstance(found[0], int) else torch.device(found[0])
+        return torch.device(found[0])  # a bare number is one of the accelerators that there are, of whatever kind
     device: torch.device = embedding.weight.device
     return device
 
