@@ -25,7 +25,7 @@ _MOST_LAYERS = 10_000
 MAX_RANK = 4096  # that of `records`, whose import takes longer than the rest of `--help`
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-PRESETS = ("quick", "standard", "thorough")
+PRESETS = ("brief", "quick", "standard", "thorough")
 MINIMIZE = ("parameters", "bytes", "seconds")
 SERVE = ("peft", "vllm", "llama.cpp", "merged")
 QUANTIZE = ("none", "nf4", "int8")

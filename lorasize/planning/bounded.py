@@ -111,7 +111,7 @@ def bounded_warnings(calibration: Calibration, demand: Demand, bound: float) -> 
     """Why such a plan is extrapolated."""
     law = law_of(calibration)
     warnings = []
-    if SOURCE in calibration.provenance:
+    if SOURCE in calibration.provenance and not law.observations:
         warnings.append(
             f"Not calibrated: these figures are those of {calibration.provenance[SOURCE]}, moved over to this model "
             f"with a wide interval. Run `lorasize calibrate` on {calibration.model.ref} for its own."

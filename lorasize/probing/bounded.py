@@ -40,7 +40,7 @@ def bounded_specs(
     each = adapters.count_parameters(shapes, site, 1)
     longest = base.max_positions // 2
     dense = nats_per_token("random")
-    for k, (kind, ratio) in enumerate(_QUICK if preset == "quick" else (*_QUICK, *_MORE)):
+    for k, (kind, ratio) in enumerate(_QUICK if preset in ("brief", "quick") else (*_QUICK, *_MORE)):
         rank = max(1, round(ratio * (_TOKENS[kind] if k else _FEW) * dense / each))
         n_tokens = min(longest, round(rank * each / (ratio * nats_per_token(kind))))
         yield spec_at(site, rank, max(2, n_tokens), kind, k).model_copy(update={"max_drift": max_drift})

@@ -1,4 +1,4 @@
-"""How much a calibration probes: the three presets.
+"""How much a calibration probes: the presets.
 
 No number was tuned for the accuracy of plans. Where the log has an entry on one, it is cited.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 
 from lorasize.records import PROBE_STEPS
 
-PresetName = Literal["quick", "standard", "thorough"]
+PresetName = Literal["brief", "quick", "standard", "thorough"]
 
 
 @dataclass(frozen=True)
@@ -79,4 +79,7 @@ _STANDARD = Preset(
 # Begins as `standard` does and goes on for longer. Not tuned, and no run of it is in the log.
 _THOROUGH = replace(_STANDARD, name="thorough", budget=36e6, max_probes=120, n_layer_sets=5)
 
-PRESETS: Mapping[PresetName, Preset] = {preset.name: preset for preset in (_QUICK, _STANDARD, _THOROUGH)}
+# Probes under the bound alone: what they tell of sites and depths is where they would have been probed.
+_BRIEF = replace(_QUICK, name="brief", max_probes=0)
+
+PRESETS: Mapping[PresetName, Preset] = {preset.name: preset for preset in (_BRIEF, _QUICK, _STANDARD, _THOROUGH)}

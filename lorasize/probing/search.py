@@ -91,6 +91,7 @@ class Search:
     where: dict[str, str | None]  # what a worker needs to load the model
     execute: Execute | None
     observations: list[Observation] = field(default_factory=list)
+    planned: int | None = None  # probes in all, once that is known
     started: float = field(default_factory=time.perf_counter)
 
     def all_probes(self) -> None:
@@ -107,15 +108,15 @@ class Search:
 
     def bounded_probes(self, max_drift: float) -> None:
         """Probe under a bound on drift."""
-        specs = bounded_specs(self.base, self.preset.name, max_drift, self._nats_per_token, self.spec_at)
-        self.observe_all(list(specs))
+        specs = list(bounded_specs(self.base, self.preset.name, max_drift, self._nats_per_token, self.spec_at))
+        self.planned = len(self.observations) + len(specs)
+        self.observe_all(specs)
 
-    def slowdown(self) -> float:
-        """Seconds of a step under a bound ÷ those without one, from a few steps of the first such probes."""
+    def compared(self) -> list[tuple[Observation, Observation]]:
+        """The first probes under a bound, each beside a few of its steps without one."""
         probes = [o for o in self.observations if o.probe.max_drift is not None][:_COMPARED]
         free = [o.probe.model_copy(update={"max_drift": None, "max_steps": _TIMED}) for o in probes]
-        seconds = [run_probe(self.base, spec, self.sample).seconds_per_step for spec in free]
-        return math.prod(o.seconds_per_step / s for o, s in zip(probes, seconds, strict=True)) ** (1 / len(probes))
+        return [(o, run_probe(self.base, spec, self.sample)) for o, spec in zip(probes, free, strict=True)]
 
     def _boundary(self, site: Site) -> float:
         """Bits per parameter between the largest success and the smallest failure at rank 1, from up to four probes.
@@ -236,14 +237,19 @@ class Search:
         self.notify(ProbeReport(done, total, spec, observation, self._seconds_left()))
 
     def _total(self, at_least: int) -> int:
-        """Probes in all, as the budget and the work of those behind us suggest."""
+        """Probes in all: as planned, or as the budget and the work of those behind us suggest."""
+        if self.planned is not None:
+            return max(at_least, self.planned)
         budget = self.preset.budget
         spent = budget - self._work_left()
         each = spent / len(self.observations) if self.observations else budget / _GUESSED_PROBES
         return max(at_least, min(self.preset.max_probes, math.ceil(budget / each)))
 
     def _seconds_left(self) -> float:
-        """By the work behind us and before us."""
+        """By the work behind us and before us, or by the probes."""
+        if self.planned is not None:
+            n = len(self.observations)
+            return sum(o.seconds for o in self.observations) / max(1, n) * max(0, self.planned - n)
         spent = self.preset.budget - self._work_left()
         return sum(o.seconds for o in self.observations) / max(1.0, spent) * max(0.0, self._work_left())
 

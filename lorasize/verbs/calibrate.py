@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from lorasize import __version__, models
-from lorasize.artifacts.calibrations import calibration_path, device_kind, write_calibration
+from lorasize.artifacts.calibrations import calibration_path, device_kind, nearest_calibration, write_calibration
 from lorasize.artifacts.workspace import locked
 from lorasize.corpus import read_corpus
 from lorasize.corpus.tokens import encode_corpus
@@ -26,12 +27,14 @@ from lorasize.losses.base import slower
 from lorasize.losses.neutral import neutral_text
 from lorasize.models import placement
 from lorasize.models.device_rates import device_rates
+from lorasize.planning.prior import SOURCE
 from lorasize.probing import Execute, Journal
 from lorasize.probing.costs import fit_cost
 from lorasize.probing.presets import PRESETS, PresetName
 from lorasize.probing.search import ProbeListener, Search
 from lorasize.probing.sites import calibrated_sites
 from lorasize.records import MAX_DRIFT, RECIPE, Calibration, DeviceRates, Observation, Reading, digest
+from lorasize.verbs.plan_basis import moved_over
 
 _NAMED = 5  # tokens named in a sentence
 
@@ -65,7 +68,7 @@ def calibrate(
         attn: Attention kernel; `auto` is the best that the model has here.
         quantization: What plain weights are quantised to, "nf4" or "int8"; as they are when None.
         device_map: How to spread the model over devices (`models.placement`); all on one when None.
-        preset: How many sites and repeats are probed.
+        preset: How much is probed; for `brief` only what a bound asks, and the nearest calibration tells the rest.
         corpus: Text of the user's own kind, to be probed as well.
         seed: Of targets and adapters.
         time_limit: Seconds after which no further probe starts.
@@ -78,7 +81,7 @@ def calibrate(
     Raises:
         ModelError: the model cannot be loaded, or another run is at work on the same calibration.
         FitError: the probes do not identify the law.
-        CalibrationError: the folder cannot be written.
+        CalibrationError: the folder cannot be written, or no calibration is in reach for `brief` to go by.
     """
     target = models.pick_device(device)
     kind = models.dtype_name(models.pick_dtype(dtype, target))
@@ -90,21 +93,63 @@ def calibrate(
         journal = Journal(path.with_suffix(".journal.jsonl"), _key(base, attn, sample))
         where = {"ref": ref, "revision": revision, **how}
         search = Search(base, journal, PRESETS[preset], seed, time_limit, sample, notify, where, execute)
-        calibration = _anew(search, ref, attn) if known is None else _fitting(known, base)
+        calibration = _begun(search, ref, attn) if known is None else _fitting(known, base)
         calibration = calibration if max_drift is None else _with_law(calibration, search, max_drift)
+        _require_own(calibration)
         write_calibration(calibration, path)
         journal.remove()
     return calibration, path
 
 
-def _anew(search: Search, ref: str, attn: str) -> Calibration:
-    """The calibration by all probes that have no bound on drift."""
+def _begun(search: Search, ref: str, attn: str) -> Calibration:
+    """The calibration by all probes that have no bound on drift; for `brief`, by those of another calibration."""
     base, preset = search.base, search.preset.name
+    if preset == "brief":
+        return _lent(base, ref, _about(base, attn, preset), search.seed)
     search.all_probes()
     timed = search.timed_alone() if search.execute is not None and search.observations else None
     calibration = fit(base, search.observations, ref, preset=preset, seed=search.seed, timed=timed)
     about = {**calibration.provenance, **_about(base, attn, preset)}
     return calibration.model_copy(update={"provenance": about, "rates": _rates(base)})
+
+
+def _lent(base: models.BaseModel, ref: str, about: Mapping[str, str], seed: int) -> Calibration:
+    """The nearest calibration's law of bare minima, moved to this model if it is another's.
+
+    Raises:
+        CalibrationError: there is none by today's recipe.
+    """
+    dtype = models.dtype_name(base.dtype)
+    near = nearest_calibration(base.fingerprint, RECIPE, dtype, base.quantization)
+    if near is None:
+        raise CalibrationError(f"no calibration by {RECIPE} is in reach, whose law of bare minima could be lent")
+    source = near[0]
+    own = source.model.fingerprint == base.fingerprint
+    moved = source if own else moved_over(source, base, ref)
+    lender = {"law_from": f"{source.device} in {source.dtype}"} if own else {SOURCE: moved.provenance[SOURCE]}
+    return moved.model_copy(
+        update={
+            "model": models.record_of(base, ref),
+            "device": base.place,
+            "dtype": dtype,
+            "quantization": base.quantization,
+            "bounded": None,
+            "grown_from": (),
+            "rates": _rates(base),
+            "provenance": {**_provenance((), "brief", seed), **lender, **about},
+        }
+    )
+
+
+def _require_own(calibration: Calibration) -> None:
+    """Refuse what would be another calibration's alone.
+
+    Raises:
+        FitError: no probe of a `brief` calibration tells anything.
+    """
+    if calibration.provenance.get("preset") == "brief" and calibration.bounded is None:
+        why = calibration.provenance.get("bounded", "no probe under a bound on drift was asked for, or had the time")
+        raise FitError(f"nothing of this model's own: {why}", unidentified=("bounded",))
 
 
 def _key(base: models.BaseModel, attn: str, sample: Sequence[int]) -> dict[str, str]:
@@ -197,7 +242,11 @@ def _with_law(calibration: Calibration, search: Search, max_drift: float) -> Cal
     probes = [o for o in search.observations if o.probe.max_drift is not None]
     if not probes:
         return calibration
-    with_it = with_bounded(calibration, probes, search.slowdown())
+    pairs = search.compared()
+    slowdown = math.prod(o.seconds_per_step / free.seconds_per_step for o, free in pairs) ** (1 / len(pairs))
+    if calibration.provenance.get("preset") == "brief":  # its cost is another's until now
+        calibration = calibration.model_copy(update={"cost": fit_cost(search.base, [free for _, free in pairs])})
+    with_it = with_bounded(calibration, probes, slowdown)
     if with_it.bounded is calibration.bounded:  # its provenance says why
         return with_it
     made = f"{datetime.now(UTC):%Y-%m-%d} on {search.base.place}, {sum(o.seconds for o in probes):.0f} s"

@@ -19,6 +19,7 @@ from lorasize.verbs import plan_basis
 
 PROSE = "general prose"  # what the package's own text is called
 _MOVED = "Not calibrated: these are figures of {}, moved over to this model. `lorasize calibrate` makes its own."
+_BRIEF = "Without a bound these are figures of {}, moved over to this model; under the bound they are its own."
 _FAR = "Extrapolated: more than was probed. Read it as rough."
 
 
@@ -87,7 +88,8 @@ def capacity(
 def _doubts(known: Calibration, found: Sequence[Holding]) -> Iterator[str]:
     """Why the figures are rough."""
     if SOURCE in known.provenance:
-        yield _MOVED.format(known.provenance[SOURCE])
+        own = known.bounded is not None and known.bounded.observations
+        yield (_BRIEF if own else _MOVED).format(known.provenance[SOURCE])
     if any(one.extrapolated for one in found):
         yield _FAR
 

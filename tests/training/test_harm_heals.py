@@ -60,6 +60,21 @@ def test_the_pull_grows_while_every_token_is_held_and_yields_where_one_is_not(
     yielded = guard.state.strength
     control.stepped(0.1, 0.0005)  # one token of two thousand
     assert guard.state.strength > yielded
+
+
+def test_the_pull_changes_as_much_over_a_look_at_the_whole_corpus_in_any_number_of_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lorasize.training.guard.adapted_pairs", lambda adapted: {})
+    strengths = {}
+    for n_parts in (1, 7):
+        guard = Guard(cast(Any, None), {})
+        guard.harm_found()
+        for _ in range(3 * n_parts):
+            guard.balance(held=True, n_parts=n_parts)
+        strengths[n_parts] = guard.state.strength
+    assert strengths[7] == pytest.approx(strengths[1])
+    assert strengths[1] > 1.5 * STRENGTH
     for _ in range(9):
         guard.balance(held=False)
     assert guard.state.strength == STRENGTH  # as it was when harm was found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lorasize.training import Trainer, TrainingOptions
 from lorasize.training.control import OtherText
 from lorasize.verbs import calibrate as calibration
 from lorasize.verbs.calibrate import calibrate
+from lorasize.verbs.plan import PlanOptions, plan
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +238,55 @@ def test_a_calibration_without_time_says_so(able_llama: Path, tmp_path: Path, ru
     with pytest.raises(FitError, match="calibrate for longer"):
         calibrate(str(able_llama), device="cpu", preset="quick", folder=tmp_path, time_limit=-1.0)
     assert run_specs == []
+
+
+def bounded_alone(monkeypatch: pytest.MonkeyPatch, *, held: bool = True) -> list[ProbeSpec]:
+    """Probes that are made up, and what was asked of them."""
+    asked: list[ProbeSpec] = []
+
+    def made_up(base: BaseModel, spec: ProbeSpec, sample: Any) -> Observation:
+        asked.append(spec)
+        return observation().model_copy(update={"probe": spec, "threshold_met": held, "drift": 0.01})
+
+    monkeypatch.setattr(search, "run_probe", made_up)
+    return asked
+
+
+def test_a_brief_calibration_probes_under_the_bound_and_borrows_the_law(
+    able_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its drift, steps and cost are its own; of bare minima it knows what a shipped calibration says, and says so."""
+    asked = bounded_alone(monkeypatch)
+    told: list[ProbeReport] = []
+    found, path = calibrate(str(able_llama), device="cpu", preset="brief", folder=tmp_path, notify=told.append)
+    assert [spec.max_drift for spec in asked] == [0.02] * 3 + [None] * 2
+    assert {(r.done, r.total) for r in told if r.observation} == {(1, 3), (2, 3), (3, 3)}
+    assert found.bounded is not None
+    assert [o.probe for o in found.bounded.observations] == asked[:3]
+    assert found.observations == ()
+    assert found.cost.relative_spread == 0.5  # of two timings
+    assert "smollm2" in found.provenance["prior_from"]
+    assert read_calibration(path) == found
+
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("The harbour office opens at six.\n", encoding="utf-8")
+    for max_drift, lent in ((0.02, False), (math.inf, True)):
+        options = PlanOptions(calibration=path, max_drift=max_drift)
+        made = plan([corpus], ref=str(able_llama), device="cpu", options=options).plan
+        assert any("Not calibrated" in warning for warning in made.warnings) == lent
+
+
+def test_a_brief_calibration_that_learned_nothing_is_none(
+    able_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = functools.partial(calibrate, str(able_llama), device="cpu", preset="brief", folder=tmp_path)
+    for without in ({"max_drift": None}, {"time_limit": -1.0}):
+        with pytest.raises(FitError, match="no probe under a bound"):
+            begin(**without)
+    bounded_alone(monkeypatch, held=False)
+    with pytest.raises(FitError, match="nothing of this model's own"):
+        begin()
+    assert not list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.parametrize("held", [30, 0])

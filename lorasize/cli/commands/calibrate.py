@@ -26,7 +26,8 @@ Example:
 @options.all_of(options.model, options.revision, options.device, options.dtype, options.attn)
 @options.all_of(options.quantize, options.device_map, options.seed)
 @click.option(
-    "--preset", type=click.Choice(options.PRESETS), default="quick", show_default=True, help="How much is probed."
+    "--preset", type=click.Choice(options.PRESETS), default="quick", show_default=True,
+    help="How much is probed. brief: under the bound alone, with another model's law of bare minima.",
 )
 @click.option(
     "--max-drift", callback=options.drift, metavar="NATS|off",
