@@ -37,6 +37,8 @@ from lorasize.records import MAX_DRIFT, RECIPE, Calibration, DeviceRates, Observ
 from lorasize.verbs.plan_basis import moved_over
 
 _NAMED = 5  # tokens named in a sentence
+# What a few steps tell of cost. Not memory: the process has held more by then, for the statistics of general text.
+_SECONDS = ("seconds_overhead", "seconds_per_layer_token", "seconds_per_head_token", "seconds_setup", "relative_spread")
 
 
 def calibrate(
@@ -126,6 +128,7 @@ def _lent(base: models.BaseModel, ref: str, about: Mapping[str, str], seed: int)
     source = near[0]
     own = source.model.fingerprint == base.fingerprint
     moved = source if own else moved_over(source, base, ref)
+    made = {name: value for name, value in _provenance((), "brief", seed).items() if name != "seconds"}
     lender = {"law_from": f"{source.device} in {source.dtype}"} if own else {SOURCE: moved.provenance[SOURCE]}
     return moved.model_copy(
         update={
@@ -136,7 +139,7 @@ def _lent(base: models.BaseModel, ref: str, about: Mapping[str, str], seed: int)
             "bounded": None,
             "grown_from": (),
             "rates": _rates(base),
-            "provenance": {**_provenance((), "brief", seed), **lender, **about},
+            "provenance": {**made, **lender, **about},
         }
     )
 
@@ -244,8 +247,10 @@ def _with_law(calibration: Calibration, search: Search, max_drift: float) -> Cal
         return calibration
     pairs = search.compared()
     slowdown = math.prod(o.seconds_per_step / free.seconds_per_step for o, free in pairs) ** (1 / len(pairs))
-    if calibration.provenance.get("preset") == "brief":  # its cost is another's until now
-        calibration = calibration.model_copy(update={"cost": fit_cost(search.base, [free for _, free in pairs])})
+    if calibration.provenance.get("preset") == "brief":
+        timed = fit_cost(search.base, [free for _, free in pairs])
+        cost = calibration.cost.model_copy(update={name: getattr(timed, name) for name in _SECONDS})
+        calibration = calibration.model_copy(update={"cost": cost})
     with_it = with_bounded(calibration, probes, slowdown)
     if with_it.bounded is calibration.bounded:  # its provenance says why
         return with_it
