@@ -147,12 +147,13 @@ class Guard:
 
         Args:
             held: Whether every token is, as last looked at.
-            n_parts: Steps that one look at the whole corpus takes, over which the pull changes as in one.
+            n_parts: Steps that one look at the whole corpus takes. What they find of tokens is that old: the pull changes
+                by less in each, by more over all of them.
         """
         state = self.state
         if state.least is None:
             return
-        harder = _HARDER ** (1.0 / n_parts)
+        harder = _HARDER ** n_parts**-0.5
         state.strength = min(_MOST, state.strength * harder) if held else max(state.least, state.strength / harder)
 
 
