@@ -147,7 +147,7 @@ class Guard:
 
         Args:
             held: Whether every token is, as last looked at.
-            n_parts: Steps that one look at the whole corpus takes. What is known of tokens is that old: the pull changes
+            n_parts: Steps that one look at the whole corpus takes. What is known of tokens is so old: the pull changes
                 by less in each, by more over all of them.
         """
         state = self.state
