@@ -51,7 +51,7 @@ def rate_of(fastest: float | None, *, allowed: float | None, n_batches: int = 1)
         n_batches: Steps that one look at the whole corpus takes.
     """
     if allowed is not None:
-        return Rate(fastest or allowed, slowest=SLOWEST_BOUNDED / math.sqrt(max(1, n_batches)))
+        return Rate(fastest or allowed, slowest=SLOWEST_BOUNDED / max(1, n_batches))
     return Rate(fastest or RATE * min(1.0, _FEW / max(1, n_batches)) ** _FALLS)
 
 

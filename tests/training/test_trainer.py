@@ -172,7 +172,7 @@ def test_the_rate_falls_with_many_batches() -> None:
     assert many == pytest.approx(RATE / 8)
     assert bounded == BOUNDED_RATE
     last, last_of_many = (rate_of(None, allowed=0.02, n_batches=n)(0, 0.0) for n in (1, 4))
-    assert last_of_many == pytest.approx(last / 2)
+    assert last_of_many == pytest.approx(last / 4)
 
 
 def test_another_optimiser_rate_and_objective_may_be_given(torch: Any, bases: dict[str, BaseModel]) -> None:
