@@ -36,8 +36,8 @@ _NO_LAW = (
     "`lorasize calibrate --add-to` its file adds that; `lorasize apply --max-drift 0.02` trains under one all the same."
 )
 _OLD_UNBOUNDED = "The adapter to train on from has no bound on drift: planned without one."
-# Positions that came back with a bound kept: docs/log/plans.md#twenty-thousand-tokens-in-400-passages-negative
-_KEPT = 5_000
+# Positions that came back with a bound kept: docs/log/plans.md#twenty-thousand-tokens-in-400-passages-held
+_KEPT = 25_000
 _LARGE = (
     "Planned without a bound on what memorising does to other text: no corpus of more than "
     f"{_KEPT:,} positions was seen to keep one. `--max-drift 0.02` asks for it all the same."
