@@ -79,7 +79,7 @@ _STANDARD = Preset(
 # Begins as `standard` does and goes on for longer. Not tuned, and no run of it is in the log.
 _THOROUGH = replace(_STANDARD, name="thorough", budget=36e6, max_probes=120, n_layer_sets=5)
 
-# Probes under the bound alone: what they tell of sites and depths is where they would have been probed.
+# Probes under the bound alone.
 _BRIEF = replace(_QUICK, name="brief", max_probes=0)
 
 PRESETS: Mapping[PresetName, Preset] = {preset.name: preset for preset in (_BRIEF, _QUICK, _STANDARD, _THOROUGH)}

@@ -129,7 +129,8 @@ def _lent(base: models.BaseModel, ref: str, about: Mapping[str, str], seed: int)
     own = source.model.fingerprint == base.fingerprint
     moved = source if own else moved_over(source, base, ref)
     made = {name: value for name, value in _provenance((), "brief", seed).items() if name != "seconds"}
-    lender = {"law_from": f"{source.device} in {source.dtype}"} if own else {SOURCE: moved.provenance[SOURCE]}
+    told = moved.provenance.get(SOURCE)  # this model's own file may itself be brief
+    lender = {"law_from": f"{source.device} in {source.dtype}"} if told is None else {SOURCE: told}
     return moved.model_copy(
         update={
             "model": models.record_of(base, ref),

@@ -258,8 +258,9 @@ def test_a_brief_calibration_probes_under_the_bound_and_borrows_the_law(
     """Its drift, steps and cost are its own; of bare minima it knows what a shipped calibration says, and says so."""
     asked = bounded_alone(monkeypatch)
     told: list[ProbeReport] = []
-    found, path = calibrate(str(able_llama), device="cpu", preset="brief", folder=tmp_path, notify=told.append)
-    assert [spec.max_drift for spec in asked] == [0.02] * 3 + [None] * 2
+    monkeypatch.chdir(tmp_path)
+    found, path = calibrate(str(able_llama), device="cpu", preset="brief", notify=told.append)
+    assert [spec.max_drift for spec in asked[:5]] == [0.02] * 3 + [None] * 2
     assert {(r.done, r.total) for r in told if r.observation} == {(1, 3), (2, 3), (3, 3)}
     assert found.bounded is not None
     assert [o.probe for o in found.bounded.observations] == asked[:3]
@@ -267,6 +268,8 @@ def test_a_brief_calibration_probes_under_the_bound_and_borrows_the_law(
     assert found.cost.relative_spread == 0.5  # of two timings
     assert "smollm2" in found.provenance["prior_from"]
     assert read_calibration(path) == found
+    again, _ = calibrate(str(able_llama), device="cpu", preset="brief")  # its own file is the nearest now
+    assert again.provenance["prior_from"] == found.provenance["prior_from"]
 
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("The harbour office opens at six.\n", encoding="utf-8")
