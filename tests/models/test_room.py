@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from pathlib import Path
@@ -96,7 +97,8 @@ def test_statistics_take_a_window_at_a_time_where_more_does_not_fit(
     torch: Any, able_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, path = models.load(str(able_llama), device="cpu"), "model.layers.1.mlp.up_proj"
-    whole, real, asked = statistics._measured(base, [path], "")[path], statistics.make_batches, []
+    measured = functools.partial(statistics._measured, base, [path], "", lambda done, total: None)
+    whole, real, asked = measured()[path], statistics.make_batches, []
 
     def short(model: Any, rows: Any, first: Any, positions: int, device: Any) -> Any:
         asked.append(positions)
@@ -106,12 +108,12 @@ def test_statistics_take_a_window_at_a_time_where_more_does_not_fit(
 
     monkeypatch.setattr(statistics, "make_batches", short)
     room = 256
-    found = statistics._measured(base, [path], "")[path]
+    found = measured()[path]
     assert asked == [1024, 256]
     torch.testing.assert_close(found.inputs, whole.inputs, rtol=1e-4, atol=1e-5)
     room = 0
     with pytest.raises(ModelError, match="out of memory on 256 positions of general text"):
-        statistics._measured(base, [path], "")
+        measured()
 
 
 def test_what_is_found_out_once_lasts_as_long_as_the_model(able_llama: Path) -> None:
