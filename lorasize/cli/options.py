@@ -246,7 +246,7 @@ budgets = all_of(
     click.option("--max-memory", callback=size, metavar="SIZE", help='Budget for memory, such as "8 GB".'),
     click.option(
         "--max-drift", callback=drift, metavar="NATS|off",
-        help="What other text may move by, nats per token; 0.02 by default, of corpora of up to 25,000 positions. off: "
+        help="What other text may move by, nats per token; 0.02 by default, of corpora of up to 26,000 positions. off: "
         "no bound, whatever it does to it.",
     ),
     click.option(

@@ -51,7 +51,8 @@ def chance_to_keep(law: BoundedLaw, bound: float) -> float:
 def bounded_corpus_steps(n_passages: int | None) -> float:
     """Steps of a corpus of so many passages ÷ those of a probe of the same slack; 1 for a probe (None).
 
-    Of how many batches it has they do not depend: docs/log/plans.md#twenty-thousand-tokens-in-400-passages-negative.
+    Parts are not counted, though one corpus of seven took 2.5 times what was said:
+    docs/log/plans.md#twenty-thousand-tokens-in-400-passages-held.
     """
     return 1.0 if n_passages is None else CORPUS_STEPS * n_passages**PASSAGES_EXPONENT
 

@@ -148,7 +148,7 @@ def test_which_bound_suits(bounded: tuple[Calibration, Path], calibrated_llama: 
     assert bound_of(None, knows, None, None, None, 512) == (MAX_DRIFT, [])
     assert bound_of(math.inf, knows, None, None, None, 512) == (None, [])
     assert bound_of(0.1, does_not, ("q_proj",), None, None, 9000) == (0.1, [])  # asked for: refused where it is planned
-    why = [(does_not, None, 9, "--add-to"), (knows, ("q_proj",), 9, "alone"), (knows, None, 25_001, "25,000 positions")]
+    why = [(does_not, None, 9, "--add-to"), (knows, ("q_proj",), 9, "alone"), (knows, None, 26_001, "26,000 positions")]
     for calibration, modules, n_positions, said in why:
         bound, notes = bound_of(None, calibration, modules, None, None, n_positions)
         assert bound is None

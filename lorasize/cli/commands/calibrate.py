@@ -27,7 +27,7 @@ Example:
 @options.all_of(options.quantize, options.device_map, options.seed)
 @click.option(
     "--preset", type=click.Choice(options.PRESETS), default="quick", show_default=True,
-    help="How much is probed. brief: under the bound alone, with another model's law of bare minima.",
+    help="How much is probed. brief: under the bound alone, with the nearest calibration's law of bare minima.",
 )
 @click.option(
     "--max-drift", callback=options.drift, metavar="NATS|off",
